@@ -1,0 +1,264 @@
+"""The seam: what producers, workers and people ask of the place where jobs live.
+
+`Broker` is what producers and workers need, `Store` what a person needs besides, `Session` one worker's standing.
+All calls take batches, and all are safe to repeat: a broken connection is always answered by calling again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar, Self
+from urllib.parse import urlsplit
+
+from offload.clock import Clock
+from offload.errors import BadDeclaration, BrokerNotInstalled, Unsupported
+from offload.job import (
+    Beat,
+    Due,
+    Facts,
+    Filter,
+    Isolation,
+    Job,
+    Lease,
+    Outcome,
+    Pulse,
+    Record,
+    Schedule,
+    ScheduleRecord,
+    SessionRecord,
+    Standing,
+    State,
+    Upkeep,
+    WorkerInfo,
+)
+
+
+class Feature(StrEnum):
+    """A field of the job, or a verb about it, that a broker honours."""
+
+    PRIORITY = "priority"
+    DELAY = "delay"
+    EXPIRY = "expiry"
+    UNIQUE = "unique key"
+    RESULTS = "result"
+    STEPS = "step"
+    SCHEDULES = "schedule"
+
+
+class Session(ABC):
+    """One worker's standing with the broker. Its leases are void once it is gone.
+
+    `beat` is called from the keeper's own thread and loop; all else from the worker's loop.
+    """
+
+    id: str
+
+    @abstractmethod
+    async def fetch(self, queues: Sequence[str] | None, limit: int, room: Mapping[Isolation, int]) -> list[Lease]:
+        """Claim up to `limit` ready jobs, best first, and of each isolation no more than its `room`.
+
+        The queues are served in the order given; None serves all, starting with another one each time. Within a queue: higher
+        priority first, then first in first out by the time it became ready. Jobs that have crashed twice count against the
+        room of "process". Of a queue the first `limit` candidates are looked at, and more, up to 1,000, only while none of them could
+        be taken: so jobs for which there is no room hold up others for a while at most, and cost little. Jobs of tasks that this
+        session does not know are set aside in their task's own line, which is served too where the session knows the task.
+        Paused queues give nothing; expired jobs end EXPIRED and are not returned.
+        Raises SessionLost when the session is gone, BrokerError when the broker cannot be reached.
+        """
+
+    @abstractmethod
+    async def settle(self, settlements: Sequence[tuple[Lease, Outcome]]) -> list[Lease]:
+        """Record how attempts ended, in one atomic operation. Returns only the leases that were lost; their outcomes are dropped.
+
+        A lease settled before is lost. Where cancellation was asked for, all outcomes but Done end CANCELLED.
+        """
+
+    @abstractmethod
+    async def beat(self, pulse: Pulse) -> Beat:
+        """Show that the session lives: raise its beat number and carry progress up; learn what to stop."""
+
+    @abstractmethod
+    async def remember(self, lease: Lease, step: str, value: bytes) -> bool:
+        """Store the JSON result of a step under (job, step). False, and nothing stored, when the lease is lost."""
+
+    @abstractmethod
+    async def wait(self, timeout: float) -> None:
+        """Return when there may be work, or after `timeout` seconds. May be cancelled at any time."""
+
+    @abstractmethod
+    async def maintain(self) -> Upkeep:
+        """Promote what is due, expire, rescue what dead sessions held, forget what is old; a bounded piece a call."""
+
+    @abstractmethod
+    async def due(self) -> list[Due]:
+        """The schedules that are not paused and whose next tick has come."""
+
+    @abstractmethod
+    async def tick(self, due: Due, next_at: datetime | None, jobs: Sequence[Job]) -> bool:
+        """Move the schedule's next tick from `due.next_at` to `next_at` and enqueue `jobs`, as one atomic operation.
+
+        False, and nothing done, when another caller was first or the schedule changed. A job whose overlap forbids it is
+        counted as skipped.
+        """
+
+
+class Broker(ABC):
+    """All that producers and workers need."""
+
+    features: ClassVar[frozenset[Feature]]
+    durable: ClassVar[bool] = True
+
+    @classmethod
+    @abstractmethod
+    def connect(cls, url: str, clock: Clock) -> Self:
+        """The broker at `url`. Does no I/O yet; raises BadDeclaration when the URL cannot be understood."""
+
+    def client(self) -> Self:
+        """The broker as one more event loop may use it; brokers that are bound to a loop return a new one."""
+        return self
+
+    async def open(self) -> None:
+        """Make ready for use: connect, check the schema. Called once per client, before all else."""
+
+    async def close(self) -> None:
+        """Let go of connections. Nothing accepted is lost."""
+
+    @abstractmethod
+    async def enqueue(self, jobs: Sequence[Job]) -> list[str]:
+        """Store up to 1,000 jobs, all or none. Durable on return.
+
+        Returns an id each, in order: the job's own, or on a unique conflict that of the job which stands for it. Repeating a
+        job of the same id, task and payload stores nothing twice. Raises UniqueConflict, IdConflict (nothing is stored then).
+        """
+
+    @abstractmethod
+    def session(self, worker: WorkerInfo) -> AbstractAsyncContextManager[Session]:
+        """Open a session for a worker; leaving the block ends it and releases what it still holds, attempts given back."""
+
+
+class Store(Broker):
+    """A broker that can also be asked about the jobs it holds, and told what to do with them."""
+
+    @abstractmethod
+    async def get(self, ids: Sequence[str]) -> dict[str, Record]:
+        """The records of those of `ids` that exist."""
+
+    @abstractmethod
+    async def find(self, filter: Filter, limit: int, after: str | None = None) -> list[Record]:
+        """Up to `limit` records that match, newest enqueued first; `after` is the last id of the page before."""
+
+    @abstractmethod
+    async def counts(self) -> dict[str, dict[State, int]]:
+        """By queue and state, the number of jobs; zeros are left out."""
+
+    @abstractmethod
+    async def cancel(self, ids: Sequence[str]) -> set[str]:
+        """Cancel jobs: at once where not started, else by asking their worker. Returns the ids that were not yet terminal."""
+
+    @abstractmethod
+    async def retry(self, ids: Sequence[str], payload: bytes | None = None) -> set[str]:
+        """Make dead, cancelled and expired jobs READY again, with fresh attempts and crashes and, where given, another payload.
+
+        A new life: expiry no longer applies. Returns the ids that were revived; a job whose unique key is taken is refused
+        (left out), as are ids that are unknown or in another state.
+        """
+
+    @abstractmethod
+    async def delete(self, ids: Sequence[str]) -> set[str]:
+        """Delete jobs and their records, but for running ones. Returns the ids that were deleted."""
+
+    @abstractmethod
+    async def pause(self, queue: str) -> None:
+        """Let no job of `queue` start until it is resumed; running ones go on."""
+
+    @abstractmethod
+    async def resume(self, queue: str) -> None:
+        """Undo `pause`."""
+
+    @abstractmethod
+    async def paused(self) -> set[str]:
+        """The queues that are paused."""
+
+    @abstractmethod
+    async def finished(self, ids: Sequence[str], timeout: float) -> dict[str, Record]:
+        """Wait until all of `ids` are terminal or unknown, or `timeout` seconds have passed. Returns the terminal records.
+
+        Woken by notification with polling behind it.
+        """
+
+    @abstractmethod
+    async def standing(self, id: str) -> Standing | None:
+        """The facts from which to explain why a job does not run; None when there is no such job."""
+
+    @abstractmethod
+    async def schedules(self) -> list[ScheduleRecord]:
+        """All schedules, by name."""
+
+    @abstractmethod
+    async def schedule(self, schedule: Schedule, next_at: datetime | None) -> None:
+        """Store a dynamic schedule under its name, or replace the rule of that name. An unchanged rule keeps its next tick."""
+
+    @abstractmethod
+    async def unschedule(self, name: str) -> bool:
+        """Remove a schedule. False when there is none. Jobs it has enqueued stay."""
+
+    @abstractmethod
+    async def pause_schedule(self, name: str, paused: bool, next_at: datetime | None = None) -> bool:
+        """Pause or resume a schedule; on resuming, `next_at` is its next tick from now. False when there is none."""
+
+    @abstractmethod
+    async def fire(self, name: str, job: Job) -> str | None:
+        """Enqueue one extra job of a schedule now, whatever its rule says. None when its overlap forbids it."""
+
+    @abstractmethod
+    async def sessions(self) -> list[SessionRecord]:
+        """The sessions that are not known to be dead."""
+
+    @abstractmethod
+    async def inspect(self) -> Facts:
+        """What `doctor` judges by."""
+
+    @abstractmethod
+    async def migrate(self) -> tuple[int, int]:
+        """Bring the schema to this version. Returns (from, to)."""
+
+
+ASKS: Mapping[Feature, Callable[[Job], bool]] = {
+    Feature.PRIORITY: lambda job: job.priority != 0,
+    Feature.DELAY: lambda job: job.run_at is not None,
+    Feature.EXPIRY: lambda job: job.expires_at is not None,
+    Feature.UNIQUE: lambda job: job.unique is not None,
+}
+"""Which feature a job asks for by which field."""
+
+
+def check(broker: type[Broker], asked: Sequence[Feature], what: str) -> None:
+    """Refuse what a broker cannot honour, early and by name. `what` names the task or job. Raises Unsupported."""
+    for feature in asked:
+        if feature not in broker.features:
+            raise Unsupported(f"{broker.__name__} cannot keep a {feature} ({what}); use PostgreSQL, SQLite or Redis for this task")
+
+
+def broker_class(url: str) -> type[Broker]:
+    """The broker class that serves `url`'s scheme, found through the entry points `offload.brokers`.
+
+    Raises BadDeclaration for an unknown scheme and BrokerNotInstalled when the engine's package is missing.
+    """
+    from importlib.metadata import entry_points  # a third of the time that `import offload` would take
+
+    scheme = urlsplit(url).scheme
+    known = {point.name: point for point in entry_points(group="offload.brokers")}
+    if scheme not in known:
+        raise BadDeclaration(f"no broker serves {scheme or url!r}: known are {', '.join(f'{name}://' for name in sorted(known))}")
+    point = known[scheme]
+    try:
+        return point.load()
+    except ImportError as error:
+        extra = point.extras[0] if point.extras else scheme
+        raise BrokerNotInstalled(
+            f"{scheme}:// needs the package {error.name!r}; install it with: pip install 'offload[{extra}]'"
+        ) from error

@@ -1,0 +1,160 @@
+"""What can go wrong, and what a task may raise to decide its own outcome.
+
+OffloadError
+├── Unsupported          the broker cannot honour what the job asks for
+├── TaskNotFound         no task of that name is registered here
+├── BadPayload           arguments or a result could not be encoded, decoded or bound; or are too large
+├── BadDeclaration       a task, schedule, option or URL that cannot work
+├── UniqueConflict       the unique key is taken and the job asked to raise
+├── IdConflict           the id was used before with another payload
+├── BrokerError          the broker could not be reached or answered oddly (`__cause__` is the driver's error)
+│   ├── BrokerNotInstalled  the engine's package is missing
+│   └── SchemaTooNew     the database was written by a newer Offload
+├── SessionLost          the worker's session is gone; its leases are void
+├── LoopRunning          a sync call inside a running event loop
+├── NotInTask            `current` outside an attempt
+├── JobFailed            `result()` of a dead job
+├── JobCancelled         `result()` of a cancelled job
+├── JobExpired           `result()` of an expired job
+├── ResultTimeout        `result(timeout=...)` ran out
+└── JobNotFound          no such job, or its record is forgotten
+Directive (BaseException, so that a task's own `except Exception` does not swallow it)
+├── RetryLater           try again after a delay; counts as a retry
+├── Snooze               try again after a delay; does not count
+├── Discard              DEAD at once
+└── Cancel               CANCELLED
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from offload.job import Record
+
+
+class OffloadError(Exception):
+    """The root of all errors of Offload."""
+
+
+class Unsupported(OffloadError):
+    """The broker cannot honour what the job asks for."""
+
+
+class TaskNotFound(OffloadError, LookupError):
+    """No task of that name is registered here."""
+
+
+class BadPayload(OffloadError, ValueError):
+    """Arguments or a result that cannot be encoded, decoded or bound, or that are too large."""
+
+
+class BadDeclaration(OffloadError, ValueError):
+    """A task, schedule, option or URL that cannot work."""
+
+
+class UniqueConflict(OffloadError):
+    """The unique key is taken. `job_id` is the job that holds it."""
+
+    def __init__(self, key: str, job_id: str) -> None:
+        super().__init__(f"unique key {key!r} is held by job {job_id}; wait for it, cancel it, or use on_conflict='skip'")
+        self.key = key
+        self.job_id = job_id
+
+
+class IdConflict(OffloadError):
+    """The id was used before with another payload."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"job id {job_id!r} was already used with another task or payload; an id is an idempotency key, so give this job its own"
+        )
+        self.job_id = job_id
+
+
+class BrokerError(OffloadError):
+    """The broker could not be reached or answered oddly; `__cause__` is the driver's error."""
+
+
+class BrokerNotInstalled(BrokerError):
+    """The package that the engine needs is missing; the message names the extra."""
+
+
+class SchemaTooNew(BrokerError):
+    """The database was written by a newer Offload than this one."""
+
+
+class SessionLost(OffloadError):
+    """The worker's session is gone: its leases are void and others may run its jobs."""
+
+
+class LoopRunning(OffloadError, RuntimeError):
+    """A sync call was made inside a running event loop, which it would block."""
+
+
+class NotInTask(OffloadError, RuntimeError):
+    """`current` was used outside an attempt."""
+
+
+class JobEnded(OffloadError):
+    """A job ended without a result. `record` tells how."""
+
+    def __init__(self, message: str, record: Record) -> None:
+        super().__init__(message)
+        self.record = record
+
+
+class JobFailed(JobEnded):
+    """The job is dead. The text holds the last error; `record.errors` every attempt's traceback."""
+
+
+class JobCancelled(JobEnded):
+    """The job was cancelled."""
+
+
+class JobExpired(JobEnded):
+    """The job was not started in time."""
+
+
+class ResultTimeout(OffloadError, TimeoutError):
+    """The job was not finished when the time given to `result` ran out. It goes on."""
+
+
+class JobNotFound(OffloadError, LookupError):
+    """No job of that id: never enqueued, deleted, or its record is forgotten (`keep`)."""
+
+
+class Directive(BaseException):
+    """Raised by a task to decide its own outcome; not an error."""
+
+
+class RetryLater(Directive):
+    """Try again after `delay` seconds; counts as a retry."""
+
+    def __init__(self, delay: float) -> None:
+        super().__init__(delay)
+        self.delay = delay
+
+
+class Snooze(Directive):
+    """Try again after `delay` seconds; the attempt does not count."""
+
+    def __init__(self, delay: float) -> None:
+        super().__init__(delay)
+        self.delay = delay
+
+
+class Discard(Directive):
+    """The job is DEAD at once, with this reason."""
+
+    def __init__(self, reason: str = "discarded") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Cancel(Directive):
+    """The job is CANCELLED, with this reason."""
+
+    def __init__(self, reason: str = "cancelled by its task") -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -1,0 +1,353 @@
+"""The values that travel between producers, brokers and workers. Frozen; they never do I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+
+import msgspec
+
+R = TypeVar("R", covariant=True)
+
+Isolation: TypeAlias = Literal["async", "thread", "process"]
+Until: TypeAlias = Literal["finished", "started"] | float
+Conflict: TypeAlias = Literal["skip", "raise", "replace", "debounce", "keep_last"]
+Overlap: TypeAlias = Literal["skip", "allow", "replace"]
+Missed: TypeAlias = Literal["latest", "skip", "all"]
+
+DAY = 86_400.0
+KEEP_SUCCEEDED = DAY
+"""Seconds that the record of a succeeded job is kept unless its task says otherwise."""
+KEEP_UNSUCCESSFUL = 30 * DAY
+"""Seconds that the record of a dead, cancelled or expired job is kept."""
+MOST_PAYLOAD_BYTES = 256 * 1024
+"""The largest payload or result in bytes of JSON."""
+MOST_ATOMIC = 1_000
+"""The most jobs that one atomic enqueue takes."""
+
+
+class State(StrEnum):
+    """Where a job stands. It is in exactly one state at every instant."""
+
+    SCHEDULED = "SCHEDULED"
+    WAITING = "WAITING"
+    READY = "READY"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    DEAD = "DEAD"
+    CANCELLED = "CANCELLED"
+    EXPIRED = "EXPIRED"
+
+    @property
+    def terminal(self) -> bool:
+        """True when the job will not run again by itself."""
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({State.SUCCEEDED, State.DEAD, State.CANCELLED, State.EXPIRED})
+
+
+class UniqueKey(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a job's unique key is and does. `until` is a state, or seconds from enqueue."""
+
+    key: str
+    until: Until = "finished"
+    on_conflict: Conflict = "skip"
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One request to run one task. It never changes once stored, but for what a unique conflict replaces."""
+
+    id: str
+    task: str
+    payload: bytes = b"{}"
+    """A JSON object: parameter name to argument. Brokers never look inside."""
+    enqueued_at: datetime
+    queue: str = "default"
+    priority: int = 0
+    run_at: datetime | None = None
+    expires_at: datetime | None = None
+    timeout: float | None = None
+    """Seconds for one attempt where `using(timeout=...)` changed the task's own; None leaves the task's."""
+    unique: UniqueKey | None = None
+    schedule: str | None = None
+    """The name of the schedule that enqueued it; `run_at` is then the tick."""
+    overlap: Overlap | None = None
+    """What its tick does while an earlier job of the same schedule is not yet terminal."""
+    keep: float = KEEP_SUCCEEDED
+
+
+def keys_of(job: Job) -> tuple[UniqueKey, ...]:
+    """All the unique keys that a job wants: its own, and its schedule's where ticks must not overlap."""
+    if job.schedule is None or job.overlap is None or job.overlap == "allow":
+        return () if job.unique is None else (job.unique,)
+    tick = UniqueKey(key=f"schedule:{job.schedule}", on_conflict="skip" if job.overlap == "skip" else "keep_last")
+    return (tick,) if job.unique is None else (tick, job.unique)
+
+
+class Draft(msgspec.Struct, Generic[R], frozen=True, kw_only=True, omit_defaults=True):
+    """A job not yet enqueued: times are still relative. What `task.job(...)` gives; `R` is the task's return type."""
+
+    task: str
+    payload: bytes = b"{}"
+    id: str | None = None
+    queue: str = "default"
+    priority: int = 0
+    delay: float | None = None
+    run_at: datetime | None = None
+    expires_in: float | None = None
+    timeout: float | None = None
+    unique: UniqueKey | None = None
+    keep: float = KEEP_SUCCEEDED
+
+    def stamped(self, id: str, now: datetime) -> Job:
+        """The job that this draft becomes when enqueued at `now` under `id` (its own id goes first)."""
+        run_at = self.run_at
+        if self.delay is not None:
+            run_at = now + timedelta(seconds=self.delay)
+        return Job(
+            id=self.id or id,
+            task=self.task,
+            payload=self.payload,
+            enqueued_at=now,
+            queue=self.queue,
+            priority=self.priority,
+            run_at=run_at,
+            expires_at=None if self.expires_in is None else now + timedelta(seconds=self.expires_in),
+            timeout=self.timeout,
+            unique=self.unique,
+            keep=self.keep,
+        )
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The right of one session to run one job. `claim` fences it: a lost lease settles nothing."""
+
+    job: Job
+    claim: int
+    attempt: int
+    """1 for the first execution."""
+    crashes: int = 0
+    steps: Mapping[str, bytes] = {}
+    """Results of steps remembered by earlier attempts, as JSON."""
+    ref: Any = None
+    """The broker's own handle."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """How one attempt failed."""
+
+    attempt: int
+    at: datetime
+    type: str
+    message: str
+    traceback: str = ""
+
+
+class Progress(NamedTuple):
+    """How far a running job says it is: a fraction of 1 and a word about it."""
+
+    fraction: float
+    message: str = ""
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """The attempt returned; `result` is its JSON, None for `None`."""
+
+    result: bytes | None = None
+
+
+class Retried(msgspec.Struct, frozen=True, tag=True):
+    """The attempt failed and counts; the job runs again after `delay` seconds."""
+
+    delay: float
+    failure: Failure | None = None
+
+
+class Dead(msgspec.Struct, frozen=True, tag=True):
+    """The job is not tried again."""
+
+    reason: str
+    failure: Failure | None = None
+
+
+class Cancelled(msgspec.Struct, frozen=True, tag=True):
+    """The attempt was stopped, or the task cancelled itself."""
+
+    reason: str = "cancelled"
+
+
+class Release(msgspec.Struct, frozen=True, tag=True):
+    """The job is handed back unharmed: the attempt does not count. `delay` seconds of 0 mean READY at once."""
+
+    delay: float = 0.0
+
+
+Outcome: TypeAlias = Done | Retried | Dead | Cancelled | Release
+
+
+class Record(Job, frozen=True, kw_only=True):
+    """All that a store knows of a job."""
+
+    state: State
+    attempt: int = 0
+    """Executions counted so far: 0 before the first, given back by a release."""
+    crashes: int = 0
+    errors: tuple[Failure, ...] = ()
+    result: Any = None
+    """The result as plain JSON values; `Handle.result` gives it the task's return type."""
+    progress: Progress | None = None
+    steps: Mapping[str, Any] = {}
+    reason: str | None = None
+    worker: str | None = None
+    """The name of the worker that holds it, or held it last."""
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """A rule that enqueues `draft` at each of its ticks: `cron` in `timezone`, or `every` so many seconds."""
+
+    name: str
+    draft: Draft[Any]
+    cron: str | None = None
+    every: float | None = None
+    timezone: str = "UTC"
+    overlap: Overlap = "skip"
+    missed: Missed = "latest"
+
+
+class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule as the store holds it."""
+
+    schedule: Schedule
+    next_at: datetime | None
+    """The tick to come; None when the rule has no more."""
+    last_at: datetime | None = None
+    last_job: str | None = None
+    paused: bool = False
+    declared: bool = False
+    """True when it comes from code, so that it goes when no live worker declares it any more."""
+    fired: int = 0
+    skipped: int = 0
+
+
+class Due(msgspec.Struct, frozen=True):
+    """A schedule whose `next_at` has come. `tick` succeeds for one caller only."""
+
+    schedule: Schedule
+    next_at: datetime
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker tells its broker when it opens a session."""
+
+    name: str
+    host: str
+    pid: int
+    queues: tuple[str, ...] | None = None
+    """The queues it serves; None for all."""
+    tasks: Mapping[str, Isolation]
+    """The tasks it knows and how each is isolated. Jobs of others are set aside, never failed."""
+    schedules: tuple[tuple[Schedule, datetime | None], ...] = ()
+    """Schedules declared in its code, each with its next tick from now."""
+    concurrency: int = 100
+    version: str = ""
+    session_timeout: float = 15.0
+    heartbeat: float = 3.0
+
+
+class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A session as others see it."""
+
+    id: str
+    info: WorkerInfo
+    beat: int
+    beat_at: datetime
+    """By the wall clock of the worker: to show, never to judge by."""
+    started_at: datetime
+    running: int = 0
+
+
+class Pulse(msgspec.Struct, frozen=True):
+    """What a beat carries up."""
+
+    progress: tuple[tuple[Lease, Progress], ...] = ()
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """What a beat brings down."""
+
+    alive: bool
+    """False when the session is gone: stop what runs and open a new one."""
+    stop: tuple[tuple[str, int], ...] = ()
+    """(job id, claim) of running jobs whose cancellation was asked for."""
+    rescue: bool = False
+    """True when this session found a dead one: call `maintain` now."""
+
+
+class Touched(msgspec.Struct, frozen=True):
+    """A job that `maintain` moved, for events and logs."""
+
+    event: Literal["rescued", "expired", "dead", "cancelled"]
+    id: str
+    task: str
+    queue: str
+    reason: str = ""
+
+
+class Upkeep(msgspec.Struct, frozen=True):
+    """What one round of `maintain` did."""
+
+    wait: float
+    """Seconds until it is worth asking again."""
+    touched: tuple[Touched, ...] = ()
+
+
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which jobs to find; None leaves a field open. `text` is sought in id, task name, payload and errors."""
+
+    state: State | None = None
+    task: str | None = None
+    queue: str | None = None
+    key: str | None = None
+    text: str | None = None
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """The facts from which `why` explains that a job does not run."""
+
+    record: Record
+    paused: bool = False
+    aside: bool = False
+    """It waits in its task's own line because a worker that did not know the task met it."""
+    ahead: int = 0
+    """Ready jobs of its queue that go before it."""
+    waits_for: str | None = None
+    """The job id that it waits for, when WAITING behind a unique key."""
+    sessions: tuple[SessionRecord, ...] = ()
+    now: datetime
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store tells `doctor` about itself. `notes` are findings only this engine knows, as (severity, text, advice)."""
+
+    engine: str
+    version: str
+    schema: int
+    newest_schema: int
+    paused: tuple[str, ...] = ()
+    sessions: tuple[SessionRecord, ...] = ()
+    schedules: tuple[ScheduleRecord, ...] = ()
+    aside: Mapping[str, int] = {}
+    """Task name to the number of its jobs set aside."""
+    oldest_ready: Mapping[str, datetime] = {}
+    """Queue to the moment its oldest ready job became ready, as far as the store knows."""
+    large: tuple[tuple[str, str, int], ...] = ()
+    """(job id, task, bytes) of the largest stored payloads over 16 KiB."""
+    finished: tuple[tuple[str, float], ...] = ()
+    """(task, seconds) of the last attempts of recently succeeded jobs, newest first."""
+    notes: tuple[tuple[Literal["error", "warning", "info"], str, str], ...] = ()
+    now: datetime
