@@ -1,0 +1,338 @@
+"""Explains in plain sentences why a job is not running (`why`) and what is wrong with the whole (`diagnose`). Pure: facts in, text out."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Literal, assert_never
+
+import msgspec
+
+from offload.job import Facts, ScheduleRecord, SessionRecord, Standing, State
+
+Severity = Literal["error", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+OLD_READY = 300.0
+"""Seconds that a job may be ready before `diagnose` speaks of it."""
+LATE_TICK = 300.0
+"""Seconds that a schedule's next tick may be overdue before `diagnose` speaks of it."""
+SLOWEST = 5
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that `doctor` has to say: what it is, the facts, and what to do about it."""
+
+    severity: Severity
+    title: str
+    detail: str = ""
+    advice: str = ""
+
+
+def why(standing: Standing) -> str:
+    """One or two sentences that say why the job is not running; or on which worker it runs, or how it ended."""
+    record = standing.record
+    match record.state:
+        case State.SCHEDULED:
+            return _why_scheduled(standing)
+        case State.WAITING:
+            return _why_waiting(standing)
+        case State.READY:
+            return _why_ready(standing)
+        case State.RUNNING:
+            return _why_running(standing)
+        case State.SUCCEEDED:
+            return f"It succeeded {_at(record.finished_at)} in attempt {record.attempt}."
+        case State.DEAD:
+            return f"It is dead since {_moment(record.finished_at)}: {_ended(standing)}. {_revival(record.id)}"
+        case State.CANCELLED:
+            return f"It was cancelled {_at(record.finished_at)}: {_ended(standing)}. {_revival(record.id)}"
+        case State.EXPIRED:
+            return f"It expired {_at(record.finished_at)}, for it had not started by {_moment(record.expires_at)}. {_revival(record.id)}"
+        case _:
+            assert_never(record.state)
+
+
+def _ended(standing: Standing) -> str:
+    """The reason it ended, with the last error where there is one."""
+    record = standing.record
+    reason = record.reason or "no reason was given"
+    if not record.errors:
+        return reason
+    return f"{reason}, after attempt {record.errors[-1].attempt} failed with {_last_error(standing)}"
+
+
+def _revival(id: str) -> str:
+    return f"`offload jobs retry {id}` makes it ready again."
+
+
+def _last_error(standing: Standing) -> str:
+    last = standing.record.errors[-1]
+    return f"{last.type}: {last.message}" if last.message else last.type
+
+
+def _why_scheduled(standing: Standing) -> str:
+    record = standing.record
+    due = record.run_at
+    if due is None or due <= standing.now:
+        return f"It was due {_at(due)} and becomes ready as soon as a worker looks. {_workers_sentence(standing)}"
+    until = f"{_moment(due)} (in {_span((due - standing.now).total_seconds())})"
+    if record.errors and record.attempt:
+        first = f"Attempt {record.attempt} failed with {_last_error(standing)}; it is tried again at {until}."
+    elif record.schedule is not None:
+        first = f"It is the tick of schedule {record.schedule!r} for {until}."
+    else:
+        first = f"It is scheduled for {until}."
+    return f"{first} {_paused_sentence(record.queue)}" if standing.paused else first
+
+
+def _why_waiting(standing: Standing) -> str:
+    record = standing.record
+    if standing.waits_for is None:
+        return f"It waits: {record.reason or 'no reason was given'}."
+    key = f", which holds its unique key {record.unique.key!r}" if record.unique else ""
+    if record.unique is None and record.schedule is not None:
+        key = f", an earlier tick of schedule {record.schedule!r}"
+    return f"It waits behind job {standing.waits_for}{key}; it takes over when that job ends."
+
+
+def _why_ready(standing: Standing) -> str:
+    record = standing.record
+    live = _live(standing.sessions, standing.now)
+    serving = [session for session in live if _serves(session, record.queue)]
+    if standing.paused:
+        return _paused_sentence(record.queue)
+    if not serving:
+        return _workers_sentence(standing)
+    knowing = [session for session in serving if record.task in session.info.tasks]
+    if not knowing:
+        aside = "it was set aside until one comes that does" if standing.aside else "it will be set aside until one comes that does"
+        return (
+            f"No live worker of queue {record.queue!r} knows the task {record.task!r}, so {aside}. "
+            "Start a worker of the version that declares it, or correct the name."
+        )
+    return _why_in_line(standing, knowing)
+
+
+def _why_in_line(standing: Standing, serving: Sequence[SessionRecord]) -> str:
+    """Workers could take it; they are busy, or others go first."""
+    queue = standing.record.queue
+    used = sum(session.running for session in serving)
+    slots = sum(session.info.concurrency for session in serving)
+    ahead = "It is the next" if standing.ahead == 0 else f"{_number(standing.ahead, 'job goes', 'jobs go')} before it"
+    workers = _number(len(serving), "worker", "workers")
+    if used >= slots:
+        return (
+            f"{ahead} in queue {queue!r}, and all {slots} slots of its {workers} are busy. "
+            "More workers or a higher concurrency would start it sooner."
+        )
+    return (
+        f"{ahead} in queue {queue!r}, and {workers} with {used} of {slots} slots in use {'serves' if len(serving) == 1 else 'serve'} it: "
+        "it starts within moments, or as soon as a thread or process is free if it needs one."
+    )
+
+
+def _why_running(standing: Standing) -> str:
+    record = standing.record
+    first = f"It is running on worker {record.worker or '(unknown)'} since {_moment(record.started_at)}, attempt {record.attempt}."
+    holders = [session for session in standing.sessions if session.info.name == record.worker]
+    if _live(holders, standing.now):
+        return first
+    heard = f"has not been heard of since {_moment(holders[0].beat_at)}" if holders else "is gone"
+    return f"{first} That worker {heard}; any live worker hands the job to another within 20 seconds."
+
+
+def _paused_sentence(queue: str) -> str:
+    return f"Queue {queue!r} is paused; `offload queues resume {queue}` lets it go on."
+
+
+def _workers_sentence(standing: Standing) -> str:
+    """What the workers of the job's queue have to do with its not running."""
+    queue = standing.record.queue
+    live = _live(standing.sessions, standing.now)
+    serving = [session for session in live if _serves(session, queue)]
+    if standing.paused:
+        return _paused_sentence(queue)
+    if serving:
+        return f"{_number(len(serving), 'worker serves', 'workers serve')} queue {queue!r}."
+    if live:
+        names = sorted({name for session in live for name in session.info.queues or ()})
+        return f"No live worker serves queue {queue!r} (they serve {', '.join(names)}); start one with `offload worker -q {queue}`."
+    if standing.sessions:
+        last = max(standing.sessions, key=lambda session: session.beat_at)
+        heard = f"the last, {last.info.name}, has not been heard of since {_moment(last.beat_at)}"
+        return f"No worker is alive: {heard}. Start one with `offload worker`."
+    return "No worker is alive; start one with `offload worker`."
+
+
+def diagnose(facts: Facts) -> list[Finding]:
+    """What is wrong, worst first, then what is worth knowing. An empty list: nothing to say."""
+    findings = [
+        *_about_schema(facts),
+        *(Finding(severity, title, advice=advice) for severity, title, advice in facts.notes),
+        *_about_workers(facts),
+        *_about_queues(facts),
+        *_about_tasks(facts),
+        *(finding for record in facts.schedules for finding in _about_schedule(record, facts.now)),
+        *_about_payloads(facts),
+    ]
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def _about_schema(facts: Facts) -> Iterator[Finding]:
+    versions = f"The {facts.engine} schema has version {facts.schema}; this Offload knows {facts.newest_schema}."
+    if facts.schema < facts.newest_schema:
+        yield Finding("error", "the schema is older than this Offload", versions, "Run `offload migrate`.")
+    if facts.schema > facts.newest_schema:
+        yield Finding(
+            "error", "the schema is newer than this Offload", versions, "Upgrade the package here to the version that the others run."
+        )
+
+
+def _about_workers(facts: Facts) -> Iterator[Finding]:
+    live = _live(facts.sessions, facts.now)
+    if not live and facts.oldest_ready:
+        queues = ", ".join(sorted(facts.oldest_ready))
+        yield Finding(
+            "error", "no worker is alive while jobs are ready", f"Jobs are ready in: {queues}.", "Start one with `offload worker`."
+        )
+    elif not live:
+        yield Finding("info", "no worker is alive", "No job is ready either.", "Start one with `offload worker` before enqueueing.")
+    for session in facts.sessions:
+        if session not in live:
+            yield Finding(
+                "warning",
+                f"worker {session.info.name} is silent",
+                f"Its last beat came {_span(_age(session.beat_at, facts.now))} ago, by its own clock; "
+                f"it holds {_number(session.running, 'job', 'jobs')}.",
+                "If it is gone, any live worker takes its jobs over within 20 seconds. If it lives, correct the clock of its machine.",
+            )
+    by_version: defaultdict[str, int] = defaultdict(int)
+    for session in live:
+        by_version[session.info.version] += 1
+    if len(by_version) > 1:
+        counted = ", ".join(f"{version or 'unknown'} ({number})" for version, number in sorted(by_version.items()))
+        yield Finding(
+            "warning", "workers of several Offload versions are alive", f"Versions: {counted}.", "Fine during a deployment; finish it."
+        )
+
+
+def _about_queues(facts: Facts) -> Iterator[Finding]:
+    live = _live(facts.sessions, facts.now)
+    for queue in sorted(facts.paused):
+        yield Finding(
+            "warning", f"queue {queue!r} is paused", "None of its jobs starts.", f"`offload queues resume {queue}` lets it go on."
+        )
+    for queue, since in sorted(facts.oldest_ready.items()):
+        age = _age(since, facts.now)
+        served = any(_serves(session, queue) for session in live)
+        if live and not served:
+            yield Finding(
+                "error",
+                f"no live worker serves queue {queue!r}",
+                f"Its oldest ready job waits for {_span(age)}.",
+                f"Start one with `offload worker -q {queue}`, or without -q for all queues.",
+            )
+        elif served and age > OLD_READY and queue not in facts.paused:
+            yield Finding(
+                "warning",
+                f"queue {queue!r} is behind",
+                f"Its oldest ready job waits for {_span(age)}.",
+                "Start more workers or raise their concurrency; the slowest tasks are listed below.",
+            )
+
+
+def _about_tasks(facts: Facts) -> Iterator[Finding]:
+    for task, number in sorted(facts.aside.items()):
+        yield Finding(
+            "warning",
+            f"{_number(number, 'job', 'jobs')} of task {task!r} set aside",
+            "A worker that does not know the task met them; they wait for one that does, and none is lost.",
+            "Start a worker of the version that declares it, or cancel them.",
+        )
+    seconds: defaultdict[str, list[float]] = defaultdict(list)
+    for task, duration in facts.finished:
+        seconds[task].append(duration)
+    slowest = sorted(((p95(durations), task) for task, durations in seconds.items()), reverse=True)[:SLOWEST]
+    if slowest:
+        yield Finding(
+            "info",
+            "the slowest tasks",
+            "; ".join(f"{task}: {_span(duration)} ({_number(len(seconds[task]), 'run', 'runs')})" for duration, task in slowest),
+            "95 of 100 recent runs took no longer than shown.",
+        )
+
+
+def _about_schedule(record: ScheduleRecord, now: datetime) -> Iterator[Finding]:
+    name = record.schedule.name
+    if record.paused:
+        yield Finding("info", f"schedule {name!r} is paused", "It does not fire.", f"`offload schedules resume {name}` lets it go on.")
+    elif record.next_at is None:
+        yield Finding(
+            "info", f"schedule {name!r} has no more ticks", "Its rule has ended.", f"`offload schedules remove {name}` removes it."
+        )
+    elif (late := _age(record.next_at, now)) > LATE_TICK:
+        yield Finding(
+            "warning",
+            f"schedule {name!r} is overdue",
+            f"Its tick of {_moment(record.next_at)} has not fired for {_span(late)}.",
+            "Ticks are fired by workers: see that one is alive.",
+        )
+
+
+def _about_payloads(facts: Facts) -> Iterator[Finding]:
+    if facts.large:
+        largest = "; ".join(f"{task} {id}: {size / 1024:.0f} KiB" for id, task, size in facts.large)
+        yield Finding(
+            "info",
+            "payloads over 16 KiB",
+            largest,
+            "Pass ids instead of objects: store the data, and let the task load what it needs, fresh, when it runs.",
+        )
+
+
+def p95(values: Sequence[float]) -> float:
+    """The smallest of `values` that 95 in 100 of them do not exceed (nearest rank). `values` is not empty."""
+    return sorted(values)[math.ceil(0.95 * len(values)) - 1]
+
+
+def silent(session: SessionRecord, now: datetime) -> bool:
+    """True when the last beat shown is older than two session timeouts: for people's eyes, never to rescue by."""
+    return _age(session.beat_at, now) > 2 * session.info.session_timeout
+
+
+def _live(sessions: Sequence[SessionRecord], now: datetime) -> list[SessionRecord]:
+    return [session for session in sessions if not silent(session, now)]
+
+
+def _serves(session: SessionRecord, queue: str) -> bool:
+    return session.info.queues is None or queue in session.info.queues
+
+
+def _age(moment: datetime, now: datetime) -> float:
+    return (now - moment).total_seconds()
+
+
+def _moment(moment: datetime | None) -> str:
+    return "an unknown time" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _at(moment: datetime | None) -> str:
+    return f"at {_moment(moment)}"
+
+
+def _number(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def _span(seconds: float) -> str:
+    """A duration as people say it, in its largest fitting unit."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    for unit, size, limit in (("s", 1, 120), ("min", 60, 7_200), ("h", 3_600, 172_800)):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} days"

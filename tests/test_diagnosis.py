@@ -1,0 +1,303 @@
+"""The sentences of `offload why` and `offload doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from offload.diagnosis import Finding, diagnose, p95, why
+from offload.job import (
+    Draft,
+    Facts,
+    Failure,
+    Record,
+    Schedule,
+    ScheduleRecord,
+    SessionRecord,
+    Standing,
+    State,
+    UniqueKey,
+    WorkerInfo,
+)
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+
+
+def ago(**length: float) -> datetime:
+    return NOW - timedelta(**length)
+
+
+def worker(
+    name: str = "web-1",
+    *,
+    queues: tuple[str, ...] | None = None,
+    tasks: tuple[str, ...] = ("mail",),
+    running: int = 0,
+    beat_at: datetime = NOW,
+    version: str = "1.0",
+) -> SessionRecord:
+    info = WorkerInfo(name=name, host="h", pid=1, queues=queues, tasks=dict.fromkeys(tasks, "async"), concurrency=10, version=version)
+    return SessionRecord(id=f"s-{name}", info=info, beat=1, beat_at=beat_at, started_at=ago(hours=1), running=running)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is known of a job, and the sentences expected."""
+
+    says: str
+    record: Mapping[str, object] = field(default_factory=dict[str, object])
+    standing: Mapping[str, object] = field(default_factory=dict[str, object])
+    sessions: tuple[SessionRecord, ...] = ()
+
+
+FAILED = (Failure(attempt=2, at=ago(minutes=1), type="SMTPError", message="down"),)
+RETRIED = " `offload jobs retry j1` makes it ready again."
+CASES = {
+    "scheduled": Case(
+        "It is scheduled for 2026-11-21 12:05:00 UTC (in 5 min).",
+        {"state": State.SCHEDULED, "run_at": NOW + timedelta(minutes=5)},
+    ),
+    "scheduled in another zone": Case(
+        "It is scheduled for 2026-11-21 12:05:00 UTC (in 5 min).",
+        {"state": State.SCHEDULED, "run_at": (NOW + timedelta(minutes=5)).astimezone(timezone(timedelta(hours=9)))},
+    ),
+    "tick": Case(
+        "It is the tick of schedule 'nightly' for 2026-11-21 12:00:30 UTC (in 30 s).",
+        {"state": State.SCHEDULED, "run_at": NOW + timedelta(seconds=30), "schedule": "nightly"},
+    ),
+    "retry": Case(
+        "Attempt 2 failed with SMTPError: down; it is tried again at 2026-11-21 12:00:30 UTC (in 30 s).",
+        {"state": State.SCHEDULED, "run_at": NOW + timedelta(seconds=30), "attempt": 2, "errors": FAILED},
+    ),
+    "retry in a paused queue": Case(
+        "Attempt 2 failed with SMTPError: down; it is tried again at 2026-11-21 12:00:30 UTC (in 30 s). "
+        "Queue 'default' is paused; `offload queues resume default` lets it go on.",
+        {"state": State.SCHEDULED, "run_at": NOW + timedelta(seconds=30), "attempt": 2, "errors": FAILED},
+        {"paused": True},
+    ),
+    "due and nobody looks": Case(
+        "It was due at 2026-11-21 11:59:00 UTC and becomes ready as soon as a worker looks. "
+        "No worker is alive; start one with `offload worker`.",
+        {"state": State.SCHEDULED, "run_at": ago(minutes=1)},
+    ),
+    "due and about to be seen": Case(
+        "It was due at 2026-11-21 12:00:00 UTC and becomes ready as soon as a worker looks. 1 worker serves queue 'default'.",
+        {"state": State.SCHEDULED, "run_at": NOW},
+        sessions=(worker(),),
+    ),
+    "behind a unique key": Case(
+        "It waits behind job j0, which holds its unique key 'sync:7'; it takes over when that job ends.",
+        {"state": State.WAITING, "unique": UniqueKey("sync:7", on_conflict="keep_last"), "reason": "behind j0"},
+        {"waits_for": "j0"},
+    ),
+    "behind an earlier tick": Case(
+        "It waits behind job j0, an earlier tick of schedule 'nightly'; it takes over when that job ends.",
+        {"state": State.WAITING, "schedule": "nightly", "reason": "behind j0"},
+        {"waits_for": "j0"},
+    ),
+    "waiting for something else": Case("It waits: behind j0.", {"state": State.WAITING, "reason": "behind j0"}),
+    "paused": Case(
+        "Queue 'default' is paused; `offload queues resume default` lets it go on.",
+        standing={"paused": True},
+        sessions=(worker(),),
+    ),
+    "no worker": Case("No worker is alive; start one with `offload worker`."),
+    "only a silent worker": Case(
+        "No worker is alive: the last, web-1, has not been heard of since 2026-11-21 11:50:00 UTC. Start one with `offload worker`.",
+        sessions=(worker("old", beat_at=ago(hours=2)), worker(beat_at=ago(minutes=10))),
+    ),
+    "no worker of its queue": Case(
+        "No live worker serves queue 'default' (they serve mail, vip); start one with `offload worker -q default`.",
+        sessions=(worker(queues=("vip", "mail")),),
+    ),
+    "set aside": Case(
+        "No live worker of queue 'default' knows the task 'mail', so it was set aside until one comes that does. "
+        "Start a worker of the version that declares it, or correct the name.",
+        standing={"aside": True},
+        sessions=(worker(tasks=("other",)),),
+    ),
+    "not yet set aside": Case(
+        "No live worker of queue 'default' knows the task 'mail', so it will be set aside until one comes that does. "
+        "Start a worker of the version that declares it, or correct the name.",
+        sessions=(worker(tasks=("other",)),),
+    ),
+    "busy and others first": Case(
+        "1,200 jobs go before it in queue 'default', and all 20 slots of its 2 workers are busy. "
+        "More workers or a higher concurrency would start it sooner.",
+        standing={"ahead": 1_200},
+        sessions=(worker(running=10), worker("web-2", running=10)),
+    ),
+    "one job first": Case(
+        "1 job goes before it in queue 'default', and 2 workers with 13 of 20 slots in use serve it: "
+        "it starts within moments, or as soon as a thread or process is free if it needs one.",
+        standing={"ahead": 1},
+        sessions=(worker(running=10), worker("web-2", running=3)),
+    ),
+    "next": Case(
+        "It is the next in queue 'default', and 1 worker with 0 of 10 slots in use serves it: "
+        "it starts within moments, or as soon as a thread or process is free if it needs one.",
+        sessions=(worker(),),
+    ),
+    "running": Case(
+        "It is running on worker web-1 since 2026-11-21 11:59:00 UTC, attempt 1.",
+        {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
+        sessions=(worker(),),
+    ),
+    "running on a silent worker": Case(
+        "It is running on worker web-1 since 2026-11-21 11:59:00 UTC, attempt 1. That worker has not been heard of since "
+        "2026-11-21 11:59:10 UTC; any live worker hands the job to another within 20 seconds.",
+        {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
+        sessions=(worker(beat_at=ago(seconds=50)),),
+    ),
+    "running on a lost worker": Case(
+        "It is running on worker web-1 since 2026-11-21 11:59:00 UTC, attempt 1. That worker is gone; "
+        "any live worker hands the job to another within 20 seconds.",
+        {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
+        sessions=(worker("web-2"),),
+    ),
+    "succeeded": Case(
+        "It succeeded at 2026-11-21 11:59:00 UTC in attempt 2.",
+        {"state": State.SUCCEEDED, "finished_at": ago(minutes=1), "attempt": 2},
+    ),
+    "dead after errors": Case(
+        "It is dead since 2026-11-21 11:59:00 UTC: retries exhausted, after attempt 2 failed with SMTPError: down." + RETRIED,
+        {"state": State.DEAD, "finished_at": ago(minutes=1), "reason": "retries exhausted", "errors": FAILED, "attempt": 2},
+    ),
+    "dead without error": Case(
+        "It is dead since 2026-11-21 11:59:00 UTC: no such user." + RETRIED,
+        {"state": State.DEAD, "finished_at": ago(minutes=1), "reason": "no such user", "attempt": 1},
+    ),
+    "cancelled": Case(
+        "It was cancelled at 2026-11-21 11:59:00 UTC: cancelled." + RETRIED,
+        {"state": State.CANCELLED, "finished_at": ago(minutes=1), "reason": "cancelled"},
+    ),
+    "expired": Case(
+        "It expired at 2026-11-21 11:59:00 UTC, for it had not started by 2026-11-21 11:58:00 UTC." + RETRIED,
+        {"state": State.EXPIRED, "finished_at": ago(minutes=1), "expires_at": ago(minutes=2)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_why(name: str) -> None:
+    case = CASES[name]
+    known: dict[str, object] = {"id": "j1", "task": "mail", "enqueued_at": ago(hours=1), "state": State.READY}
+    record = Record(**(known | dict(case.record)))  # pyright: ignore[reportArgumentType] - the fields differ from case to case
+    standing = Standing(record=record, sessions=case.sessions, now=NOW, **case.standing)  # pyright: ignore[reportArgumentType] - as above
+    assert why(standing) == case.says
+
+
+def findings(**known: object) -> list[Finding]:
+    facts: dict[str, object] = {"engine": "sqlite", "version": "3.51", "schema": 1, "newest_schema": 1, "sessions": (worker(),), "now": NOW}
+    return diagnose(Facts(**(facts | known)))  # pyright: ignore[reportArgumentType] - the fields differ from test to test
+
+
+def only(**known: object) -> Finding:
+    (finding,) = findings(**known)
+    return finding
+
+
+def planned(**known: object) -> ScheduleRecord:
+    fields: dict[str, object] = {"next_at": NOW + timedelta(hours=1)}
+    schedule = Schedule(name="nightly", draft=Draft(task="clean"), every=3_600)
+    return ScheduleRecord(schedule=schedule, **(fields | known))  # pyright: ignore[reportArgumentType] - the fields differ from test to test
+
+
+class TestDoctor:
+    def test_has_nothing_to_say_of_a_healthy_store(self) -> None:
+        assert findings(oldest_ready={"default": ago(seconds=1)}, schedules=(planned(),)) == []
+
+    def test_sees_jobs_that_no_worker_will_run(self) -> None:
+        assert only(sessions=(), oldest_ready={"mail": NOW, "default": NOW}) == Finding(
+            "error", "no worker is alive while jobs are ready", "Jobs are ready in: default, mail.", "Start one with `offload worker`."
+        )
+
+    def test_takes_an_idle_store_without_workers_lightly(self) -> None:
+        assert only(sessions=()).severity == "info"
+
+    def test_sees_a_queue_that_no_worker_serves(self) -> None:
+        finding = only(sessions=(worker(queues=("mail",)),), oldest_ready={"vip": ago(minutes=10)})
+        assert finding == Finding(
+            "error",
+            "no live worker serves queue 'vip'",
+            "Its oldest ready job waits for 10 min.",
+            "Start one with `offload worker -q vip`, or without -q for all queues.",
+        )
+
+    def test_sees_a_queue_that_is_behind(self) -> None:
+        finding = only(oldest_ready={"default": ago(minutes=6)})
+        assert (finding.severity, finding.title) == ("warning", "queue 'default' is behind")
+        assert finding.detail == "Its oldest ready job waits for 6 min."
+
+    def test_blames_the_pause_and_not_the_workers(self) -> None:
+        finding = only(paused=("mail",), oldest_ready={"mail": ago(hours=1)})
+        assert finding.title == "queue 'mail' is paused"
+        assert finding.advice == "`offload queues resume mail` lets it go on."
+
+    def test_counts_the_jobs_of_unknown_tasks(self) -> None:
+        assert [finding.title for finding in findings(aside={"old.task": 2_000, "new.task": 1})] == [
+            "1 job of task 'new.task' set aside",
+            "2,000 jobs of task 'old.task' set aside",
+        ]
+
+    def test_sees_an_old_schema(self) -> None:
+        assert only(newest_schema=2) == Finding(
+            "error",
+            "the schema is older than this Offload",
+            "The sqlite schema has version 1; this Offload knows 2.",
+            "Run `offload migrate`.",
+        )
+
+    def test_sees_a_new_schema(self) -> None:
+        assert only(schema=2).title == "the schema is newer than this Offload"
+
+    def test_sees_a_silent_worker(self) -> None:
+        finding = only(sessions=(worker(), worker("web-2", running=3, beat_at=ago(hours=3))))
+        assert (finding.severity, finding.title) == ("warning", "worker web-2 is silent")
+        assert finding.detail == "Its last beat came 3 h ago, by its own clock; it holds 3 jobs."
+
+    def test_sees_mixed_versions(self) -> None:
+        finding = only(sessions=(worker(), worker("b", version="1.1"), worker("c", version="1.1")))
+        assert finding.detail == "Versions: 1.0 (1), 1.1 (2)."
+
+    def test_sees_a_paused_schedule(self) -> None:
+        assert only(schedules=(planned(paused=True, next_at=ago(days=3)),)).title == "schedule 'nightly' is paused"
+
+    def test_sees_a_schedule_that_has_ended(self) -> None:
+        assert only(schedules=(planned(next_at=None),)).title == "schedule 'nightly' has no more ticks"
+
+    def test_sees_an_overdue_schedule(self) -> None:
+        finding = only(schedules=(planned(next_at=ago(days=3)),))
+        assert (finding.severity, finding.title) == ("warning", "schedule 'nightly' is overdue")
+        assert finding.detail == "Its tick of 2026-11-18 12:00:00 UTC has not fired for 3 days."
+
+    def test_lists_the_five_slowest_tasks(self) -> None:
+        runs = [(f"task{number}", float(number)) for number in range(1, 8)] + [("task1", 300.0)]
+        assert only(finished=tuple(runs)).detail == (
+            "task1: 5 min (2 runs); task7: 7.0 s (1 run); task6: 6.0 s (1 run); task5: 5.0 s (1 run); task4: 4.0 s (1 run)"
+        )
+
+    def test_lists_large_payloads(self) -> None:
+        finding = only(large=(("j1", "mail", 200 * 1024), ("j2", "report", 17_000)))
+        assert finding.detail == "mail j1: 200 KiB; report j2: 17 KiB"
+        assert finding.advice.startswith("Pass ids instead of objects")
+
+    def test_passes_on_what_the_engine_knows_worst_first(self) -> None:
+        found = findings(notes=(("info", "a", "x"), ("error", "b", "y")), paused=("mail",))
+        assert [(finding.severity, finding.title) for finding in found] == [
+            ("error", "b"),
+            ("warning", "queue 'mail' is paused"),
+            ("info", "a"),
+        ]
+        assert found[0].advice == "y"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([3.0], 3.0), ([2.0, 1.0], 2.0), (list(map(float, range(1, 101))), 95.0), (list(map(float, range(1, 21))), 19.0)],
+)
+def test_p95_is_the_nearest_rank(values: list[float], expected: float) -> None:
+    assert p95(values) == expected
