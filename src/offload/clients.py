@@ -1,0 +1,125 @@
+"""The producers' way to the broker: one opened client per running event loop, made anew after a fork."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from concurrent.futures import Future
+
+from offload.broker import Broker, Store, broker_class
+from offload.clock import Clock
+from offload.errors import BrokerError, Unsupported
+
+
+class Opening:
+    """A client and the promise that it is open. Brokers that serve every loop with one client have one opening for all."""
+
+    def __init__(self, client: Broker, loop: asyncio.AbstractEventLoop) -> None:
+        self.client = client
+        self.loop = loop
+        self.opened: Future[None] = Future()
+        self.task: asyncio.Task[None] | None = None
+
+    async def carry_out(self) -> None:
+        """Open the client and keep the promise, whatever comes of it."""
+        try:
+            await self.client.open()
+        except asyncio.CancelledError:
+            self.opened.set_exception(BrokerError("the event loop that was opening the broker was closed; call again"))
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            self.opened.set_exception(error)
+        else:
+            self.opened.set_result(None)
+
+
+class Clients:
+    """The clients of one broker URL."""
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        self.url = url
+        self.clock = clock
+        self.kind = broker_class(url)
+        self.broker = self.kind.connect(url, clock)
+        self._lock = threading.Lock()
+        self._openings: dict[asyncio.AbstractEventLoop, Opening] = {}
+        self._ready: dict[asyncio.AbstractEventLoop, Broker] = {}
+        _everywhere.add(self)
+
+    async def client(self) -> Broker:
+        """The client of the running loop, open. Raises BrokerError when it cannot be opened; the next call tries again."""
+        loop = asyncio.get_running_loop()
+        client = self._ready.get(loop)
+        return client if client is not None else await self._open(loop)
+
+    async def store(self) -> Store:
+        """The client of the running loop, for what only a store can answer. Raises Unsupported when the broker is none."""
+        if not issubclass(self.kind, Store):
+            raise Unsupported(f"{self.kind.__name__} only carries jobs and cannot be asked about them; use PostgreSQL, SQLite or Redis")
+        client = await self.client()
+        assert isinstance(client, Store)
+        return client
+
+    async def close(self) -> None:
+        """Close the clients. The next use opens them again."""
+        with self._lock:
+            openings = list(dict.fromkeys(self._openings.values()))
+            self._openings.clear()
+            self._ready.clear()
+        here = asyncio.get_running_loop()
+        for opening in openings:
+            if opening.loop is here or not opening.loop.is_running():
+                await opening.client.close()
+            else:
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(opening.client.close(), opening.loop))
+
+    async def _open(self, loop: asyncio.AbstractEventLoop) -> Broker:
+        with self._lock:
+            opening, mine = self._opening(loop)
+        if mine:
+            opening.task = loop.create_task(opening.carry_out())
+        try:
+            await asyncio.shield(asyncio.wrap_future(opening.opened))
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            with self._lock:
+                self._openings = {each: other for each, other in self._openings.items() if other is not opening}
+            raise
+        self._ready[loop] = opening.client
+        return opening.client
+
+    def _opening(self, loop: asyncio.AbstractEventLoop) -> tuple[Opening, bool]:
+        """The opening that serves `loop`, and whether the caller is to carry it out."""
+        for closed in [each for each in self._openings if each.is_closed()]:
+            del self._openings[closed]
+            self._ready.pop(closed, None)
+        if (opening := self._openings.get(loop)) is not None:
+            return opening, False
+        client = self.broker.client()
+        shared = next((each for each in self._openings.values() if each.client is client), None)
+        self._openings[loop] = opening = shared or Opening(client, loop)
+        return opening, shared is None
+
+    def after_fork(self) -> None:
+        """In a forked child: start anew. The parent's connections are kept untouched, for to close them would disturb the parent."""
+        _inherited.append((self.broker, self._openings))
+        self._lock = threading.Lock()
+        self._openings = {}
+        self._ready = {}
+        self.broker = self.kind.connect(self.url, self.clock)
+
+
+_everywhere: weakref.WeakSet[Clients] = weakref.WeakSet()
+_inherited: list[object] = []
+
+
+def _after_fork() -> None:
+    for clients in list(_everywhere):
+        clients.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,120 @@
+"""What a person asks of an app's jobs, queues and workers, and tells them to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from offload.codec import encode_plain
+from offload.errors import BadDeclaration, JobNotFound
+from offload.job import Filter, Record, SessionRecord, State
+from offload.portal import sync
+from offload.producer import Producer
+
+if TYPE_CHECKING:
+    from offload.diagnosis import Finding
+
+Ids: TypeAlias = str | Sequence[str]
+"""One job id, or several."""
+
+
+class Control:
+    """The control functions of an app. All of them raise Unsupported when the broker only carries jobs, BrokerError when it is away."""
+
+    producer: Producer
+
+    async def afind(
+        self,
+        *,
+        state: State | str | None = None,
+        task: str | None = None,
+        queue: str | None = None,
+        key: str | None = None,
+        text: str | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> list[Record]:
+        """Up to `limit` records, newest enqueued first, of jobs that match all that is given.
+
+        `key` is a unique key; `text` is sought in id, task name, payload and errors; `after` is the last id of the page before.
+        """
+        try:
+            wanted = None if state is None else State(state)
+        except ValueError:
+            raise BadDeclaration(f"there is no state {state!r}; known are {', '.join(State)}") from None
+        store = await self.producer.clients.store()
+        return await store.find(Filter(state=wanted, task=task, queue=queue, key=key, text=text), limit, after)
+
+    async def acounts(self) -> dict[str, dict[State, int]]:
+        """By queue and state, the number of jobs; zeros are left out."""
+        return await (await self.producer.clients.store()).counts()
+
+    async def acancel(self, ids: Ids) -> set[str]:
+        """Cancel jobs: at once where not started, else by asking their worker. Returns the ids that had not ended yet."""
+        return await (await self.producer.clients.store()).cancel(_listed(ids))
+
+    async def aretry(self, ids: Ids, payload: Mapping[str, Any] | None = None) -> set[str]:
+        """Make dead, cancelled and expired jobs READY again, with fresh attempts and, where given, other arguments by name.
+
+        Returns the ids that were revived: others are unknown, in another state, or their unique key is taken. Raises BadPayload
+        when `payload` does not fit the task of one of them, where that task is known here; nothing is changed then.
+        """
+        store = await self.producer.clients.store()
+        if payload is None:
+            return await store.retry(_listed(ids))
+        encoded = encode_plain(payload, "retry(payload=...)")
+        for record in (await store.get(_listed(ids))).values():
+            if (arguments := self.producer.signatures.get(record.task)) is not None:
+                arguments.prove(encoded)
+        return await store.retry(_listed(ids), encoded)
+
+    async def adelete(self, ids: Ids) -> set[str]:
+        """Delete jobs and their records, but for running ones. Returns the ids that were deleted."""
+        return await (await self.producer.clients.store()).delete(_listed(ids))
+
+    async def apause(self, queue: str) -> None:
+        """Let no job of `queue` start until `resume`; running ones go on, and jobs can still be enqueued."""
+        await (await self.producer.clients.store()).pause(queue)
+
+    async def aresume(self, queue: str) -> None:
+        """Undo `pause`."""
+        await (await self.producer.clients.store()).resume(queue)
+
+    async def apaused(self) -> set[str]:
+        """The queues that are paused."""
+        return await (await self.producer.clients.store()).paused()
+
+    async def awhy(self, id: str) -> str:
+        """Why the job is not running, in words. Raises JobNotFound."""
+        from offload.diagnosis import why
+
+        standing = await (await self.producer.clients.store()).standing(id)
+        if standing is None:
+            raise JobNotFound(f"no job {id}: it was never enqueued, was deleted, or its record is forgotten")
+        return why(standing)
+
+    async def aworkers(self) -> list[SessionRecord]:
+        """The workers' sessions that are not known to be dead."""
+        return await (await self.producer.clients.store()).sessions()
+
+    async def adoctor(self) -> list[Finding]:
+        """What is wrong or could be better with the store, the workers, the queues and the tasks, with advice."""
+        from offload.diagnosis import diagnose
+
+        return diagnose(await (await self.producer.clients.store()).inspect())
+
+    find = sync(afind)
+    counts = sync(acounts)
+    cancel = sync(acancel)
+    retry = sync(aretry)
+    delete = sync(adelete)
+    pause = sync(apause)
+    resume = sync(aresume)
+    paused = sync(apaused)
+    why = sync(awhy)
+    workers = sync(aworkers)
+    doctor = sync(adoctor)
+
+
+def _listed(ids: Ids) -> list[str]:
+    return [ids] if isinstance(ids, str) else list(ids)

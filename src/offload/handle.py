@@ -1,0 +1,98 @@
+"""A job that was enqueued, held by the one who wants to know what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from offload.errors import JobCancelled, JobExpired, JobFailed, JobNotFound, ResultTimeout
+from offload.job import Record, State
+from offload.portal import sync
+from offload.producer import Producer
+
+R = TypeVar("R", covariant=True)
+
+LONGEST_WAIT = 60.0
+"""Seconds that one call to the broker waits for a job to end; `result` repeats it."""
+
+
+class Handle(Generic[R]):
+    """One job, by its id. `R` is what its task returns."""
+
+    __slots__ = ("_producer", "id")
+
+    def __init__(self, id: str, producer: Producer) -> None:
+        self.id = id
+        self._producer = producer
+
+    def __repr__(self) -> str:
+        return f"Handle({self.id!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Handle) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    async def aresult(self, timeout: float | None = None) -> R:
+        """Wait until the job has ended and return what its task returned. None waits for ever; 0 only looks.
+
+        Raises JobFailed (its text holds the last error), JobCancelled, JobExpired, ResultTimeout when `timeout` seconds were
+        not enough (the job goes on), and JobNotFound for an id that is unknown, or whose record is no longer kept.
+        """
+        clock = asyncio.get_running_loop().time  # how long the caller waits, whatever clock the jobs go by
+        store = await self._producer.clients.store()
+        deadline = math.inf if timeout is None else clock() + timeout
+        while True:
+            left = max(0.0, deadline - clock())
+            record = (await store.finished([self.id], min(left, LONGEST_WAIT))).get(self.id)
+            if record is not None:
+                return self._value(record)
+            if not await store.get([self.id]):
+                raise self._not_found()
+            if clock() >= deadline:
+                raise ResultTimeout(f"job {self.id} has not ended within {timeout:g} seconds; it goes on, and `result` can be called again")
+
+    async def arecord(self) -> Record:
+        """All that is known of the job. Raises JobNotFound."""
+        records = await (await self._producer.clients.store()).get([self.id])
+        if self.id not in records:
+            raise self._not_found()
+        return records[self.id]
+
+    async def acancel(self) -> bool:
+        """Cancel the job: at once where it has not started, else by asking its worker. False when it had ended already."""
+        return self.id in await (await self._producer.clients.store()).cancel([self.id])
+
+    result = sync(aresult)
+    record = sync(arecord)
+    cancel = sync(acancel)
+
+    def _value(self, record: Record) -> Any:
+        what = f"job {self.id} ({record.task})"
+        match record.state:
+            case State.DEAD:
+                raise JobFailed(f"{what} is dead: {_last_error(record)}", record)
+            case State.CANCELLED:
+                raise JobCancelled(f"{what} was cancelled: {record.reason}", record)
+            case State.EXPIRED:
+                raise JobExpired(f"{what} expired: no worker started it before {record.expires_at}", record)
+            case _:
+                arguments = self._producer.signatures.get(record.task)
+                return record.result if arguments is None else arguments.decode_result(msgspec.json.encode(record.result))
+
+    def _not_found(self) -> JobNotFound:
+        return JobNotFound(
+            f"no job {self.id}: it was never enqueued, was deleted, or its record is forgotten"
+            " (with keep=0 none is kept once the job has succeeded, and so no result)"
+        )
+
+
+def _last_error(record: Record) -> str:
+    if not record.errors:
+        return record.reason or "no reason was recorded"
+    last = record.errors[-1]
+    return f"{last.type}: {last.message}" + (f" ({record.reason})" if record.reason else "")

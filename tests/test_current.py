@@ -1,0 +1,162 @@
+"""What a task sees of its own attempt."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from typing import Any
+
+import pytest
+
+from offload import BadPayload, Job, LoopRunning, NotInTask, Progress, current
+from offload.current import Attempt, attempt_var
+
+
+class FakeAttempt(Attempt):
+    """An attempt that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.job = Job(id="j", task="t", enqueued_at=datetime(2030, 1, 1, tzinfo=UTC))
+        self.number = 2
+        self.state = {"pool": 1}
+        self.steps = {"old": b'"2000-01-01"'}
+        self.told: list[Any] = []
+
+    @property
+    def cancelled(self) -> bool:
+        return bool(self.told)
+
+    def report(self, progress: Progress) -> None:
+        self.told.append(progress)
+
+    async def remember(self, step: str, value: bytes) -> None:
+        self.told.append((step, value))
+
+    def remember_blocking(self, step: str, value: bytes) -> None:
+        self.told.append((step, value))
+
+
+@pytest.fixture
+def attempt() -> Iterator[FakeAttempt]:
+    attempt = FakeAttempt()
+    token = attempt_var.set(attempt)
+    yield attempt
+    attempt_var.reset(token)
+
+
+def born(year: int) -> date:
+    return date(year, 1, 1)
+
+
+async def aborn(year: int) -> date:
+    return date(year, 1, 1)
+
+
+def test_the_job_and_the_number_of_the_attempt(attempt: FakeAttempt) -> None:
+    assert (current.job, current.attempt, current.state) == (attempt.job, 2, {"pool": 1})
+    assert not current.cancelled
+
+
+def test_progress_is_reported(attempt: FakeAttempt) -> None:
+    current.progress(0.4, "resizing")
+    current.progress(1)
+    assert attempt.told == [Progress(0.4, "resizing"), Progress(1.0, "")]
+    assert current.cancelled
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
+def test_progress_is_a_fraction(attempt: FakeAttempt, fraction: float) -> None:
+    with pytest.raises(ValueError, match="a fraction from 0 to 1"):
+        current.progress(fraction)
+    assert attempt.told == []
+
+
+def test_a_step_runs_once_and_is_remembered(attempt: FakeAttempt) -> None:
+    calls: list[int] = []
+
+    def born(year: int) -> date:
+        calls.append(year)
+        return date(year, 1, 1)
+
+    assert [current.step("born", born, 1990), current.step("born", born, year=1990)] == [date(1990, 1, 1)] * 2
+    assert calls == [1990]
+    assert attempt.told == [("born", b'"1990-01-01"')]
+
+
+def test_a_step_that_an_earlier_attempt_remembered_is_not_run(attempt: FakeAttempt) -> None:
+    assert current.step("old", born, 1990) == date(2000, 1, 1)
+    assert asyncio.run(current.astep("old", aborn, 1990)) == date(2000, 1, 1)
+    assert attempt.told == []
+
+
+def test_a_step_may_be_a_coroutine_or_a_plain_function(attempt: FakeAttempt) -> None:
+    async def main() -> list[date]:
+        return [await current.astep("one", aborn, 1990), await current.astep("two", born, year=1991)]
+
+    assert asyncio.run(main()) == [date(1990, 1, 1), date(1991, 1, 1)]
+    assert attempt.told == [("one", b'"1990-01-01"'), ("two", b'"1991-01-01"')]
+
+
+def test_the_first_run_and_a_retry_see_the_same_type(attempt: FakeAttempt) -> None:
+    def untyped():  # noqa: ANN202
+        return (1, 2)
+
+    first = current.step("pair", untyped)
+    assert first == current.step("pair", untyped) == [1, 2]
+
+
+def test_a_step_that_gives_nothing_is_remembered_too(attempt: FakeAttempt) -> None:
+    def nothing() -> str | None:
+        attempt.told.append("called")
+
+    assert current.step("nothing", nothing) is None
+    assert current.step("nothing", nothing) is None
+    assert attempt.told == ["called", ("nothing", b"null")]
+
+
+def test_a_step_that_fails_is_not_remembered(attempt: FakeAttempt) -> None:
+    def fail() -> None:
+        raise OSError("down")
+
+    with pytest.raises(OSError, match="down"):
+        current.step("fail", fail)
+    assert "fail" not in attempt.steps
+
+
+def test_a_result_that_no_attempt_could_read_is_not_remembered(attempt: FakeAttempt) -> None:
+    def wrong() -> int:
+        return "x"  # pyright: ignore[reportReturnType]
+
+    def odd() -> object:
+        return object()
+
+    for function in (wrong, odd):
+        with pytest.raises(BadPayload):
+            current.step("s", function)
+    assert attempt.told == []
+    assert "s" not in attempt.steps
+
+
+def test_a_sync_step_in_a_coroutine_names_the_async_one(attempt: FakeAttempt) -> None:
+    async def main() -> None:
+        with pytest.raises(LoopRunning, match="await astep"):
+            current.step("s", born, 1)
+
+    asyncio.run(main())
+    assert attempt.told == []
+
+
+def test_outside_an_attempt_everything_says_so() -> None:
+    calls: list[Any] = [
+        lambda: current.job,
+        lambda: current.attempt,
+        lambda: current.state,
+        lambda: current.cancelled,
+        lambda: current.progress(0.5),
+        lambda: current.step("s", born, 1),
+        lambda: asyncio.run(current.astep("s", aborn, 1)),
+    ]
+    for call in calls:
+        with pytest.raises(NotInTask, match="while a worker runs a task"):
+            call()

@@ -1,0 +1,300 @@
+"""Declaring tasks, and making jobs of them."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import runpy
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from offload import BadDeclaration, BadPayload, Offload, Retry, State, Unique
+from offload.job import UniqueKey
+from offload.task import AsyncTask, Task
+from offload.testing.clock import START, TestClock
+
+
+@pytest.fixture
+def app() -> Offload:
+    return Offload("memory://", clock=TestClock())
+
+
+def greet(name: str, times: int = 1) -> str:
+    """Say hello."""
+    return f"hello {name}" * times
+
+
+async def agreet(name: str) -> str:
+    return f"hello {name}"
+
+
+def test_a_task_can_be_called_as_before(app: Offload) -> None:
+    assert app.task(greet)("Ann", times=2) == "hello Annhello Ann"
+    assert asyncio.run(app.task(agreet)("Ann")) == "hello Ann"
+
+
+def test_an_async_def_gives_an_async_task(app: Offload) -> None:
+    assert type(app.task(agreet)) is AsyncTask
+    assert type(app.task(greet)) is Task
+    assert type(app.task(name="other")(greet)) is Task
+
+
+def test_a_task_looks_like_its_function(app: Offload) -> None:
+    task, asynchronous = app.task(greet), app.task(agreet)
+    assert (task.__name__, task.__doc__, task.__wrapped__) == ("greet", "Say hello.", greet)  # pyright: ignore[reportAttributeAccessIssue]
+    assert inspect.signature(task) == inspect.signature(greet)
+    assert inspect.iscoroutinefunction(asynchronous)
+    assert not inspect.iscoroutinefunction(task)
+
+
+def test_the_defaults(app: Offload) -> None:
+    task = app.task(greet)
+    assert task.name == f"{__name__}.greet"
+    assert (task.queue, task.priority, task.timeout, task.isolation) == ("default", 0, 3600.0, "thread")
+    assert (task.retry, task.unique, task.expires_in, task.keep, task.log, task.mask) == (Retry(), None, None, 86_400.0, (), ())
+    assert app.task(agreet).isolation == "async"
+
+
+def test_all_options(app: Offload) -> None:
+    task = app.task(
+        name="mail.greet",
+        queue="mail",
+        priority=10,
+        retry=3,
+        timeout=timedelta(minutes=5),
+        isolation="process",
+        unique="greet:{name}",
+        expires_in=timedelta(hours=1),
+        keep=0,
+        log=("name",),
+        mask=("times",),
+    )(greet)
+    assert app.tasks == {"mail.greet": task}
+    assert (task.queue, task.priority, task.retry, task.timeout) == ("mail", 10, Retry(max_retries=3), 300.0)
+    assert (task.isolation, task.unique, task.expires_in, task.keep) == ("process", Unique("greet:{name}"), 3600.0, 0.0)
+    assert (task.log, task.mask) == (("name",), ("times",))
+
+
+def test_no_time_limit(app: Offload) -> None:
+    assert app.task(timeout=None)(greet).timeout is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"priority": 101}, "priority must be a whole number from -100 to 100"),
+        ({"priority": True}, "priority"),
+        ({"queue": " "}, "queue must be a name"),
+        ({"queue": None}, "queue must be a name"),
+        ({"timeout": 0}, "timeout must be at least"),
+        ({"timeout": "5m"}, "timeout must be seconds or a timedelta, not '5m'"),
+        ({"isolation": "fiber"}, "there is no isolation 'fiber'; known are async, thread, process"),
+        ({"isolation": "async"}, "is a def and cannot run with isolation='async'; use 'thread' or 'process'"),
+        ({"expires_in": -1}, "expires_in"),
+        ({"keep": -1}, "keep"),
+        ({"log": ("nick",)}, "log names 'nick', which is no parameter; known are: name, times"),
+        ({"mask": "nick"}, "mask names 'nick'"),
+        ({"unique": "{nick}"}, "names 'nick'"),
+        ({"retry": "often"}, "retry must be"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(app: Offload, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadDeclaration, match=message):
+        app.task(**options)(greet)
+    assert app.tasks == {}
+
+
+def test_an_option_that_does_not_exist_is_a_type_error(app: Offload) -> None:
+    with pytest.raises(TypeError, match="order_by"):
+        app.task(order_by="x")(greet)  # pyright: ignore[reportCallIssue]
+
+
+def test_an_async_def_cannot_run_in_a_thread(app: Offload) -> None:
+    with pytest.raises(BadDeclaration, match="is an async def and cannot run with isolation='thread'; use 'async' or 'process'"):
+        app.task(isolation="thread")(agreet)
+
+
+def generator() -> Iterator[int]:
+    yield 1
+
+
+async def agenerator() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda: None, "has no name of its own; give one with @app.task"),
+        (partial(greet, "Ann"), "has no name of its own"),
+        (generator, "is a generator"),
+        (agenerator, "is a generator"),
+        (Path, "goes on a function"),
+        (7, "goes on a function"),
+    ],
+)
+def test_what_is_no_function_with_a_name_is_refused(app: Offload, function: Any, message: str) -> None:
+    with pytest.raises(BadDeclaration, match=message):
+        app.task(function)
+
+
+def test_a_lambda_and_a_partial_may_be_given_a_name(app: Offload) -> None:
+    assert app.task(name="double")(lambda x: 2 * x)(2) == 4
+    assert app.task(name="hello.ann")(partial(greet, "Ann"))() == "hello Ann"
+
+
+def test_a_task_is_no_task_again(app: Offload) -> None:
+    with pytest.raises(BadDeclaration, match="is a task already"):
+        app.task(app.task(greet))
+
+
+def test_two_tasks_of_one_name_are_refused_naming_both(app: Offload) -> None:
+    app.task(name="mail")(greet)
+    with pytest.raises(BadDeclaration, match=r"two tasks are named 'mail', .*test_task.greet .*test_task.py:\d+\) and .*test_task.agreet"):
+        app.task(name="mail")(agreet)
+
+
+def test_a_nested_function_keeps_its_place_in_its_name(app: Offload) -> None:
+    @app.task
+    def inner() -> None: ...
+
+    assert inner.name.endswith("test_a_nested_function_keeps_its_place_in_its_name.<locals>.inner")
+
+
+PROGRAM = """
+from offload import Offload
+app = Offload("memory://")
+@app.task
+def work(): ...
+print(work.name)
+"""
+
+
+def test_a_program_and_the_worker_that_imports_it_agree_on_names(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(PROGRAM)
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "shop.py").write_text(PROGRAM)
+
+    def run(*arguments: str) -> str:
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=30
+        ).stdout.strip()
+
+    assert run("shop.py") == run("-c", "import shop") == "shop.work"
+    assert run("-m", "inner.shop") == run("-c", "import inner.shop") == "inner.shop.work"
+    assert run("-c", PROGRAM) == "__main__.work"
+
+
+def test_in_a_session_at_the_prompt_a_function_may_be_defined_again() -> None:
+    source = "from offload import Offload\napp = Offload('memory://')\n" + "@app.task\ndef work(): ...\n" * 2
+    assert subprocess.run([sys.executable, "-c", source], check=False, timeout=30).returncode == 0
+
+
+def test_a_file_that_declares_a_function_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text("from offload import Offload\napp = Offload('memory://')\n" + "@app.task\ndef work(): ...\n" * 2)
+    with pytest.raises(BadDeclaration, match="two tasks are named"):
+        runpy.run_path(str(tmp_path / "shop.py"))
+
+
+def test_a_draft_carries_what_the_task_says(app: Offload) -> None:
+    task = app.task(queue="mail", priority=5, unique="greet:{name}:{times}", expires_in=60, keep=7, name="greet")(greet)
+    draft = task.job("Ann")
+    assert (draft.task, draft.payload, draft.queue, draft.priority) == ("greet", b'{"name":"Ann"}', "mail", 5)
+    assert (draft.unique, draft.expires_in, draft.keep) == (UniqueKey("greet:Ann:1"), 60.0, 7.0)
+    assert (draft.id, draft.delay, draft.run_at, draft.timeout) == (None, None, None, None)
+
+
+def test_a_wrong_call_is_refused_before_anything_is_enqueued(app: Offload) -> None:
+    task = app.task(greet)
+    calls: list[tuple[Any, tuple[Any, ...]]] = [(task.job, ()), (task.enqueue, (7,)), (task.using(delay=5).enqueue, ("Ann", 1, 2))]
+    for call, args in calls:
+        with pytest.raises(BadPayload, match=r"greet\(name: 'str', times: 'int' = 1\) -> 'str' cannot be called so"):
+            call(*args)
+    assert app.counts() == {}
+
+
+def test_a_function_may_have_parameters_named_self_and_task(app: Offload) -> None:
+    @app.task
+    def odd(self: int, task: int, function: int, method: int) -> None: ...
+
+    record = odd.enqueue(self=1, task=2, function=3, method=4).record()
+    assert record.payload == b'{"self":1,"task":2,"function":3,"method":4}'
+    assert odd.using(priority=1).job(self=1, task=2, function=3, method=4).payload == record.payload
+
+
+def test_enqueue_stores_a_job_and_gives_its_handle(app: Offload) -> None:
+    handle = app.task(name="greet")(greet).enqueue("Ann")
+    record = handle.record()
+    assert (record.id, record.task, record.payload, record.state) == (handle.id, "greet", b'{"name":"Ann"}', State.READY)
+    assert record.enqueued_at == START
+
+
+def test_using_changes_one_job(app: Offload) -> None:
+    task = app.task(queue="mail", priority=5, name="greet")(greet)
+    handle = task.using(
+        delay=timedelta(minutes=1), priority=50, queue="vip", unique="u", id="signup-7", expires_in=90, timeout=5, keep=0
+    ).enqueue("Ann")  # fmt: skip
+    record = handle.record()
+    assert handle.id == record.id == "signup-7"
+    assert (record.state, record.run_at, record.expires_at) == (
+        State.SCHEDULED,
+        START + timedelta(seconds=60),
+        START + timedelta(seconds=90),
+    )
+    assert (record.priority, record.queue, record.unique, record.timeout, record.keep) == (50, "vip", UniqueKey("u"), 5.0, 0.0)
+    assert (task.queue, task.priority) == ("mail", 5)
+
+
+def test_a_time_of_any_zone_is_kept_in_utc(app: Offload) -> None:
+    at = datetime(2030, 6, 1, 9, tzinfo=timezone(timedelta(hours=2)))
+    record = app.task(greet).using(run_at=at).enqueue("Ann").record()
+    assert str(record.run_at) == str(datetime(2030, 6, 1, 7, tzinfo=UTC))
+
+
+def test_a_literal_key_follows_the_rule_that_the_task_declares(app: Offload) -> None:
+    task = app.task(unique=Unique("greet:{name}", until="started", on_conflict="replace"))(greet)
+    assert task.using(unique="{literal}").job("Ann").unique == UniqueKey("{literal}", "started", "replace")
+    assert task.using(unique=Unique("{literal}", until=60)).job("Ann").unique == UniqueKey("{literal}", 60.0)
+    assert task.using(delay=1).job("Ann").unique == UniqueKey("greet:Ann", "started", "replace")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"run_at": datetime(2030, 1, 1)}, "has no time zone; make it aware"),
+        ({"delay": -1}, r"using\(delay=...\) must be at least 0 seconds"),
+        ({"delay": 1, "run_at": START}, "a job has one time"),
+        ({"priority": 101}, "from -100 to 100"),
+        ({"id": ""}, "is empty"),
+        ({"queue": ""}, "must be a name"),
+        ({"unique": ""}, "is empty"),
+        ({"expires_in": 0}, "expires_in"),
+        ({"timeout": 0}, "timeout"),
+        ({"keep": -1}, "keep"),
+        ({"delay": float("inf")}, "delay"),
+    ],
+)
+def test_using_refuses_what_cannot_work(app: Offload, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadDeclaration, match=message):
+        app.task(greet).using(**options)
+    with pytest.raises(BadDeclaration, match=message):
+        app.using(**options)
+
+
+def test_the_async_forms_do_the_same(app: Offload) -> None:
+    task = app.task(agreet)
+
+    async def main() -> None:
+        first = await task.aenqueue(name="Ann")
+        second = await task.using(id="two").aenqueue("Bob")
+        assert (await first.arecord()).payload == b'{"name":"Ann"}'
+        assert (await second.arecord()).id == "two"
+
+    asyncio.run(main())
