@@ -1,0 +1,299 @@
+"""A store in this process's memory. What it does is what every store does; what it holds dies with the process."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from time import monotonic
+from typing import ClassVar, Self
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from offload.broker import Feature, Store
+from offload.brokers.memory.bell import Bell, heard
+from offload.brokers.memory.calendar import Calendar
+from offload.brokers.memory.session import MemorySession
+from offload.brokers.memory.shelf import WINDOW, Shelf
+from offload.clock import Clock
+from offload.errors import BadDeclaration
+from offload.job import (
+    Facts,
+    Filter,
+    Job,
+    Record,
+    Schedule,
+    ScheduleRecord,
+    SessionRecord,
+    Standing,
+    State,
+    Touched,
+    Upkeep,
+    WorkerInfo,
+)
+
+LARGE_PAYLOAD_BYTES = 16 * 1024
+MOST_LISTED = 1_000
+LONGEST_WAIT = 60.0
+
+
+class MemoryBroker(Store):
+    """Safe from any thread and loop of the process: every verb runs whole under one lock."""
+
+    features: ClassVar[frozenset[Feature]] = frozenset(Feature)
+    durable: ClassVar[bool] = False
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.lock = threading.RLock()
+        self.shelf = Shelf(clock)
+        self.calendar = Calendar()
+        self.live: dict[str, MemorySession] = {}
+        self.work = Bell()
+        self.ended = Bell()
+
+    @classmethod
+    def connect(cls, url: str, clock: Clock) -> Self:
+        """An empty store. `memory://` takes no name, path or option."""
+        if url.rstrip("/") != "memory:":
+            raise BadDeclaration(
+                f"{url!r}: memory:// takes nothing after it; use sqlite:///{urlsplit(url).netloc or 'file.db'} to keep jobs in a file"
+            )
+        return cls(clock)
+
+    async def enqueue(self, jobs: Sequence[Job]) -> list[str]:
+        """Store jobs; see `Broker.enqueue`."""
+        with self.lock:
+            ids = self.shelf.store(jobs)
+        self.work.ring()
+        return ids
+
+    @asynccontextmanager
+    async def session(self, worker: WorkerInfo) -> AsyncGenerator[MemorySession]:
+        """Open a session; see `Broker.session`."""
+        with self.work.listening() as rung:
+            session = MemorySession(self, uuid4().hex, worker, rung)
+            with self.lock:
+                self.live[session.id] = session
+                for schedule, next_at in worker.schedules:
+                    self.calendar.put(schedule, next_at, declared=True)
+            try:
+                yield session
+            finally:
+                with self.lock:
+                    if self.live.pop(session.id, None) is not None:
+                        self.shelf.release(session.id)
+                self.work.ring()
+
+    def maintain(self, dead: Sequence[tuple[str, int]]) -> Upkeep:
+        """One bounded round of upkeep. The lock is held."""
+        touched = [t for id, beat in dead if id in self.live and self.live[id].beats == beat for t in self._bury(id)]
+        promoted = self.shelf.promote()
+        expired = self.shelf.expire()
+        forgotten = self.shelf.forget()
+        now = self.clock.now()
+        self.calendar.prune(now, {s.name for session in self.live.values() for s, _ in session.info.schedules})
+        if WINDOW in (promoted, len(expired), forgotten):
+            return Upkeep(0.0, (*touched, *expired))
+        moments = [m for m in (self.shelf.next_moment(), self.calendar.next_moment()) if m is not None]
+        wait = min(((m - now).total_seconds() for m in moments), default=LONGEST_WAIT)
+        return Upkeep(min(max(wait, 0.0), LONGEST_WAIT), (*touched, *expired))
+
+    def _bury(self, id: str) -> list[Touched]:
+        del self.live[id]
+        return self.shelf.rescue(id)
+
+    async def get(self, ids: Sequence[str]) -> dict[str, Record]:
+        """Records by id."""
+        with self.lock:
+            return {id: entry.record() for id in ids if (entry := self.shelf.entries.get(id)) is not None}
+
+    async def find(self, filter: Filter, limit: int, after: str | None = None) -> list[Record]:
+        """Records that match; see `Store.find`."""
+        with self.lock:
+            entries = sorted(self.shelf.entries.values(), key=lambda e: (e.job.enqueued_at, e.n), reverse=True)
+            if after is not None:
+                position = next((i for i, entry in enumerate(entries) if entry.job.id == after), len(entries))
+                entries = entries[position + 1 :]
+            records = (entry.record() for entry in entries)
+            found: list[Record] = []
+            for record in records:
+                if len(found) >= limit:
+                    break
+                if _matches(record, filter):
+                    found.append(record)
+            return found
+
+    async def counts(self) -> dict[str, dict[State, int]]:
+        """Numbers by queue and state."""
+        with self.lock:
+            counted = Counter((entry.job.queue, entry.state) for entry in self.shelf.entries.values())
+        counts: dict[str, dict[State, int]] = {}
+        for (queue, state), number in sorted(counted.items()):
+            counts.setdefault(queue, {})[state] = number
+        return counts
+
+    def _each(self, ids: Sequence[str], act: Callable[[str], bool]) -> set[str]:
+        with self.lock:
+            done = {id for id in dict.fromkeys(ids) if act(id)}
+        self.work.ring()
+        self.ended.ring()
+        return done
+
+    async def cancel(self, ids: Sequence[str]) -> set[str]:
+        """Cancel jobs; see `Store.cancel`."""
+        return self._each(ids, self.shelf.cancel)
+
+    async def retry(self, ids: Sequence[str], payload: bytes | None = None) -> set[str]:
+        """Revive jobs; see `Store.retry`."""
+        return self._each(ids, lambda id: self.shelf.revive(id, payload))
+
+    async def delete(self, ids: Sequence[str]) -> set[str]:
+        """Delete jobs; see `Store.delete`."""
+        return self._each(ids, self.shelf.delete)
+
+    async def pause(self, queue: str) -> None:
+        """Pause a queue."""
+        with self.lock:
+            self.shelf.paused.add(queue)
+
+    async def resume(self, queue: str) -> None:
+        """Resume a queue."""
+        with self.lock:
+            self.shelf.paused.discard(queue)
+        self.work.ring()
+
+    async def paused(self) -> set[str]:
+        """The paused queues."""
+        with self.lock:
+            return set(self.shelf.paused)
+
+    async def finished(self, ids: Sequence[str], timeout: float) -> dict[str, Record]:
+        """Wait for jobs to end; see `Store.finished`."""
+        deadline = monotonic() + timeout  # real time also under a test's clock: it is the caller who waits
+        with self.ended.listening() as rung:
+            while True:
+                records = await self.get(ids)
+                left = deadline - monotonic()
+                if left <= 0 or all(record.state.terminal for record in records.values()):
+                    return {id: record for id, record in records.items() if record.state.terminal}
+                await heard(rung, min(left, 1.0))
+
+    async def standing(self, id: str) -> Standing | None:
+        """The facts about one job."""
+        with self.lock:
+            entry = self.shelf.entries.get(id)
+            if entry is None:
+                return None
+            return Standing(
+                record=entry.record(),
+                paused=entry.job.queue in self.shelf.paused,
+                aside=entry.aside,
+                ahead=self.shelf.ahead(entry) if entry.state is State.READY else 0,
+                waits_for=self.shelf.holder_before(entry),
+                sessions=tuple(self._sessions()),
+                now=self.clock.now(),
+            )
+
+    async def schedules(self) -> list[ScheduleRecord]:
+        """All schedules, by name."""
+        with self.lock:
+            return [planned.record() for _, planned in sorted(self.calendar.planned.items())]
+
+    async def schedule(self, schedule: Schedule, next_at: datetime | None) -> None:
+        """Store a dynamic schedule."""
+        with self.lock:
+            self.calendar.put(schedule, next_at, declared=False)
+        self.work.ring()
+
+    async def unschedule(self, name: str) -> bool:
+        """Remove a schedule."""
+        with self.lock:
+            return self.calendar.planned.pop(name, None) is not None
+
+    async def pause_schedule(self, name: str, paused: bool, next_at: datetime | None = None) -> bool:
+        """Pause or resume a schedule."""
+        with self.lock:
+            planned = self.calendar.planned.get(name)
+            if planned is None:
+                return False
+            planned.paused = paused
+            if not paused:
+                planned.next_at = next_at
+        self.work.ring()
+        return True
+
+    async def fire(self, name: str, job: Job) -> str | None:
+        """Enqueue an extra job of a schedule."""
+        with self.lock:
+            planned = self.calendar.planned.get(name)
+            id = None if planned is None else self.calendar.enqueue(planned, job, self.shelf)
+        self.work.ring()
+        return id
+
+    async def sessions(self) -> list[SessionRecord]:
+        """The live sessions, oldest first."""
+        with self.lock:
+            return self._sessions()
+
+    def _sessions(self) -> list[SessionRecord]:
+        return [
+            SessionRecord(
+                id=session.id,
+                info=session.info,
+                beat=session.beats,
+                beat_at=session.beat_at,
+                started_at=session.started_at,
+                running=len(self.shelf.running(session.id)),
+            )
+            for session in self.live.values()
+        ]
+
+    async def inspect(self) -> Facts:
+        """What `doctor` judges by."""
+        with self.lock:
+            entries = list(self.shelf.entries.values())
+            oldest: dict[str, datetime] = {}
+            for entry in entries:
+                if entry.state is State.READY and entry.ready_at is not None:
+                    oldest[entry.job.queue] = min(entry.ready_at, oldest.get(entry.job.queue, entry.ready_at))
+            succeeded = [e for e in entries if e.state is State.SUCCEEDED and e.finished_at is not None]
+            succeeded.sort(key=lambda e: (e.finished_at, e.n), reverse=True)
+            large = [(e.job.id, e.job.task, len(e.job.payload)) for e in entries if len(e.job.payload) > LARGE_PAYLOAD_BYTES]
+            return Facts(
+                engine="memory",
+                version="",
+                schema=1,
+                newest_schema=1,
+                paused=tuple(sorted(self.shelf.paused)),
+                sessions=tuple(self._sessions()),
+                schedules=tuple(planned.record() for _, planned in sorted(self.calendar.planned.items())),
+                aside=dict(Counter(e.job.task for e in entries if e.aside)),
+                oldest_ready=oldest,
+                large=tuple(sorted(large, key=lambda row: (-row[2], row[0]))[:20]),
+                finished=tuple(
+                    (e.job.task, (e.finished_at - e.started_at).total_seconds())
+                    for e in succeeded[:MOST_LISTED]
+                    if e.finished_at is not None and e.started_at is not None
+                ),
+                now=self.clock.now(),
+            )
+
+    async def migrate(self) -> tuple[int, int]:
+        """There is no schema to bring up to date."""
+        return (1, 1)
+
+
+def _matches(record: Record, filter: Filter) -> bool:
+    if filter.text is not None:
+        text = "\n".join((record.id, record.task, record.payload.decode(), *(error.message for error in record.errors)))
+        if filter.text.casefold() not in text.casefold():
+            return False
+    return (
+        filter.state in (None, record.state)
+        and filter.task in (None, record.task)
+        and filter.queue in (None, record.queue)
+        and filter.key in (None, None if record.unique is None else record.unique.key)
+    )

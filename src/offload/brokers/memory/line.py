@@ -1,0 +1,122 @@
+"""The jobs of a memory store and the lines they stand in. Plain data structures: no locks, no time, no policy."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from offload.job import Failure, Job, Lease, Progress, Record, State
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One job and where it stands."""
+
+    n: int
+    """The order in which it was stored."""
+    job: Job
+    state: State = State.READY
+    pos: int = 0
+    claim: int = 0
+    attempt: int = 0
+    crashes: int = 0
+    due: datetime | None = None
+    aside: bool = False
+    ready_at: datetime | None = None
+    session: str | None = None
+    worker: str | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    cancel_asked: bool = False
+    reason: str | None = None
+    errors: list[Failure] = field(default_factory=list[Failure])
+    result: bytes | None = None
+    progress: Progress | None = None
+    steps: dict[str, bytes] = field(default_factory=dict[str, bytes])
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Where it stands among the ready jobs of its queue: lower goes first."""
+        return (-self.job.priority, self.pos)
+
+    def lease(self) -> Lease:
+        """The right to run it, as of its latest claim."""
+        return Lease(self.job, self.claim, self.attempt, self.crashes, dict(self.steps))
+
+    def record(self) -> Record:
+        """What a person sees of it."""
+        fields: dict[str, Any] = {name: getattr(self.job, name) for name in self.job.__struct_fields__}
+        fields["run_at"] = self.due
+        return Record(
+            **fields,
+            state=self.state,
+            attempt=self.attempt,
+            crashes=self.crashes,
+            errors=tuple(self.errors),
+            result=None if self.result is None else msgspec.json.decode(self.result),
+            progress=self.progress,
+            steps={name: msgspec.json.decode(value) for name, value in self.steps.items()},
+            reason=self.reason,
+            worker=self.worker,
+            started_at=self.started_at,
+            finished_at=self.finished_at,
+        )
+
+
+class ReadyLine:
+    """Entries in order of rank. One that left by another way is dropped when it comes to the front."""
+
+    def __init__(self, aside: bool) -> None:
+        self._heap: list[tuple[tuple[int, int], Entry]] = []
+        self._aside = aside
+
+    def push(self, entry: Entry) -> None:
+        """Put an entry in its place."""
+        heapq.heappush(self._heap, (entry.rank, entry))
+
+    def first(self) -> Entry | None:
+        """The entry at the front, which stays."""
+        while self._heap:
+            rank, entry = self._heap[0]
+            if entry.state is State.READY and entry.aside is self._aside and entry.rank == rank:
+                return entry
+            heapq.heappop(self._heap)
+        return None
+
+    def pop(self) -> Entry:
+        """Take the entry at the front, just seen by `first`."""
+        return heapq.heappop(self._heap)[1]
+
+
+def foremost(lines: Sequence[ReadyLine]) -> Iterator[tuple[ReadyLine, Entry]]:
+    """Take the entries of several lines in order of rank, each out of its line."""
+    while True:
+        fronts = [(entry.rank, line) for line in lines if (entry := line.first()) is not None]
+        if not fronts:
+            return
+        line = min(fronts, key=lambda front: front[0])[1]
+        yield line, line.pop()
+
+
+class TimeLine:
+    """Entries by a moment. Whether an entry's moment still counts is for the caller to say."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[datetime, int, Entry]] = []
+
+    def push(self, moment: datetime, entry: Entry) -> None:
+        """Note that something is due for `entry` at `moment`."""
+        heapq.heappush(self._heap, (moment, entry.n, entry))
+
+    def first(self) -> tuple[datetime, Entry] | None:
+        """The earliest moment and its entry."""
+        return (self._heap[0][0], self._heap[0][2]) if self._heap else None
+
+    def pop(self) -> None:
+        """Drop the earliest."""
+        heapq.heappop(self._heap)

@@ -1,0 +1,382 @@
+"""Plays random operations on the reference store and on another side by side, and compares every answer and all that they hold.
+
+Stateful testing as Hypothesis does it: a program that differs is shrunk to the shortest that still does, and printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from datetime import datetime, timedelta
+from typing import Any, TypeAlias, TypeVar, assert_never, cast
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from msgspec.structs import replace
+
+from offload.broker import Session, Store
+from offload.errors import OffloadError, SessionLost
+from offload.job import Beat, Due, Facts, Filter, Job, Lease, Pulse, Schedule, SessionRecord, Standing, Upkeep, WorkerInfo
+from offload.testing.clock import TestClock
+from offload.testing.guesses import KNOWS_ALL, MOST_SESSIONS, moves
+from offload.testing.moves import (
+    Advance,
+    Ask,
+    Cancel,
+    Delete,
+    Enqueue,
+    Fetch,
+    Find,
+    Fire,
+    Jump,
+    Leave,
+    Live,
+    Maintain,
+    Move,
+    Open,
+    Pause,
+    PausePlan,
+    Plan,
+    Remember,
+    Report,
+    Resume,
+    Retry,
+    Settle,
+    Tick,
+    Unplan,
+    Wish,
+)
+
+Opener: TypeAlias = Callable[[TestClock], AbstractAsyncContextManager[Store]]
+"""Opens a new, empty store that goes by the given clock, and closes it at the end of the block."""
+Claim: TypeAlias = tuple[str, int]
+"""A lease as both sides know it: the job's id and the number of the claim."""
+
+T = TypeVar("T")
+
+RUNS = int(os.environ.get("OFFLOAD_LOCKSTEP_RUNS", "200"))
+"""Random programs of one lockstep test, unless the test says otherwise."""
+STEPS = 50
+"""Operations of a program."""
+EVERYTHING = 100_000
+
+
+def lockstep(make_model: Opener, make_subject: Opener, *, runs: int = RUNS, steps: int = STEPS, shrink: bool = True) -> None:
+    """Play `runs` random programs of `steps` operations on a model and a subject, each time new and empty.
+
+    Raises AssertionError at the first answer or state in which the two differ, with the program that shows it; `shrink` takes
+    the time to look for the shortest.
+    """
+    with asyncio.Runner() as runner:
+        run_state_machine_as_test(
+            lambda: Lockstep(runner, make_model, make_subject),  # pyright: ignore[reportArgumentType]  any callable will do
+            settings=settings(
+                max_examples=runs,
+                stateful_step_count=steps,
+                deadline=None,
+                database=None,
+                report_multiple_bugs=False,
+                suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+                phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
+            ),
+        )
+
+
+class Side:
+    """One of the two stores, with the sessions and leases that the program has of it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.leases: dict[Claim, Lease] = {}
+        self._sessions: dict[int, tuple[Session, AsyncExitStack]] = {}
+        self._numbers: dict[str, int] = {}
+
+    async def open(self, number: int, info: WorkerInfo) -> None:
+        """Open the session that the program calls `number`."""
+        stack = AsyncExitStack()
+        session = await stack.enter_async_context(self.store.session(info))
+        self._numbers[session.id] = number
+        self._sessions[number] = (session, stack)
+
+    async def leave(self, number: int) -> None:
+        """Leave a session's block."""
+        await self._sessions.pop(number)[1].aclose()
+
+    async def close(self) -> None:
+        """Leave all sessions."""
+        for number in list(self._sessions):
+            await self.leave(number)
+
+    def session(self, number: int) -> Session:
+        """The session that the program calls `number`."""
+        return self._sessions[number][0]
+
+    async def fetch(self, number: int, move: Fetch) -> list[Lease]:
+        """Fetch, and keep the leases for later moves."""
+        leases = await self.session(number).fetch(move.queues, move.limit, move.room)
+        self.leases |= {(lease.job.id, lease.claim): lease for lease in leases}
+        return leases
+
+    async def state(self) -> dict[str, object]:
+        """All that the store holds, by what it is."""
+        return {
+            "records": await self.store.find(Filter(), EVERYTHING),
+            "counts": await self.store.counts(),
+            "schedules": await self.store.schedules(),
+            "sessions": self.comparable(await self.store.sessions()),
+            "paused": await self.store.paused(),
+        }
+
+    async def look(self, id: str) -> object:
+        """Everything else that can be asked, about one job and about the store."""
+        return (await self.store.standing(id), await self.store.inspect(), await self.store.get([id]), await self.store.finished([id], 0))
+
+    def comparable(self, answer: object) -> object:
+        """The answer without what may differ from store to store: ids of sessions, and orders that nobody promised."""
+        match answer:
+            case Lease():
+                return (answer.job, answer.claim, answer.attempt, answer.crashes, dict(answer.steps))
+            case SessionRecord():
+                return replace(answer, id=str(self._numbers[answer.id]))
+            case Standing():
+                return (replace(answer, sessions=()), self.comparable(answer.sessions))
+            case Facts():
+                kept = ("paused", "schedules", "aside", "oldest_ready", "large", "finished", "now")
+                return {"sessions": self.comparable(answer.sessions)} | {name: getattr(answer, name) for name in kept}
+            case Beat():
+                return (answer.alive, sorted(answer.stop), answer.rescue)
+            case Upkeep():
+                return (round(answer.wait, 6), sorted(answer.touched, key=lambda touched: (touched.event, touched.id)))
+            case SessionLost():
+                return SessionLost
+            case OffloadError():
+                return (type(answer), str(answer))
+            case list() | tuple():
+                return self._comparable_each(cast("Sequence[object]", answer))
+            case _:
+                return answer
+
+    def _comparable_each(self, answers: Sequence[object]) -> list[object]:
+        comparable = [self.comparable(each) for each in answers]
+        return sorted(comparable, key=str) if answers and isinstance(answers[0], SessionRecord) else comparable
+
+
+class Lockstep(RuleBasedStateMachine):
+    """Plays each move on the model, then on the subject."""
+
+    def __init__(self, runner: asyncio.Runner, make_model: Opener, make_subject: Opener) -> None:
+        super().__init__()
+        self._runner = runner
+        self._clock = TestClock()
+        self._stack = AsyncExitStack()
+        self._sides = self._run(self._open(make_model, make_subject))
+        self._sent: dict[str, Job] = {}
+        self._numbers: list[int] = []
+        self._opened = 0
+        self._held: dict[Claim, int] = {}
+        self._lost: list[Claim] = []
+        self._dues: list[Due] = []
+        self.play(Open(KNOWS_ALL, []))
+
+    def teardown(self) -> None:
+        """Leave the sessions and close both stores."""
+        self._run(self._close())
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(work)
+
+    async def _open(self, *openers: Opener) -> list[Side]:
+        return [Side(await self._stack.enter_async_context(opener(self._clock))) for opener in openers]
+
+    async def _close(self) -> None:
+        for side in self._sides:
+            await side.close()
+        await self._stack.aclose()
+
+    @rule(move=moves)
+    def play(self, move: Move) -> None:
+        """Play one move on both sides and compare what comes back, and what they hold then."""
+        self._run(self._play(move))
+
+    async def _play(self, move: Move) -> None:
+        match move:
+            case Enqueue() | Cancel() | Retry() | Delete() | Pause() | Resume():
+                await self._play_on_jobs(move)
+            case Open() | Leave() | Live():
+                await self._play_on_sessions(move)
+            case Fetch() | Settle() | Remember() | Report() | Maintain():
+                if self._numbers:
+                    await self._play_in_session(move, self._numbers[move.session % len(self._numbers)])
+            case Plan() | Unplan() | PausePlan() | Tick() | Fire():
+                await self._play_on_schedules(move)
+            case Find() | Ask():
+                await self._play_question(move)
+            case Advance(seconds):
+                self._clock.advance(seconds)
+            case Jump(seconds):
+                self._clock.jump(seconds)
+            case _:
+                assert_never(move)
+        await self._compare_state()
+
+    async def _both(self, act: Callable[[Side], Awaitable[T]]) -> T | OffloadError:
+        """Do the same on both sides and compare. Returns the model's answer."""
+        model, subject = self._sides
+        expected, got = await _answer(model, act), await _answer(subject, act)
+        _compare("answers", model.comparable(expected), subject.comparable(got))
+        return expected
+
+    async def _compare_state(self) -> None:
+        model, subject = [await side.state() for side in self._sides]
+        for what, expected in model.items():
+            _compare(what, expected, subject[what])
+
+    async def _play_on_jobs(self, move: Enqueue | Cancel | Retry | Delete | Pause | Resume) -> None:
+        match move:
+            case Enqueue(wishes):
+                jobs = [self._job(wish) for wish in wishes]
+                await self._both(lambda side: side.store.enqueue(jobs))
+            case Cancel(picks):
+                await self._both(lambda side: side.store.cancel(self._ids(picks)))
+            case Retry(picks, payload):
+                await self._both(lambda side: side.store.retry(self._ids(picks), payload))
+            case Delete(picks):
+                await self._both(lambda side: side.store.delete(self._ids(picks)))
+            case Pause(queue):
+                await self._both(lambda side: side.store.pause(queue))
+            case Resume(queue):
+                await self._both(lambda side: side.store.resume(queue))
+            case _:
+                assert_never(move)
+
+    async def _play_on_sessions(self, move: Open | Leave | Live) -> None:
+        match move:
+            case Open(tasks, declared) if len(self._numbers) < MOST_SESSIONS:
+                number = self._opened = self._opened + 1
+                schedules = tuple((each, self._after(each.every)) for each in declared)
+                info = WorkerInfo(name=f"w{number}", host="here", pid=number, tasks=tasks, schedules=schedules)
+                await self._both(lambda side: side.open(number, info))
+                self._numbers.append(number)
+            case Leave(pick) if len(self._numbers) > 1:
+                number = self._numbers.pop(pick % len(self._numbers))
+                await self._both(lambda side: side.leave(number))
+                for claim in [claim for claim, owner in self._held.items() if owner == number]:
+                    self._lose(claim)
+            case Open() | Leave():
+                pass
+            case Live(beats, beating):
+                alive = [number for number, beats in zip(self._numbers, beating, strict=False) if beats]
+                for _ in range(beats):
+                    self._clock.advance(3)
+                    for number in alive:
+                        await self._beat(number)
+            case _:
+                assert_never(move)
+
+    async def _beat(self, number: int) -> None:
+        beat = await self._both(lambda side: side.session(number).beat(Pulse()))
+        if isinstance(beat, Beat) and beat.rescue:
+            await self._both(lambda side: side.session(number).maintain())
+
+    async def _play_in_session(self, move: Fetch | Settle | Remember | Report | Maintain, number: int) -> None:
+        match move:
+            case Fetch():
+                leases = await self._both(lambda side: side.fetch(number, move))
+                if isinstance(leases, list):
+                    self._held |= {(lease.job.id, lease.claim): number for lease in leases}
+            case Settle(_, ends):
+                claims = self._claims(number)
+                settled = [(claims[pick % len(claims)], outcome) for pick, outcome in ends if claims]
+                await self._both(lambda side: side.session(number).settle([(side.leases[claim], outcome) for claim, outcome in settled]))
+                for claim, _ in settled:
+                    self._lose(claim)
+            case Remember(_, pick, step, value):
+                if claims := self._claims(number):
+                    claim = claims[pick % len(claims)]
+                    await self._both(lambda side: side.session(number).remember(side.leases[claim], step, value))
+            case Report(_, pick, progress):
+                claims = self._claims(number)
+                told = [(claims[pick % len(claims)], progress)] if claims else []
+                await self._both(lambda side: side.session(number).beat(Pulse(tuple((side.leases[claim], word) for claim, word in told))))
+            case Maintain():
+                await self._both(lambda side: side.session(number).maintain())
+            case _:
+                assert_never(move)
+
+    async def _play_on_schedules(self, move: Plan | Unplan | PausePlan | Tick | Fire) -> None:
+        match move:
+            case Plan(schedule, after):
+                await self._both(lambda side: side.store.schedule(schedule, self._after(after)))
+            case Unplan(name):
+                await self._both(lambda side: side.store.unschedule(name))
+            case PausePlan(name, paused, after):
+                await self._both(lambda side: side.store.pause_schedule(name, paused, None if paused else self._after(after)))
+            case Tick():
+                await self._tick(move, self._numbers[move.session % len(self._numbers)])
+            case Fire(schedule, wish):
+                job = self._job_of(schedule, wish, self._clock.now())
+                await self._both(lambda side: side.store.fire(schedule.name, job))
+            case _:
+                assert_never(move)
+
+    async def _tick(self, move: Tick, number: int) -> None:
+        dues = await self._both(lambda side: side.session(number).due())
+        if isinstance(dues, list):
+            self._dues += dues
+        if self._dues:
+            due = self._dues[-1 - move.due % len(self._dues)]
+            jobs = [self._job_of(due.schedule, wish, due.next_at) for wish in move.wishes]
+            await self._both(lambda side: side.session(number).tick(due, self._after(move.after), jobs))
+
+    async def _play_question(self, move: Find | Ask) -> None:
+        match move:
+            case Find(filter, limit, after):
+                page = None if after is None else self._ids([after])[0]
+                await self._both(lambda side: side.store.find(filter, limit, page))
+            case Ask(picks):
+                for id in self._ids(picks):
+                    await self._both(lambda side, id=id: side.look(id))
+            case _:
+                assert_never(move)
+
+    def _job(self, wish: Wish) -> Job:
+        if wish.again is not None and self._sent:
+            (id,) = self._ids([wish.again % len(self._sent)])
+            job = wish.job(id, self._clock.now())
+            return replace(job, task=self._sent[id].task, payload=self._sent[id].payload) if wish.exactly else job
+        job = wish.job(f"j{len(self._sent)}", self._clock.now())
+        self._sent[job.id] = job
+        return job
+
+    def _job_of(self, schedule: Schedule, wish: Wish, moment: datetime) -> Job:
+        return replace(self._job(wish), schedule=schedule.name, overlap=schedule.overlap, run_at=moment)
+
+    def _ids(self, picks: Sequence[int]) -> list[str]:
+        """Ids of jobs, the newest for 0; one that is unknown for picks beyond."""
+        known = [*reversed(self._sent), "unknown"]
+        return [known[min(pick, len(known) - 1)] for pick in picks]
+
+    def _claims(self, number: int) -> list[Claim]:
+        """All claims there were: first those that the session holds as far as it knows, then those of others, then lost ones."""
+        newest = [*reversed(self._held)]
+        return [*sorted(newest, key=lambda claim: self._held[claim] != number), *reversed(self._lost)]
+
+    def _lose(self, claim: Claim) -> None:
+        if self._held.pop(claim, None) is not None:
+            self._lost.append(claim)
+
+    def _after(self, seconds: float | None) -> datetime | None:
+        return None if seconds is None else self._clock.now() + timedelta(seconds=seconds)
+
+
+async def _answer(side: Side, act: Callable[[Side], Awaitable[T]]) -> T | OffloadError:
+    try:
+        return await act(side)
+    except OffloadError as error:
+        return error
+
+
+def _compare(what: str, expected: object, got: object) -> None:
+    assert got == expected, f"{what} differ\n  model:   {expected}\n  subject: {got}"

@@ -1,0 +1,209 @@
+"""The operations of a lockstep program, as data. Numbers pick among what there is; `guesses` makes them up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeAlias
+
+from offload.job import Filter, Isolation, Job, Outcome, Progress, Schedule, UniqueKey
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A job to come. `again` picks an id that was used before; `exactly` repeats its task and payload too."""
+
+    task: str = "quick"
+    queue: str = "a"
+    priority: int = 0
+    delay: float | None = None
+    expires_in: float | None = None
+    unique: UniqueKey | None = None
+    keep: float = 86_400
+    payload: bytes = b"{}"
+    again: int | None = None
+    exactly: bool = True
+
+    def job(self, id: str, now: datetime) -> Job:
+        """The job, enqueued now."""
+        return Job(
+            id=id,
+            task=self.task,
+            payload=self.payload,
+            enqueued_at=now,
+            queue=self.queue,
+            priority=self.priority,
+            run_at=None if self.delay is None else now + timedelta(seconds=self.delay),
+            expires_at=None if self.expires_in is None else now + timedelta(seconds=self.expires_in),
+            unique=self.unique,
+            keep=self.keep,
+        )
+
+
+@dataclass(frozen=True)
+class Enqueue:
+    wishes: list[Wish]
+
+
+@dataclass(frozen=True)
+class Cancel:
+    jobs: list[int]
+
+
+@dataclass(frozen=True)
+class Retry:
+    jobs: list[int]
+    payload: bytes | None
+
+
+@dataclass(frozen=True)
+class Delete:
+    jobs: list[int]
+
+
+@dataclass(frozen=True)
+class Pause:
+    queue: str
+
+
+@dataclass(frozen=True)
+class Resume:
+    queue: str
+
+
+@dataclass(frozen=True)
+class Open:
+    tasks: dict[str, Isolation]
+    declared: list[Schedule]
+
+
+@dataclass(frozen=True)
+class Leave:
+    session: int
+
+
+@dataclass(frozen=True)
+class Fetch:
+    session: int
+    queues: list[str] | None
+    limit: int
+    room: dict[Isolation, int]
+
+
+@dataclass(frozen=True)
+class Settle:
+    """The leases of the session come first, then those of others, then lost ones."""
+
+    session: int
+    ends: list[tuple[int, Outcome]]
+
+
+@dataclass(frozen=True)
+class Remember:
+    session: int
+    lease: int
+    step: str
+    value: bytes
+
+
+@dataclass(frozen=True)
+class Report:
+    session: int
+    lease: int
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Live:
+    """Some sessions beat every three seconds, and rescue as they are told; the others are frozen meanwhile."""
+
+    beats: int
+    beating: list[bool]
+
+
+@dataclass(frozen=True)
+class Maintain:
+    session: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    schedule: Schedule
+    after: int | None
+
+
+@dataclass(frozen=True)
+class Unplan:
+    name: str
+
+
+@dataclass(frozen=True)
+class PausePlan:
+    name: str
+    paused: bool
+    after: int | None
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Tick a schedule that is due, or was due some time: 0 is the one seen last."""
+
+    session: int
+    due: int
+    after: int | None
+    wishes: list[Wish]
+
+
+@dataclass(frozen=True)
+class Fire:
+    schedule: Schedule
+    wish: Wish
+
+
+@dataclass(frozen=True)
+class Advance:
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Jump:
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Find:
+    filter: Filter
+    limit: int
+    after: int | None
+
+
+@dataclass(frozen=True)
+class Ask:
+    jobs: list[int]
+
+
+Move: TypeAlias = (
+    Enqueue
+    | Cancel
+    | Retry
+    | Delete
+    | Pause
+    | Resume
+    | Open
+    | Leave
+    | Fetch
+    | Settle
+    | Remember
+    | Report
+    | Live
+    | Maintain
+    | Plan
+    | Unplan
+    | PausePlan
+    | Tick
+    | Fire
+    | Advance
+    | Jump
+    | Find
+    | Ask
+)
