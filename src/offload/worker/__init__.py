@@ -1,0 +1,293 @@
+"""Runs jobs.
+
+                 ┌────────────────────────── Worker ──────────────────────────┐
+ session ─fetch──▶ Fetcher ──Lease──▶ Executor ──Outcome──▶ Settler ──settle──▶ session
+   ▲  ▲          │                  running: {attempts}       (batches)        │
+   │  └─beat─────┤ Keeper (own thread)  lost lease → stop the attempts         │
+   └──maintain───┤ Maintainer (promotes, rescues, ticks, forgets)              │
+                 └─────────────────────────────────────────────────────────────┘
+
+One duty a file; the order of `async with` is the order of shutdown. The executor never touches the broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
+
+from offload.broker import Broker
+from offload.errors import BadDeclaration, BrokerError, SessionLost
+from offload.job import Beat, WorkerInfo
+from offload.schedule import next_tick
+from offload.worker.children import Children
+from offload.worker.executor import Executor
+from offload.worker.fetcher import Fetcher
+from offload.worker.keeper import Keeper
+from offload.worker.maintainer import Maintainer
+from offload.worker.memory import resident_bytes
+from offload.worker.news import News, title
+from offload.worker.patience import Patience
+from offload.worker.queues import Queues
+from offload.worker.settler import Settler
+from offload.worker.source import Source, source_of
+
+if TYPE_CHECKING:
+    from offload.app import Offload
+
+log = logging.getLogger("offload.worker")
+
+Ended: TypeAlias = Literal["stopped", "idle", "recycle"]
+"""Why a worker's run ended: it was told to, `burst` found nothing left, or it is time for a fresh process."""
+
+LOOK_AT_LIMITS_EVERY = 0.5
+DEFAULT_THREADS = 16
+
+
+class Serving(NamedTuple):
+    """The parts at work under one session."""
+
+    fetcher: Fetcher
+    settler: Settler
+    maintainer: Maintainer
+
+
+class Worker:
+    """Runs the jobs of one app in this process.
+
+    `queues` in strict order (`["vip", "default"]` or `"vip,default"`), by weight (`"vip:3,default:1"`), or None for all. `concurrency`
+    bounds the jobs that run at once, of which at most `threads` in threads and `processes` in child processes (as many as there
+    are CPUs unless said). `grace` is the seconds that running jobs have to end once it is told to stop. After `max_jobs` attempts or
+    above `max_memory` bytes of resident memory the run ends with "recycle", nothing dropped.
+
+    `await run()` works until `stop()`; `async with Worker(app):` works beside other code, for instance in a web process;
+    `await drain()` runs what is due and returns.
+    """
+
+    def __init__(
+        self,
+        app: Offload,
+        queues: Sequence[str] | str | None = None,
+        concurrency: int = 100,
+        *,
+        threads: int = DEFAULT_THREADS,
+        processes: int | None = None,
+        grace: float = 30.0,
+        burst: bool = False,
+        max_jobs: int | None = None,
+        max_memory: int | None = None,
+        source: Source | None = None,
+    ) -> None:
+        for name, number in (("concurrency", concurrency), ("threads", threads), ("processes", 1 if processes is None else processes)):
+            if number < 1:
+                raise BadDeclaration(f"a worker's {name} must be at least 1, not {number}")
+        self.app = app
+        self.name = f"{platform.node()}:{os.getpid()}"
+        self._queues = Queues.parse(queues)
+        self._concurrency = concurrency
+        self._threads = min(threads, concurrency)
+        self._processes = processes or os.cpu_count() or 1
+        self._grace = grace
+        self._burst = burst
+        self._max_jobs = max_jobs
+        self._max_memory = max_memory
+        self._source = source
+        self._news = News(app)
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._recycle = False
+        self._task: asyncio.Task[Ended] | None = None
+        self._opened: asyncio.Future[None] | None = None
+
+    # -- doors -------------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> Ended:
+        """Work until told to stop. What is opened first is closed last. Raises what the app's lifespan raises."""
+        self._news = News(self.app)
+        async with self._executor() as executor, asyncio.TaskGroup() as group:
+            limits = group.create_task(self._watch_limits(executor))
+            try:
+                while not self._stopping.is_set():
+                    if await self._one_session(executor):
+                        break
+            finally:
+                limits.cancel()
+        if self._recycle:
+            return "recycle"
+        return "stopped" if self._stopping.is_set() else "idle"
+
+    def stop(self) -> None:
+        """Stop fetching, let running jobs end for `grace` seconds, release the rest, leave. A second call releases at once."""
+        if self._stopping.is_set():
+            self._hurry.set()
+        self._stopping.set()
+
+    async def __aenter__(self) -> Self:
+        """Work in the background of this event loop; returns once the worker has its session."""
+        self._opened = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self.run(), name="offload-worker")
+        await asyncio.wait({self._task, self._opened}, return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            self._task.result()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Stop as `stop` does, and wait for the end."""
+        self.stop()
+        if self._task is not None:
+            await self._task
+
+    async def drain(self) -> int:
+        """Run all that is due, here, until nothing is ready. Returns how many attempts ran."""
+        self._news = News(self.app)
+        async with self._executor() as executor, self._serving(executor, watched=False) as serving:
+            while True:
+                await serving.maintainer.once()
+                limit, room = executor.demand()
+                if await serving.fetcher.fetch(limit, room) == 0 and not executor.running:
+                    await serving.settler.flushed.wait()
+                    await serving.maintainer.once()
+                    if await serving.fetcher.fetch(*executor.demand()) == 0:
+                        return executor.ended
+                await executor.idle()
+                await serving.settler.flushed.wait()
+
+    # -- parts -------------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _executor(self) -> AsyncGenerator[Executor]:
+        source = self._source or source_of(self.app)
+        isolated = [task.name for task in self.app.tasks.values() if task.isolation == "process"]
+        if source is None and isolated:
+            raise BadDeclaration(
+                f"{isolated[0]!r} runs in a child process, which must import the app: make the app an attribute of a module"
+            )
+        children = Children(self._processes if source is not None else 0, source)
+        async with self.app.opened_lifespan() as state:
+            executor = Executor(self.app, self._concurrency, self._threads, children, self._news, state)
+            try:
+                yield executor
+            finally:
+                await executor.close()
+
+    async def _one_session(self, executor: Executor) -> bool:
+        """Work under one session. True when there is nothing more to do, False when the session was lost."""
+        try:
+            async with self._serving(executor, watched=True) as serving:
+                await serving.fetcher.run(self._stopping, burst=self._burst)
+                await executor.finish(self._grace, self._hurry)
+        except SessionLost:
+            log.error("worker %s lost its session: it stops what it runs, which others run again, and opens a new one", self.name)
+            executor.abandon()
+            return False
+        return True
+
+    @asynccontextmanager
+    async def _serving(self, executor: Executor, *, watched: bool) -> AsyncGenerator[Serving]:
+        lost = asyncio.Event()
+        async with AsyncExitStack() as stack:
+            session = await self._session(stack)
+            if self._opened is not None and not self._opened.done():
+                self._opened.set_result(None)
+            guard = _Guard(asyncio.current_task(), lost)
+            maintainer = Maintainer(self.app, session, self._news)
+
+            def told(beat: Beat) -> None:
+                self._told(beat, executor, maintainer, settler, guard)
+
+            keeper = Keeper(session, self.app.heartbeat, told, executor.blocking)
+            settler = Settler(session, self._news, keeper.report)
+            await stack.enter_async_context(keeper)
+            await stack.enter_async_context(settler)
+            if watched:
+                await stack.enter_async_context(maintainer)
+            fetcher = Fetcher(session, self._queues, executor, settler, keeper, maintainer)
+            with guard:
+                yield Serving(fetcher, settler, maintainer)
+
+    async def _session(self, stack: AsyncExitStack) -> Any:
+        """Open a session, trying until the broker answers."""
+        patience = Patience("opening a session")
+        while True:
+            try:
+                broker: Broker = await self.app.client()
+                session = await stack.enter_async_context(broker.session(self._info()))
+            except BrokerError as error:
+                if not self._stopping.is_set() and self._opened is None:
+                    await asyncio.sleep(patience.failed(error))
+                    continue
+                raise
+            patience.succeeded()
+            return session
+
+    def _told(self, beat: Beat, executor: Executor, maintainer: Maintainer, settler: Settler, guard: _Guard) -> None:
+        """What a beat brought down."""
+        if not beat.alive:
+            settler.void()
+            executor.abandon()
+            guard.lose()
+        if beat.stop:
+            executor.cancel(beat.stop)
+        if beat.rescue:
+            maintainer.poke()
+
+    def _info(self) -> WorkerInfo:
+        now = self.app.clock.now()
+        return WorkerInfo(
+            name=self.name,
+            host=platform.node(),
+            pid=os.getpid(),
+            queues=self._queues.names,
+            tasks={task.name: task.isolation for task in self.app.tasks.values()},
+            schedules=tuple((schedule, next_tick(schedule, now)) for schedule in self.app.declared.values()),
+            concurrency=self._concurrency,
+            version=version("offload"),
+            session_timeout=self.app.session_timeout,
+            heartbeat=self.app.heartbeat,
+        )
+
+    async def _watch_limits(self, executor: Executor) -> None:
+        """Ask for a fresh process when this one has run enough, grown too large, or has a thread that will not end."""
+        while True:
+            reason = None
+            if self._max_jobs is not None and executor.ended >= self._max_jobs:
+                reason = f"it has run {executor.ended} jobs"
+            elif self._max_memory is not None and (used := resident_bytes()) > self._max_memory:
+                reason = f"it uses {used / 2**20:.0f} MiB"
+            elif executor.stuck:
+                reason = f"a thread will not end: {', '.join(title(attempt) for attempt in executor.stuck)}"
+            if reason is not None and not self._recycle:
+                log.warning("worker %s is due to be recycled: %s", self.name, reason)
+                self._recycle = True
+                self._stopping.set()
+            await asyncio.sleep(LOOK_AT_LIMITS_EVERY)
+
+
+class _Guard:
+    """Turns the loss of the session, which the keeper learns of, into SessionLost where the worker stands."""
+
+    def __init__(self, task: asyncio.Task[Any] | None, lost: asyncio.Event) -> None:
+        self._task = task
+        self._lost = lost
+        self._inside = False
+
+    def lose(self) -> None:
+        """The session is gone."""
+        self._lost.set()
+        if self._inside and self._task is not None:
+            self._task.cancel()
+
+    def __enter__(self) -> None:
+        self._inside = True
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self._inside = False
+        if self._lost.is_set() and self._task is not None:
+            if kind is asyncio.CancelledError:
+                self._task.uncancel()
+            raise SessionLost("the session was found dead by others")

@@ -1,0 +1,91 @@
+"""One execution of one job, here: what `current` talks to, and what the parts of the worker share about it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from offload.current import Attempt
+from offload.errors import SessionLost
+from offload.job import Isolation, Job, Lease, Outcome, Progress
+from offload.worker.outcome import AttemptStopped
+
+if TYPE_CHECKING:
+    from offload.broker import Session
+    from offload.task import Task
+
+StopReason = Literal["timeout", "cancel", "lost", "shutdown"]
+
+
+class Sink(Protocol):
+    """Where the outcomes and the news of attempts go: the settler of the session that leased them."""
+
+    session: Session
+
+    def put(self, attempt: LocalAttempt, outcome: Outcome) -> None:
+        """Take an outcome to be settled."""
+        ...
+
+    def report(self, lease: Lease, progress: Progress, /) -> None:
+        """Take progress to be carried up by the next beat."""
+        ...
+
+
+class LocalAttempt(Attempt):
+    """An attempt in this process: in a coroutine or in a thread."""
+
+    __slots__ = (
+        "coroutine", "deadline", "ended", "isolation", "job", "lease", "loop", "number", "place", "sink",
+        "started", "state", "steps", "stop_reason", "stopped_at", "stuck", "task", "thrown", "waiter",
+    )  # fmt: skip
+
+    def __init__(
+        self, lease: Lease, task: Task[Any, Any], isolation: Isolation, sink: Sink, loop: asyncio.AbstractEventLoop, state: Any
+    ) -> None:
+        self.lease = lease
+        self.job: Job = lease.job
+        self.number = lease.attempt
+        self.task = task
+        self.isolation: Isolation = isolation
+        self.sink = sink
+        self.loop = loop
+        self.state = state
+        self.steps: dict[str, bytes] = dict(lease.steps) if lease.steps else {}
+        self.stop_reason: StopReason | None = None
+        self.stopped_at = 0.0
+        self.coroutine: asyncio.Task[None] | None = None
+        self.place: Any = None
+        """The identity of the thread, or the child process, in which the task runs; None while it runs in neither."""
+        self.waiter: asyncio.Future[Outcome] | None = None
+        """Who awaits the outcome of the thread, when a middleware stands between."""
+        self.started = 0.0
+        self.deadline: float | None = None
+        self.ended = False
+        """An outcome was given; whatever comes later is dropped."""
+        self.stuck = False
+        """Its thread would not end: the worker slot was given back, the lease was not."""
+        self.thrown = False
+
+    @property
+    def cancelled(self) -> bool:
+        """True once it was asked to stop."""
+        return self.stop_reason is not None
+
+    def report(self, progress: Progress) -> None:
+        """Pass progress on; from any thread."""
+        self.sink.report(self.lease, progress)
+
+    async def remember(self, step: str, value: bytes) -> None:
+        """Store a step's result. Raises SessionLost when the lease is lost."""
+        if not await self.sink.session.remember(self.lease, step, value):
+            raise SessionLost(f"job {self.job.id} is no longer this worker's; step {step!r} was not remembered")
+        self.steps[step] = value
+
+    def remember_blocking(self, step: str, value: bytes) -> None:
+        """The same from a worker thread."""
+        future = asyncio.run_coroutine_threadsafe(self.remember(step, value), self.loop)
+        try:
+            future.result()
+        except AttemptStopped:
+            future.cancel()
+            raise

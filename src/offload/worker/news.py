@@ -1,0 +1,135 @@
+"""Says what became of attempts: log lines for people, events for observers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, assert_never
+
+import msgspec
+
+from offload.events import Event, EventName
+from offload.job import Cancelled, Dead, Done, Outcome, Release, Retried, Touched
+from offload.worker.attempt import LocalAttempt
+
+if TYPE_CHECKING:
+    from offload.app import Offload
+
+log = logging.getLogger("offload.worker")
+
+OUTCOMES: tuple[EventName, ...] = ("succeeded", "retrying", "dead", "cancelled", "released")
+
+
+class News:
+    """Costs nothing for what nobody listens to."""
+
+    def __init__(self, app: Offload) -> None:
+        self._app = app
+        self._told = any(app.observes(name) for name in OUTCOMES)
+        self.tells_starts = app.observes("started") or log.isEnabledFor(logging.DEBUG)
+
+    async def started(self, attempts: Sequence[LocalAttempt]) -> None:
+        """Attempts were handed to the executor."""
+        if log.isEnabledFor(logging.DEBUG):
+            for attempt in attempts:
+                log.debug("%s started", title(attempt), extra=fields(attempt))
+        if self._app.observes("started"):
+            await self._app.emit([self._event("started", attempt) for attempt in attempts])
+
+    async def settled(self, settled: Sequence[tuple[LocalAttempt, Outcome]]) -> None:
+        """Outcomes were recorded."""
+        if log.isEnabledFor(logging.INFO):
+            for attempt, outcome in settled:
+                _log(attempt, outcome)
+        if self._told:
+            await self._app.emit([self._outcome(attempt, outcome) for attempt, outcome in settled])
+
+    def lost(self, attempt: LocalAttempt, outcome: Outcome) -> None:
+        """An outcome was refused because the job is no longer ours."""
+        log.warning(
+            "%s: its lease was lost, so its outcome (%s) was not recorded; another worker has the job",
+            title(attempt), type(outcome).__name__, extra=fields(attempt),
+        )  # fmt: skip
+
+    async def touched(self, touched: Sequence[Touched]) -> None:
+        """`maintain` moved jobs."""
+        for each in touched:
+            log.warning(
+                "%s %s %s%s", each.task, each.id, each.event, f": {each.reason}" if each.reason else "",
+                extra={"job_id": each.id, "task": each.task, "queue": each.queue},
+            )  # fmt: skip
+        now = self._app.clock.now()
+        events = [
+            Event(name=each.event, id=each.id, task=each.task, queue=each.queue, at=now, reason=each.reason or None)
+            for each in touched
+            if self._app.observes(each.event)
+        ]
+        if events:
+            await self._app.emit(events)
+
+    def _event(self, name: EventName, attempt: LocalAttempt, reason: str | None = None, delay: float | None = None) -> Event:
+        return Event(
+            name=name,
+            id=attempt.job.id,
+            task=attempt.task.name,
+            queue=attempt.job.queue,
+            at=self._app.clock.now(),
+            attempt=attempt.number,
+            reason=reason,
+            seconds=monotonic() - attempt.started if attempt.started else None,
+            delay=delay,
+        )
+
+    def _outcome(self, attempt: LocalAttempt, outcome: Outcome) -> Event:
+        match outcome:
+            case Done():
+                return self._event("succeeded", attempt)
+            case Retried(delay, failure):
+                return self._event("retrying", attempt, None if failure is None else f"{failure.type}: {failure.message}", delay)
+            case Dead(reason, _):
+                return self._event("dead", attempt, reason)
+            case Cancelled(reason):
+                return self._event("cancelled", attempt, reason)
+            case Release(delay):
+                return self._event("released", attempt, delay=delay)
+            case _:
+                assert_never(outcome)
+
+
+def _log(attempt: LocalAttempt, outcome: Outcome) -> None:
+    spent = (monotonic() - attempt.started) * 1000 if attempt.started else 0.0
+    match outcome:
+        case Done():
+            log.info("%s succeeded in %.0f ms", title(attempt), spent, extra=fields(attempt))
+        case Retried(delay, failure):
+            why = "" if failure is None else f"{failure.type}: {failure.message}"
+            log.warning("%s failed, attempt %d; again in %.3g s: %s", title(attempt), attempt.number, delay, why, extra=fields(attempt))
+        case Dead(reason, failure):
+            why = "" if failure is None else f" ({failure.type}: {failure.message})"
+            log.error("%s is dead: %s%s", title(attempt), reason, why, extra=fields(attempt))
+        case Cancelled(reason):
+            log.info("%s was cancelled: %s", title(attempt), reason, extra=fields(attempt))
+        case Release(delay):
+            log.info("%s was handed back%s", title(attempt), f" for {delay:.3g} s" if delay > 0 else "", extra=fields(attempt))
+        case _:
+            assert_never(outcome)
+
+
+def title(attempt: LocalAttempt) -> str:
+    """How log lines name an attempt: task, job id, and the arguments that the task declared with `log=`."""
+    shown = arguments(attempt.task.log, attempt.job.payload)
+    return f"{attempt.task.name} {attempt.job.id}{''.join(f' {name}={value!r}' for name, value in shown.items())}"
+
+
+def arguments(names: Sequence[str], payload: bytes) -> Mapping[str, Any]:
+    """Those of the job's arguments."""
+    if not names:
+        return {}
+    given: dict[str, Any] = msgspec.json.decode(payload)
+    return {name: given[name] for name in names if name in given}
+
+
+def fields(attempt: LocalAttempt) -> dict[str, Any]:
+    """What every log line about an attempt carries besides its text."""
+    return {"job_id": attempt.job.id, "task": attempt.task.name, "queue": attempt.job.queue, "attempt": attempt.number}

@@ -1,0 +1,95 @@
+"""Gathers outcomes and settles them in batches, trying again while the broker is away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Self
+
+from offload.broker import Session
+from offload.errors import BrokerError
+from offload.job import MOST_ATOMIC, Lease, Outcome, Progress
+from offload.worker.attempt import LocalAttempt
+from offload.worker.news import News
+from offload.worker.patience import Patience
+
+
+class Settler:
+    """No timer: what gathers while one call is under way is the next batch."""
+
+    def __init__(self, session: Session, news: News, report: Callable[[Lease, Progress], None]) -> None:
+        self.session = session
+        self._report = report
+        self._news = news
+        self._gathered: list[tuple[LocalAttempt, Outcome]] = []
+        self._any = asyncio.Event()
+        self._closing = False
+        self._void = False
+        self._patience = Patience("settling")
+        self._loop: asyncio.Task[None] | None = None
+        self.flushed = asyncio.Event()
+        """Set while nothing is left to settle."""
+        self.flushed.set()
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.create_task(self._settle_on(), name="offload-settler")
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Settle what is left, then leave."""
+        self._closing = True
+        self._any.set()
+        if self._loop is not None:
+            await self._loop
+
+    def put(self, attempt: LocalAttempt, outcome: Outcome) -> None:
+        """Take an outcome to be settled."""
+        self._gathered.append((attempt, outcome))
+        if not self._any.is_set():
+            self.flushed.clear()
+            self._any.set()
+
+    def report(self, lease: Lease, progress: Progress, /) -> None:
+        """Take progress to be carried up by the next beat; from any thread."""
+        self._report(lease, progress)
+
+    def void(self) -> None:
+        """The session is gone: whatever is still to be settled would be refused."""
+        self._void = True
+        self._any.set()
+
+    async def _settle_on(self) -> None:
+        while not (self._closing and not self._gathered):
+            await self._any.wait()
+            self._any.clear()
+            batch, self._gathered = self._gathered, []
+            for start in range(0, len(batch), MOST_ATOMIC):
+                await self._settle(batch[start : start + MOST_ATOMIC])
+            if not self._gathered:
+                self.flushed.set()
+
+    async def _settle(self, batch: list[tuple[LocalAttempt, Outcome]]) -> None:
+        settlements = [(attempt.lease, outcome) for attempt, outcome in batch]
+        while not self._void:
+            try:
+                lost = await self.session.settle(settlements)
+            except BrokerError as error:
+                await asyncio.sleep(self._patience.failed(error))
+                continue
+            self._patience.succeeded()
+            if lost:
+                batch = self._without(lost, batch)
+            await self._news.settled(batch)
+            return
+        for attempt, outcome in batch:
+            self._news.lost(attempt, outcome)
+
+    def _without(self, lost: list[Lease], batch: list[tuple[LocalAttempt, Outcome]]) -> list[tuple[LocalAttempt, Outcome]]:
+        refused = {(lease.job.id, lease.claim) for lease in lost}
+        kept: list[tuple[LocalAttempt, Outcome]] = []
+        for attempt, outcome in batch:
+            if (attempt.job.id, attempt.lease.claim) in refused:
+                self._news.lost(attempt, outcome)
+            else:
+                kept.append((attempt, outcome))
+        return kept

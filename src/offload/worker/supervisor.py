@@ -1,0 +1,111 @@
+"""Keeps N worker processes running. Holds no user code, so nothing that a task does can bring it down.
+
+A process that ends is replaced: at once when it asked to be recycled, after a growing wait when it keeps dying young.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterable, Sequence
+from time import monotonic
+
+from offload.worker.process import RECYCLE
+
+log = logging.getLogger("offload.supervisor")
+
+YOUNG = 5.0
+"""A process that lived shorter than these seconds is replaced more slowly each time."""
+LONGEST_WAIT = 30.0
+PR_SET_PDEATHSIG = 1
+
+
+class Supervisor:
+    """`count` processes of `command`. With `burst`, one that ended well is not replaced."""
+
+    def __init__(self, command: Sequence[str], count: int, *, burst: bool = False) -> None:
+        self._command = command
+        self._count = count
+        self._burst = burst
+        self._alive: set[asyncio.subprocess.Process] = set()
+        self._stopping = asyncio.Event()
+
+    async def run(self, changes: AsyncIterable[object] | None = None) -> int:
+        """Supervise until told to stop. Each of `changes` restarts all processes. Returns 0, or 1 when a process ended badly."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        reloading = asyncio.create_task(self._reload(changes)) if changes is not None else None
+        try:
+            codes = await asyncio.gather(*(self._keep_one() for _ in range(self._count)))
+        finally:
+            if reloading is not None:
+                reloading.cancel()
+        return 0 if all(code == 0 for code in codes) else 1
+
+    def stop(self) -> None:
+        """Pass SIGTERM on; again when told again."""
+        self._stopping.set()
+        self._signal_all()
+
+    def _signal_all(self) -> None:
+        for process in tuple(self._alive):
+            if process.returncode is None:
+                process.terminate()
+
+    async def _reload(self, changes: AsyncIterable[object]) -> None:
+        async for _ in changes:
+            log.warning("source files changed: restarting %d worker process(es)", len(self._alive))
+            self._signal_all()
+
+    async def _keep_one(self) -> int:
+        young = 0
+        while True:
+            born = monotonic()
+            code = await self._one()
+            if self._stopping.is_set() or (self._burst and code == 0):
+                return 0 if code in (0, RECYCLE) else code
+            if code in (0, RECYCLE):
+                young = 0
+                continue
+            young = young + 1 if monotonic() - born < YOUNG else 0
+            wait = min(2.0**young - 1, LONGEST_WAIT)
+            log.error("a worker process ended with %s; a new one starts %s", _how(code), f"in {wait:g} s" if wait else "now")
+            try:
+                async with asyncio.timeout(wait):
+                    await self._stopping.wait()
+                return 1
+            except TimeoutError:
+                continue
+
+    async def _one(self) -> int:
+        process = await asyncio.create_subprocess_exec(*self._command, env={**os.environ, SUPERVISED: str(os.getpid())})
+        self._alive.add(process)
+        try:
+            return await process.wait()
+        finally:
+            self._alive.discard(process)
+
+
+SUPERVISED = "OFFLOAD_SUPERVISED_BY"
+"""Environment variable that carries the supervisor's process id to its workers."""
+
+
+def follow_supervisor() -> bool:
+    """In a worker process: be told to stop when the supervisor dies, however it dies. False when there is no supervisor."""
+    parent = os.environ.pop(SUPERVISED, None)
+    if parent is None:
+        return False
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(parent):
+            os.kill(os.getpid(), signal.SIGTERM)
+    return True
+
+
+def _how(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,86 @@
+"""What a worker and its child processes say to each other: msgpack messages behind a length, over the child's standard streams."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import msgspec
+
+from offload.job import Cancelled, Dead, Done, Job, Progress, Release, Retried
+
+HEADER = struct.Struct(">I")
+
+
+class Start(msgspec.Struct, frozen=True, tag=True):
+    """The first message to a child: where the app is."""
+
+    module: str
+    attribute: str
+    file: str | None
+    path: tuple[str, ...]
+    parent: int
+
+
+class Run(msgspec.Struct, frozen=True, tag=True):
+    """Run one attempt."""
+
+    job: Job
+    claim: int
+    attempt: int
+    crashes: int
+    steps: Mapping[str, bytes]
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """The attempt was asked to stop; `current.cancelled` turns true. Force comes as signals."""
+
+
+class Kept(msgspec.Struct, frozen=True, tag=True):
+    """Whether a step's result was stored."""
+
+    stored: bool
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The app is imported and its lifespan open."""
+
+
+class Unready(msgspec.Struct, frozen=True, tag=True):
+    """The child could not start."""
+
+    error: str
+
+
+class Report(msgspec.Struct, frozen=True, tag=True):
+    """Progress of the attempt."""
+
+    progress: Progress
+
+
+class Keep(msgspec.Struct, frozen=True, tag=True):
+    """Store a step's result; answered by `Kept`."""
+
+    step: str
+    value: bytes
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    """How the attempt ended."""
+
+    outcome: Done | Retried | Dead | Cancelled | Release
+
+
+ToChild: TypeAlias = Start | Run | Stop | Kept
+ToParent: TypeAlias = Ready | Unready | Report | Keep | Ended
+
+_encoder = msgspec.msgpack.Encoder()
+to_child = msgspec.msgpack.Decoder(ToChild)
+to_parent = msgspec.msgpack.Decoder(ToParent)
+
+
+def frame(message: ToChild | ToParent) -> bytes:
+    """A message as it goes over the stream."""
+    body = _encoder.encode(message)
+    return HEADER.pack(len(body)) + body
