@@ -1,0 +1,238 @@
+"""A store in one SQLite file, shared by any number of processes of one machine."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import ClassVar, Literal, Self
+from urllib.parse import parse_qsl, unquote, urlsplit
+from uuid import uuid4
+
+from msgspec.structs import replace
+
+from offload.broker import Feature, Store
+from offload.brokers.sqlite import control, enqueueing, planning, reading
+from offload.brokers.sqlite.rows import stored
+from offload.brokers.sqlite.session import SqliteSession
+from offload.brokers.sqlite.sharing import Shared, acquire, release
+from offload.brokers.sqlite.transaction import Joint, Operation, T, Transaction
+from offload.brokers.sqlite.wake import Ear
+from offload.clock import Clock
+from offload.errors import BadDeclaration, BrokerError
+from offload.job import Facts, Filter, Job, Record, Schedule, ScheduleRecord, SessionRecord, Standing, State, WorkerInfo
+
+FIXED = (3, 51, 3)
+"""The first SQLite in which two checkpoints that race cannot corrupt the database."""
+RECHECK = 1.0
+"""Seconds after which a wait for results looks again though nothing was heard."""
+
+
+class SqliteBroker(Store):
+    """`sqlite:///relative.db` or `sqlite:////absolute.db`, with `?synchronous=normal` to wait for no disk at commits.
+
+    A client belongs to the event loop that opened it; `client` gives one for another. All clients of a process on one file share
+    one writer, which commits together what they ask for at the same time.
+    """
+
+    features: ClassVar[frozenset[Feature]] = frozenset(Feature)
+
+    def __init__(self, path: Path, synchronous: str, clock: Clock) -> None:
+        self.path = path
+        self._synchronous = synchronous
+        self._clock = clock
+        self._shared: Shared | None = None
+        self._ended: Ear | None = None
+
+    @classmethod
+    def connect(cls, url: str, clock: Clock) -> Self:
+        """The store in the file that `url` names. Does no I/O; raises BadDeclaration when the URL cannot be understood."""
+        parts = urlsplit(url)
+        name = unquote(parts.path.removeprefix("/"))
+        if parts.netloc == ":memory:" or name in ("", ":memory:"):
+            raise BadDeclaration(f"{url!r} names no file; use sqlite:///offload.db, or memory:// to keep jobs in memory")
+        if parts.netloc:
+            raise BadDeclaration(f"{url!r} names a host, which SQLite has not; a relative path has three slashes, an absolute one four")
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        synchronous = options.pop("synchronous", "full")
+        if options:
+            raise BadDeclaration(f"{url!r}: unknown option {', '.join(sorted(options))}; sqlite:// knows synchronous=full or normal")
+        if synchronous not in ("full", "normal"):
+            raise BadDeclaration(f"{url!r}: synchronous is full or normal, not {synchronous!r}")
+        return cls(Path(name), synchronous, clock)
+
+    def client(self) -> Self:
+        """The same store for another event loop."""
+        return type(self)(self.path, self._synchronous, self._clock)
+
+    async def open(self) -> None:
+        """Open the file, made with its schema if need be. Raises BrokerError, SchemaTooNew."""
+        path = await asyncio.to_thread(self.path.resolve)
+        self._shared = await asyncio.to_thread(acquire, path, self._synchronous)
+
+    async def close(self) -> None:
+        """Let go of the file; the last client of the process finishes what was asked for and empties the log."""
+        if self._ended is not None:
+            self._ended.close()
+            self._ended = None
+        if self._shared is not None:
+            shared, self._shared = self._shared, None
+            try:
+                await asyncio.to_thread(release, shared)
+            except RuntimeError:  # the interpreter is ending and starts no more threads
+                release(shared)
+
+    @property
+    def _opened(self) -> Shared:
+        if self._shared is None:
+            raise BrokerError(f"the client of {self.path} is not open; call open() first")
+        return self._shared.here()
+
+    async def _write(self, operation: Operation[T]) -> T:
+        return await self._opened.writer.submit(operation)
+
+    async def _read(self, operation: Operation[T]) -> T:
+        return await self._opened.read(operation)
+
+    def _now(self) -> int:
+        return stored(self._clock.now())
+
+    async def enqueue(self, jobs: Sequence[Job]) -> list[str]:
+        """Store jobs; see `Broker.enqueue`."""
+        return list(await self._write(Joint(self._store, jobs))) if jobs else []
+
+    def _store(self, tx: Transaction, jobs: Sequence[Job]) -> list[str]:
+        return enqueueing.store(tx, self._now(), jobs)
+
+    @asynccontextmanager
+    async def session(self, worker: WorkerInfo) -> AsyncGenerator[SqliteSession]:
+        """Open a session; see `Broker.session`."""
+        shared = self._opened
+        ear = Ear(shared.database, "w")
+        session = SqliteSession(shared, self._clock, uuid4().hex, worker, ear)
+        try:
+            await session.enter()
+            try:
+                yield session
+            finally:
+                await session.leave()
+        finally:
+            ear.close()
+
+    async def get(self, ids: Sequence[str]) -> dict[str, Record]:
+        """Records by id."""
+        return await self._read(lambda tx: reading.get(tx, ids))
+
+    async def find(self, filter: Filter, limit: int, after: str | None = None) -> list[Record]:
+        """Records that match; see `Store.find`. A search for text goes through the records page by page."""
+        text = filter.text
+        if text is None:
+            return await self._read(lambda tx: reading.page(tx, filter, limit, after))
+        found: list[Record] = []
+        while len(found) < limit:
+            page = await self._read(partial(reading.page, filter=filter, limit=reading.PAGE, after=after))
+            found += [record for record in page if reading.mentions(record, text)]
+            if len(page) < reading.PAGE:
+                break
+            after = page[-1].id
+        return found[:limit]
+
+    async def counts(self) -> dict[str, dict[State, int]]:
+        """Numbers by queue and state."""
+        return await self._read(reading.counts)
+
+    async def cancel(self, ids: Sequence[str]) -> set[str]:
+        """Cancel jobs; see `Store.cancel`."""
+        return await self._write(lambda tx: control.cancel(tx, self._now(), ids))
+
+    async def retry(self, ids: Sequence[str], payload: bytes | None = None) -> set[str]:
+        """Revive jobs; see `Store.retry`."""
+        return await self._write(lambda tx: control.retry(tx, self._now(), ids, payload))
+
+    async def delete(self, ids: Sequence[str]) -> set[str]:
+        """Delete jobs; see `Store.delete`."""
+        return await self._write(lambda tx: control.delete(tx, self._now(), ids))
+
+    async def pause(self, queue: str) -> None:
+        """Pause a queue."""
+        await self._write(lambda tx: tx.do("pause_queue", queue=queue))
+
+    async def resume(self, queue: str) -> None:
+        """Resume a queue."""
+        await self._write(lambda tx: _resume(tx, queue))
+
+    async def paused(self) -> set[str]:
+        """The paused queues."""
+        return await self._read(reading.paused)
+
+    async def finished(self, ids: Sequence[str], timeout: float) -> dict[str, Record]:
+        """Wait for jobs to end; see `Store.finished`."""
+        if self._ended is None:
+            self._ended = Ear(self._opened.database, "r")
+        deadline = monotonic() + timeout  # real time also under a test's clock: it is the caller who waits
+        while True:
+            heard = self._ended.count
+            records = await self.get(ids)
+            left = deadline - monotonic()
+            if left <= 0 or all(record.state.terminal for record in records.values()):
+                return {id: record for id, record in records.items() if record.state.terminal}
+            await self._ended.after(heard, min(left, RECHECK))
+
+    async def standing(self, id: str) -> Standing | None:
+        """The facts about one job."""
+        return await self._read(lambda tx: reading.standing(tx, id, self._clock.now()))
+
+    async def schedules(self) -> list[ScheduleRecord]:
+        """All schedules, by name."""
+        return await self._read(planning.records)
+
+    async def schedule(self, schedule: Schedule, next_at: datetime | None) -> None:
+        """Store a dynamic schedule."""
+        await self._write(lambda tx: planning.put(tx, schedule, next_at, declared=False))
+
+    async def unschedule(self, name: str) -> bool:
+        """Remove a schedule."""
+        return await self._write(lambda tx: planning.remove(tx, name))
+
+    async def pause_schedule(self, name: str, paused: bool, next_at: datetime | None = None) -> bool:
+        """Pause or resume a schedule."""
+        return await self._write(lambda tx: planning.pause(tx, name, next_at, paused=paused))
+
+    async def fire(self, name: str, job: Job) -> str | None:
+        """Enqueue an extra job of a schedule."""
+        return await self._write(lambda tx: planning.fire(tx, self._now(), name, job))
+
+    async def sessions(self) -> list[SessionRecord]:
+        """The live sessions, oldest first."""
+        return await self._read(reading.sessions)
+
+    async def inspect(self) -> Facts:
+        """What `doctor` judges by."""
+        facts = await self._read(lambda tx: reading.facts(tx, self._clock.now(), sqlite3.sqlite_version))
+        return replace(facts, notes=self._notes())
+
+    def _notes(self) -> tuple[tuple[Literal["error", "warning", "info"], str, str], ...]:
+        log = self._opened.database.checkpointer.log_bytes()
+        size = ("info", f"the write-ahead log of {self.path} holds {log / 1_048_576:.1f} MiB", "")
+        if sqlite3.sqlite_version_info >= FIXED:
+            return (size,)
+        race = (
+            f"SQLite {sqlite3.sqlite_version} can corrupt a database when two checkpoints race (fixed in 3.51.3); Offload lets one "
+            "process at a time checkpoint, so it is safe as long as no other program writes to this file"
+        )
+        advice = "keep other programs from writing to it, or use a Python with SQLite 3.51.3 or newer"
+        return (("info", race, advice), size)
+
+    async def migrate(self) -> tuple[int, int]:
+        """Bring the schema up to date, as opening did already; so both versions are the newest."""
+        return await asyncio.to_thread(self._opened.database.prepare)
+
+
+def _resume(tx: Transaction, queue: str) -> None:
+    tx.do("resume_queue", queue=queue)
+    tx.work = True

@@ -1,0 +1,191 @@
+"""Claims: chooses ready jobs and leases them to a session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from offload.brokers.sqlite.endings import Ending, drop_expiring, finish
+from offload.brokers.sqlite.keys import give_up
+from offload.brokers.sqlite.moves import Moves, Past
+from offload.brokers.sqlite.rows import ReadyRow, stored, text
+from offload.brokers.sqlite.transaction import Transaction
+from offload.errors import SessionLost
+from offload.job import Isolation, Job, Lease, State, WorkerInfo, keys_of
+
+CRASHES_BEFORE_ISOLATION = 2
+WINDOW = 1_000
+"""The most candidates of a queue that one fetch looks at."""
+
+_rows = msgspec.json.Decoder(list[ReadyRow]).decode
+_steps = msgspec.json.Decoder(list[tuple[int, str, str]]).decode
+_names = msgspec.json.Decoder(list[str]).decode
+_lines = msgspec.json.Decoder(list[tuple[str, str]]).decode
+
+Candidate = tuple[ReadyRow, bool]
+"""A ready job, and whether it was set aside."""
+
+
+@dataclass(slots=True)
+class Verdicts:
+    """What is to become of the candidates looked at."""
+
+    taken: list[tuple[Candidate, Job]] = field(default_factory=list[tuple[Candidate, Job]])
+    expired: list[tuple[Candidate, Job]] = field(default_factory=list[tuple[Candidate, Job]])
+    unknown: list[Candidate] = field(default_factory=list[Candidate])
+    passed: set[int] = field(default_factory=set[int])
+    looked: int = 0
+    stopped: bool = False
+    """True when an expired job's key may have let a successor in ahead of what follows."""
+
+
+def judge(
+    candidates: Sequence[Candidate], queue: str, now: int, tasks: Mapping[str, Isolation], room: dict[Isolation, int], limit: int
+) -> Verdicts:
+    """Decide about candidates in their order, until `limit` are taken; `room` is counted down."""
+    verdicts = Verdicts()
+    for candidate in candidates:
+        if len(verdicts.taken) >= limit or verdicts.stopped:
+            break
+        row = candidate[0]
+        verdicts.looked += 1
+        job = row.job(queue)
+        if job.expires_at is not None and row.claim == 0 and stored(job.expires_at) <= now:
+            verdicts.expired.append((candidate, job))
+            verdicts.stopped = bool(keys_of(job))
+            continue
+        isolation = tasks.get(row.task)
+        if isolation is None:
+            verdicts.unknown.append(candidate)
+            continue
+        if row.crashes >= CRASHES_BEFORE_ISOLATION:
+            isolation = "process"
+        if room[isolation] > 0:
+            room[isolation] -= 1
+            verdicts.taken.append((candidate, job))
+        else:
+            verdicts.passed.add(row.n)
+    return verdicts
+
+
+def all_fit(rows: Sequence[ReadyRow], tasks: Mapping[str, Isolation], room: dict[Isolation, int]) -> bool:
+    """Whether all candidates can be taken, as nearly always: known tasks, room for all, no rare fields. `room` is counted down then."""
+    wanted: dict[Isolation, int] = {}
+    for row in rows:
+        isolation = tasks.get(row.task)
+        if isolation is None or row.extra is not None or row.crashes:
+            return False
+        wanted[isolation] = wanted.get(isolation, 0) + 1
+    if any(room[isolation] < number for isolation, number in wanted.items()):
+        return False
+    for isolation, number in wanted.items():
+        room[isolation] -= number
+    return True
+
+
+class Claim:
+    """One fetch of one session."""
+
+    def __init__(self, tx: Transaction, now: int, session: str, info: WorkerInfo, room: Mapping[Isolation, int]) -> None:
+        self._tx = tx
+        self._now = now
+        self._session = session
+        self._info = info
+        self._room = dict(room)
+        self._taken: list[tuple[ReadyRow, Job]] = []
+
+    def run(self, queues: Sequence[str] | None, limit: int, turn: int) -> list[Lease]:
+        """Claim up to `limit` jobs. `turn` says with which queue to start when all are served. Raises SessionLost."""
+        alive, paused, lines, ready = self._tx.row("lines", session=self._session, all=queues is None)
+        if not alive:
+            raise SessionLost(f"session {self._session} of worker {self._info.name} is gone; open a new one")
+        aside = _lines(lines)
+        if queues is None:
+            names = sorted({*_names(ready), *(queue for queue, _ in aside)})
+            start = turn % len(names) if names else 0
+            queues = names[start:] + names[:start]
+        held_back = set(_names(paused))
+        for queue in queues:
+            if queue not in held_back and len(self._taken) < limit:
+                self._claim(queue, [task for at, task in aside if at == queue and task in self._info.tasks], limit)
+        return self._leases()
+
+    def _claim(self, queue: str, aside: Sequence[str], limit: int) -> None:
+        """Claim from one queue. What is looked at beyond the limit is only for finding anything at all."""
+        limit -= len(self._taken)
+        before = len(self._taken)
+        passed: set[int] = set()
+        looked = 0
+        while looked < (limit if len(self._taken) > before else max(WINDOW, limit)):
+            want = len(passed) + (limit if looked < limit else max(WINDOW, limit)) - looked
+            rows = _rows(self._tx.value("candidates", queue=queue, limit=want))
+            if not aside and looked < limit and all_fit(rows, self._info.tasks, self._room):
+                if rows:
+                    self._take_front(queue, rows[-1])
+                    self._taken += [(row, row.job(queue)) for row in rows]
+                return
+            found = self._with_aside(rows, queue, aside, want)
+            fresh = [each for each in found if each[0].n not in passed]
+            verdicts = judge(fresh, queue, self._now, self._info.tasks, self._room, 1 if looked >= limit else limit)
+            looked += verdicts.looked
+            passed |= verdicts.passed
+            self._carry_out(queue, verdicts)
+            if len(found) < want and not verdicts.stopped:
+                return
+
+    def _with_aside(self, rows: Sequence[ReadyRow], queue: str, aside: Sequence[str], limit: int) -> list[Candidate]:
+        found = [(row, False) for row in rows]
+        for task in aside:
+            found += [(row, True) for row in _rows(self._tx.value("candidates_aside", queue=queue, task=task, limit=limit))]
+        return sorted(found, key=lambda each: (each[0].rank, each[0].pos))[:limit] if aside else found
+
+    def _take_front(self, queue: str, last: ReadyRow) -> None:
+        who: dict[str, Any] = {"session": self._session, "worker": self._info.name, "now": self._now}
+        self._tx.do("run_front", queue=queue, rank=last.rank, pos=last.pos, **who)
+        self._tx.do("drop_front", queue=queue, rank=last.rank, pos=last.pos)
+
+    def _carry_out(self, queue: str, verdicts: Verdicts) -> None:
+        """Write down what was decided."""
+        tx, taken, expired = self._tx, verdicts.taken, verdicts.expired
+        self._take([candidate for candidate, _ in taken], queue)
+        if verdicts.unknown:
+            tx.do("set_aside", queue=queue, places=_places(verdicts.unknown, aside=False))
+            tx.work = True
+        leaving = [*verdicts.unknown, *(candidate for candidate, _ in [*taken, *expired])]
+        for aside, drop in ((False, "drop_places"), (True, "drop_places_aside")):
+            if any(each[1] is aside for each in leaving):
+                tx.do(drop, queue=queue, places=_places(leaving, aside=aside))
+        moves = Moves(self._now)
+        if expired:
+            finish(tx, self._now, [Ending(row.n, job, Past(), State.EXPIRED, "not started in time") for (row, _), job in expired], moves)
+        drop_expiring(tx, [(row.n, job) for (row, _), job in taken if row.claim == 0])
+        for (row, _), job in taken:
+            give_up(tx, self._now, row.n, job, ("started",), moves)
+            self._taken.append((row, job))
+        moves.write(tx)
+
+    def _take(self, candidates: Sequence[Candidate], queue: str) -> None:
+        who: dict[str, Any] = {"session": self._session, "worker": self._info.name, "now": self._now}
+        for aside, run in ((False, "run_places"), (True, "run_places_aside")):
+            if any(each[1] is aside for each in candidates):
+                self._tx.do(run, queue=queue, places=_places(candidates, aside=aside), **who)
+
+    def _leases(self) -> list[Lease]:
+        again = [row.n for row, _ in self._taken if row.claim > 0]
+        steps: dict[int, dict[str, bytes]] = {}
+        if again:
+            numbers = text(again)
+            self._tx.do("drop_progress", ns=numbers)
+            for n, name, value in _steps(self._tx.value("steps_of", ns=numbers)):
+                steps.setdefault(n, {})[name] = value.encode()
+        return [Lease(job, row.claim + 1, row.attempt + 1, row.crashes, steps.get(row.n, {}), row.n) for row, job in self._taken]
+
+
+def _places(candidates: Sequence[Candidate], *, aside: bool) -> str:
+    """The places of those that stand in the ready line, or of those set `aside`."""
+    if aside:
+        return text([(row.task, row.rank, row.pos) for row, aside in candidates if aside])
+    return text([(row.rank, row.pos) for row, aside in candidates if not aside])

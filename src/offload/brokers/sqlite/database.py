@@ -1,0 +1,147 @@
+"""The connections of a process to one database file, and the one place where SQLite's errors become ours."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from offload.brokers.sqlite import file
+from offload.brokers.sqlite.checkpoint import Checkpointer
+from offload.brokers.sqlite.transaction import Operation, T, Transaction
+
+PATIENCE = 30.0
+"""Seconds that a write waits for other processes."""
+
+
+class Link:
+    """A connection and the lock under which it is used, so that a fork finds no thread inside SQLite."""
+
+    def __init__(self, path: Path, synchronous: str) -> None:
+        self.lock = threading.Lock()
+        self.connection = file.connect(path, synchronous)
+
+
+class Database:
+    """The connections of this process to one database file."""
+
+    def __init__(self, path: Path, synchronous: str) -> None:
+        self.path = path
+        self.synchronous = synchronous
+        self.links: list[Link] = []
+        self.checkpointer = Checkpointer(path)
+        self.reader_thread = ThreadPoolExecutor(1, thread_name_prefix="offload-sqlite-reader")
+        file.check_place(path)
+        self.prepare()
+        self.writing = self.link()
+        self.reading = self.link()
+
+    def prepare(self) -> tuple[int, int]:
+        """Create the file and its schema, or bring an older one up to date. Returns the versions (from, to)."""
+        with self.errors():
+            return _prepared(self.path)
+
+    def link(self, synchronous: str | None = None) -> Link:
+        """One more connection, closed by `unlink` or with the database."""
+        with self.errors():
+            link = Link(self.path, synchronous or self.synchronous)
+        self.links.append(link)
+        return link
+
+    def unlink(self, link: Link) -> None:
+        """Close a connection."""
+        with link.lock:
+            link.connection.close()
+        self.links.remove(link)
+
+    @contextmanager
+    def errors(self) -> Generator[None]:
+        """The one place where SQLite's errors become ours."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise file.told(error, self.path) from error
+
+    def read(self, operation: Operation[T]) -> T:
+        """Run an operation that only reads, all of it on one state of the database. Called in the reader's thread."""
+        with self.errors(), self.reading.lock:
+            connection = self.reading.connection
+            connection.execute("begin")
+            try:
+                return operation(Transaction(connection, careful=True))
+            finally:
+                connection.execute("rollback")
+
+    def write(self, link: Link, operation: Operation[T]) -> T:
+        """Run one operation on a connection of the caller's, in the caller's thread."""
+        with self.errors(), self.begun(link) as connection:
+            result = operation(Transaction(connection, careful=True))
+            connection.execute("commit")
+            return result
+
+    @contextmanager
+    def begun(self, link: Link) -> Generator[sqlite3.Connection]:
+        """Hold the write lock of the database; what is not committed inside is undone. Raises SQLite's own errors.
+
+        SQLite's busy timeout lets some processes starve (its sleeps grow); short sleeps of random length share the lock fairly.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with link.lock:
+                try:
+                    link.connection.execute("begin immediate")
+                except sqlite3.OperationalError as error:
+                    if not file.busy(error) or time.monotonic() >= deadline:
+                        raise
+                else:
+                    try:
+                        yield link.connection
+                    finally:
+                        if link.connection.in_transaction:
+                            link.connection.execute("rollback")
+                    return
+            time.sleep(random.uniform(0.0002, 0.002))
+
+    def close(self) -> None:
+        """Empty the log if nobody else is at it, and close all connections."""
+        self.reader_thread.shutdown()
+        with self.writing.lock:
+            self.checkpointer.run(self.writing.connection)
+        for link in list(self.links):
+            self.unlink(link)
+
+
+def _prepared(path: Path) -> tuple[int, int]:
+    """Safe for many processes at once: the schema is looked at again under an exclusive lock."""
+    connection = file.connect(path, "full")
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return _migrated(connection, path)
+            except sqlite3.OperationalError as error:
+                if not file.busy(error) or time.monotonic() >= deadline:
+                    raise
+            if connection.in_transaction:
+                connection.execute("rollback")
+            time.sleep(random.uniform(0.0002, 0.002))
+    finally:
+        connection.close()
+
+
+def _migrated(connection: sqlite3.Connection, path: Path) -> tuple[int, int]:
+    version = file.version_of(connection, path)
+    if version == file.SCHEMA:
+        return (version, version)
+    connection.execute("pragma journal_mode=wal")
+    connection.execute("begin exclusive")
+    version = file.version_of(connection, path)
+    if version < file.SCHEMA:
+        file.migrate(connection, version)
+    connection.execute("commit")
+    return (version, file.SCHEMA)

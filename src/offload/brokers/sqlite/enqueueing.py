@@ -1,0 +1,125 @@
+"""Stores jobs: at once where nothing stands in their way, one by one where ids or keys may be taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import assert_never
+
+from msgspec.structs import replace
+
+from offload.brokers.sqlite.cancelling import cancel_one
+from offload.brokers.sqlite.keys import Hold, held, hold_row, take
+from offload.brokers.sqlite.moves import Moves, past_of, take_out
+from offload.brokers.sqlite.rows import extra_text, job_row, jobs_by_number, optional_stored, stored
+from offload.brokers.sqlite.transaction import Transaction
+from offload.errors import IdConflict, UniqueConflict
+from offload.job import Job, State, UniqueKey, keys_of
+
+_NOT_STARTED = frozenset({State.READY, State.SCHEDULED, State.WAITING})
+
+
+def store(tx: Transaction, now: int, jobs: Sequence[Job]) -> list[str]:
+    """Store jobs in order; returns the ids that stand for them. Raises IdConflict, UniqueConflict when careful."""
+    if not jobs:
+        return []
+    if tx.careful:
+        return [_store(tx, now, job) for job in jobs]
+    _store_new(tx, now, jobs)
+    return [job.id for job in jobs]
+
+
+def _store_new(tx: Transaction, now: int, jobs: Sequence[Job]) -> None:
+    """Jobs whose ids and keys are taken to be free: the constraints of the tables say so if not."""
+    first = tx.numbers(len(jobs))
+    last = first + len(jobs) - 1
+    tx.add("add_jobs", [job_row(n, job) for n, job in enumerate(jobs, start=first)])
+    tx.do("ready_new", first=first, last=last, now=now)
+    if any(job.run_at is not None for job in jobs):
+        tx.do("schedule_new", first=first, last=last, now=now)
+    _note_expiry(tx, first, jobs)
+    holds = [hold_row(n, job, unique) for n, job in enumerate(jobs, start=first) for unique in keys_of(job)]
+    if holds:
+        tx.add("add_holds", holds)
+    tx.work = True
+
+
+def _note_expiry(tx: Transaction, first: int, jobs: Sequence[Job]) -> None:
+    expiring = [(stored(job.expires_at), n) for n, job in enumerate(jobs, start=first) if job.expires_at is not None]
+    if expiring:
+        tx.add("add_expiring", expiring)
+
+
+def _store(tx: Transaction, now: int, job: Job) -> str:
+    known = tx.row("known", id=job.id)
+    if known is not None:
+        if known != (job.task, job.payload.decode()):
+            raise IdConflict(job.id)
+        return job.id
+    behind: str | None = None
+    for unique in keys_of(job):
+        hold = held(tx, unique.key, now)
+        if hold is not None and job.overlap == "replace" and unique.key == f"schedule:{job.schedule}":
+            cancel_one(tx, now, hold.holder)
+            hold = held(tx, unique.key, now)
+        if hold is None:
+            continue
+        stand_in = _conflict(tx, now, hold, unique, job)
+        if stand_in is not None:
+            return stand_in
+        behind = hold.holder
+    _add(tx, now, job, behind)
+    return job.id
+
+
+def _add(tx: Transaction, now: int, job: Job, behind: str | None) -> None:
+    n = tx.numbers(1)
+    tx.add("add_jobs", [job_row(n, job)])
+    for unique in keys_of(job):
+        if held(tx, unique.key, now) is None:
+            take(tx, n, job, [unique])
+        else:
+            tx.do("set_successor", key=unique.key, successor=n)
+    _note_expiry(tx, n, [job])
+    if behind is None:
+        tx.do("ready_new", first=n, last=n, now=now)
+        tx.do("schedule_new", first=n, last=n, now=now)
+        tx.work = True
+    else:
+        tx.add("add_waiting", [(n, behind)])
+
+
+def _conflict(tx: Transaction, now: int, hold: Hold, unique: UniqueKey, job: Job) -> str | None:
+    """The id that stands for `job`, or None when it may wait behind the holder."""
+    match unique.on_conflict:
+        case "skip":
+            return hold.holder
+        case "raise":
+            raise UniqueConflict(unique.key, hold.holder)
+        case "replace" | "debounce":
+            _replace(tx, now, hold.n, job, move=unique.on_conflict == "debounce")
+            return hold.holder
+        case "keep_last" if hold.until != "finished":
+            return hold.holder  # nothing would tell a successor that the key is free
+        case "keep_last":
+            if hold.successor is None:
+                return None
+            _replace(tx, now, hold.successor, job, move=False)
+            return tx.value("id", n=hold.successor)
+        case _:
+            assert_never(unique.on_conflict)
+
+
+def _replace(tx: Transaction, now: int, n: int, job: Job, *, move: bool) -> None:
+    """Give the job `n`, if it has not started, the payload of `job`, and its time where it is to `move`."""
+    row = jobs_by_number(tx, [n]).get(n)
+    if row is None or row.state not in _NOT_STARTED:
+        return
+    old = row.job()
+    new = replace(old, payload=job.payload, run_at=job.run_at if move else old.run_at)
+    due = optional_stored(new.run_at) if move else row.due
+    tx.do("replace_job", n=n, payload=new.payload.decode(), due=due, extra=row.extra if new.run_at == old.run_at else extra_text(new))
+    if move and row.state is not State.WAITING:
+        take_out(tx, row)
+        moves = Moves(now)
+        moves.place(n, new, past_of(row), optional_stored(new.run_at))
+        moves.write(tx)

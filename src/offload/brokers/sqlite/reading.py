@@ -1,0 +1,110 @@
+"""What a person asks: records, counts, facts. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from offload.brokers.sqlite import planning
+from offload.brokers.sqlite.file import SCHEMA
+from offload.brokers.sqlite.rows import job_by_id, jobs_by_number, moment, text
+from offload.brokers.sqlite.transaction import Transaction
+from offload.job import Facts, Filter, Record, SessionRecord, Standing, State, WorkerInfo
+
+LARGE_PAYLOAD_BYTES = 16 * 1024
+MOST_LARGE = 20
+MOST_FINISHED = 1_000
+PAGE = 500
+"""Records read at once by a search for text."""
+
+_counts = msgspec.json.Decoder(list[tuple[str, State, int]]).decode
+_integers = msgspec.json.Decoder(list[int]).decode
+_names = msgspec.json.Decoder(list[str]).decode
+_numbers = msgspec.json.Decoder(dict[str, int]).decode
+_large = msgspec.json.Decoder(list[tuple[str, str, int]]).decode
+_finished = msgspec.json.Decoder(list[tuple[str, int | None, int]]).decode
+_sessions = msgspec.json.Decoder(list[tuple[str, str, int, int, int, int]]).decode
+_info = msgspec.json.Decoder(WorkerInfo).decode
+
+
+def get(tx: Transaction, ids: Sequence[str]) -> dict[str, Record]:
+    """The records of those of `ids` that exist, in the order asked for."""
+    numbers = _integers(tx.value("numbers", ids=text(ids)))
+    rows = {row.id: row for row in jobs_by_number(tx, numbers).values()}
+    return {id: rows[id].record() for id in dict.fromkeys(ids) if id in rows}
+
+
+def page(tx: Transaction, filter: Filter, limit: int, after: str | None) -> list[Record]:
+    """Records that match all of the filter but its text, newest first."""
+    at, n = (None, None) if after is None else tx.row("after", id=after) or (-1 << 62, 0)
+    found = tx.value("find", state=filter.state, task=filter.task, queue=filter.queue, key=filter.key, at=at, after=n, limit=limit)
+    numbers = _integers(found)
+    rows = jobs_by_number(tx, numbers)
+    return [rows[n].record() for n in numbers]
+
+
+def mentions(record: Record, sought: str) -> bool:
+    """Whether `sought` is found, in whatever case, in the id, task, payload or errors of a record."""
+    told = "\n".join((record.id, record.task, record.payload.decode(), *(error.message for error in record.errors)))
+    return sought.casefold() in told.casefold()
+
+
+def counts(tx: Transaction) -> dict[str, dict[State, int]]:
+    """Numbers by queue and state."""
+    found: dict[tuple[str, State], int] = {}
+    for queue, state, number in _counts(tx.value("counts")):
+        found[queue, state] = found.get((queue, state), 0) + number
+    counted: dict[str, dict[State, int]] = {}
+    for (queue, state), number in sorted(found.items()):
+        counted.setdefault(queue, {})[state] = number
+    return counted
+
+
+def paused(tx: Transaction) -> set[str]:
+    """The paused queues."""
+    return set(_names(tx.value("paused")))
+
+
+def sessions(tx: Transaction) -> list[SessionRecord]:
+    """The sessions, oldest first."""
+    return [
+        SessionRecord(id=id, info=_info(info), beat=beat, beat_at=moment(beat_at), started_at=moment(started_at), running=running)
+        for id, info, beat, beat_at, started_at, running in _sessions(tx.value("sessions"))
+    ]
+
+
+def standing(tx: Transaction, id: str, now: datetime) -> Standing | None:
+    """The facts about one job."""
+    row = job_by_id(tx, id)
+    if row is None:
+        return None
+    return Standing(
+        record=row.record(),
+        paused=row.queue in paused(tx),
+        aside=bool(row.aside),
+        ahead=tx.value("ahead", queue=row.queue, rank=row.rank, pos=row.pos) if row.state is State.READY else 0,
+        waits_for=row.reason.removeprefix("behind ") if row.state is State.WAITING and row.reason is not None else None,
+        sessions=tuple(sessions(tx)),
+        now=now,
+    )
+
+
+def facts(tx: Transaction, now: datetime, version: str) -> Facts:
+    """What `doctor` judges by, but for the notes about the file."""
+    aside, oldest, large, finished = tx.row("facts", large=LARGE_PAYLOAD_BYTES, most_large=MOST_LARGE, most_finished=MOST_FINISHED)
+    return Facts(
+        engine="SQLite",
+        version=version,
+        schema=SCHEMA,
+        newest_schema=SCHEMA,
+        paused=tuple(sorted(paused(tx))),
+        sessions=tuple(sessions(tx)),
+        schedules=tuple(planning.records(tx)),
+        aside=_numbers(aside),
+        oldest_ready={queue: moment(at) for queue, at in _numbers(oldest).items()},
+        large=tuple(_large(large)),
+        finished=tuple((task, (end - start) / 1_000_000) for task, start, end in _finished(finished) if start is not None),
+        now=now,
+    )

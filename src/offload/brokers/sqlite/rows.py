@@ -1,0 +1,225 @@
+"""Turns jobs into rows and rows into jobs, leases and records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from offload.brokers.sqlite.transaction import Transaction
+from offload.job import Failure, Job, Overlap, Progress, Record, State, UniqueKey
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+SECOND = 1_000_000
+"""Microseconds in a second: durations that are added to stored moments."""
+
+
+def stored(moment: datetime) -> int:
+    """A moment as the database holds it: whole microseconds since 1970."""
+    return (moment - EPOCH) // MICROSECOND
+
+
+def moment(stored: int) -> datetime:
+    """The moment that `stored` stands for, in UTC."""
+    return EPOCH + timedelta(microseconds=stored)
+
+
+def optional_moment(stored: int | None) -> datetime | None:
+    """As `moment`; None stays None."""
+    return None if stored is None else moment(stored)
+
+
+def optional_stored(moment: datetime | None) -> int | None:
+    """As `stored`; None stays None."""
+    return None if moment is None else stored(moment)
+
+
+def seconds(duration: float) -> int:
+    """A duration in seconds as microseconds."""
+    return timedelta(seconds=duration) // MICROSECOND
+
+
+class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The fields of a job that few jobs have."""
+
+    run_at: datetime | None = None
+    expires_at: datetime | None = None
+    timeout: float | None = None
+    unique: UniqueKey | None = None
+    schedule: str | None = None
+    overlap: Overlap | None = None
+
+
+NO_EXTRA = Extra()
+_encode = msgspec.json.Encoder().encode
+_extra = msgspec.json.Decoder(Extra).decode
+_failure = msgspec.json.Decoder(Failure).decode
+
+JobRow = tuple[int, str, str, str, int, str, int, float, int | None, str | None]
+
+
+def job_row(n: int, job: Job) -> JobRow:
+    """The row of `jobs` for a job that comes in."""
+    run_at, unique, schedule = job.run_at, job.unique, job.schedule
+    extra = None
+    if run_at is not None or unique is not None or schedule is not None or job.expires_at is not None or job.timeout is not None:
+        extra = extra_text(job)
+    due = None if run_at is None else stored(run_at)
+    return (n, job.id, job.task, job.queue, -job.priority, job.payload.decode(), stored(job.enqueued_at), job.keep, due, extra)
+
+
+def extra_text(job: Job) -> str:
+    """What `jobs.extra` holds for a job."""
+    return text(
+        Extra(
+            run_at=job.run_at,
+            expires_at=job.expires_at,
+            timeout=job.timeout,
+            unique=job.unique,
+            schedule=job.schedule,
+            overlap=job.overlap,
+        )
+    )
+
+
+def text(value: Any) -> str:
+    """A value as JSON text, as SQLite's JSON functions want it."""
+    return _encode(value).decode()
+
+
+class ReadyRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A candidate of a ready line with its job, as the claim reads it."""
+
+    rank: int
+    pos: int
+    n: int
+    claim: int
+    attempt: int
+    crashes: int
+    id: str
+    task: str
+    payload: str
+    enqueued_at: int
+    keep: float
+    extra: str | None
+
+    def job(self, queue: str) -> Job:
+        """The job, which stands in `queue`."""
+        if self.extra is None:
+            return Job(
+                id=self.id,
+                task=self.task,
+                payload=self.payload.encode(),
+                enqueued_at=EPOCH + timedelta(0, 0, self.enqueued_at),
+                queue=queue,
+                priority=-self.rank,
+                keep=self.keep,
+            )
+        return job_of(self, queue)
+
+
+class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A row of `jobs`, with the state read off the table that holds it."""
+
+    n: int
+    id: str
+    task: str
+    queue: str
+    rank: int
+    payload: str
+    enqueued_at: int
+    keep: float
+    due: int | None
+    extra: str | None
+    state: State
+    claim: int
+    attempt: int
+    crashes: int
+    started_at: int | None
+    worker: str | None
+    aside: int
+    pos: int
+    result: str | None
+    finished_at: int | None
+    reason: str | None
+    errors: list[str]
+    """JSON of each Failure."""
+    steps: dict[str, str]
+    """JSON of each step's result, by its name."""
+    progress: tuple[float, str] | None
+
+    def job(self) -> Job:
+        """The job."""
+        return job_of(self, self.queue)
+
+    def record(self) -> Record:
+        """All that is known of it."""
+        job = self.job()
+        return Record(
+            id=job.id,
+            task=job.task,
+            payload=job.payload,
+            enqueued_at=job.enqueued_at,
+            queue=job.queue,
+            priority=job.priority,
+            run_at=optional_moment(self.due),
+            expires_at=job.expires_at,
+            timeout=job.timeout,
+            unique=job.unique,
+            schedule=job.schedule,
+            overlap=job.overlap,
+            keep=job.keep,
+            state=self.state,
+            attempt=self.attempt,
+            crashes=self.crashes,
+            errors=tuple(_failure(failure) for failure in self.errors),
+            result=None if self.result is None else msgspec.json.decode(self.result),
+            progress=None if self.progress is None else Progress(*self.progress),
+            steps={name: msgspec.json.decode(value) for name, value in self.steps.items()},
+            reason=self.reason,
+            worker=self.worker,
+            started_at=optional_moment(self.started_at),
+            finished_at=optional_moment(self.finished_at),
+        )
+
+
+_columns = msgspec.json.Decoder(list[JobColumns]).decode
+
+
+def extra_of(row: ReadyRow | JobColumns) -> Extra:
+    """The rare fields of a job."""
+    return NO_EXTRA if row.extra is None else _extra(row.extra)
+
+
+def job_of(row: ReadyRow | JobColumns, queue: str) -> Job:
+    """The job of a row that may have rare fields."""
+    extra = extra_of(row)
+    return Job(
+        id=row.id,
+        task=row.task,
+        payload=row.payload.encode(),
+        enqueued_at=moment(row.enqueued_at),
+        queue=queue,
+        priority=-row.rank,
+        run_at=extra.run_at,
+        expires_at=extra.expires_at,
+        timeout=extra.timeout,
+        unique=extra.unique,
+        schedule=extra.schedule,
+        overlap=extra.overlap,
+        keep=row.keep,
+    )
+
+
+def jobs_by_number(tx: Transaction, ns: Sequence[int]) -> dict[int, JobColumns]:
+    """The jobs of these numbers that exist."""
+    return {row.n: row for row in _columns(tx.value("rows", ns=text(ns)))}
+
+
+def job_by_id(tx: Transaction, id: str) -> JobColumns | None:
+    """The job of this id, if there is one."""
+    found = tx.row("number", id=id)
+    return None if found is None else jobs_by_number(tx, found)[found[0]]

@@ -1,0 +1,103 @@
+"""What all clients of a process share of one database file: connections, writer, ringer. Made anew after a fork."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from pathlib import Path
+from typing import Self
+
+from offload.brokers.sqlite.database import Database
+from offload.brokers.sqlite.transaction import Operation, T
+from offload.brokers.sqlite.wake import Ringer
+from offload.brokers.sqlite.writer import Writer
+from offload.errors import BadDeclaration, BrokerError
+
+
+class Shared:
+    """One database file as this process has it open."""
+
+    def __init__(self, path: Path, synchronous: str) -> None:
+        self.pid = os.getpid()
+        self.clients = 0
+        self.database = Database(path, synchronous)
+        self.ringer = Ringer(path)
+        self.writer = Writer(self.database, self.ringer)
+
+    def here(self) -> Self:
+        """This, if it was opened in this process. Raises BrokerError after a fork."""
+        if self.pid != os.getpid():
+            raise BrokerError(f"this client of {self.database.path} was opened before a fork; open a new one in the child process")
+        return self
+
+    async def read(self, operation: Operation[T]) -> T:
+        """Run an operation that only reads, in the reader's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.database.reader_thread, self.database.read, operation)
+
+    def close(self) -> None:
+        """Finish what was asked for and let go of the file."""
+        self.writer.close()
+        self.ringer.close()
+        self.database.close()
+
+
+_lock = threading.Lock()
+_open: dict[Path, Shared] = {}
+
+
+def acquire(path: Path, synchronous: str) -> Shared:
+    """The database at `path`, for one more client. Raises BrokerError, SchemaTooNew, BadDeclaration."""
+    with _lock:
+        shared = _open.get(path)
+        if shared is None:
+            shared = _open[path] = Shared(path, synchronous)
+        elif shared.database.synchronous != synchronous:
+            raise BadDeclaration(
+                f"{path} is open in this process with synchronous={shared.database.synchronous}; give all its clients the same URL"
+            )
+        shared.clients += 1
+        return shared
+
+
+def release(shared: Shared) -> None:
+    """One client less; the last one closes. What was opened before a fork is the parent's to close."""
+    with _lock:
+        if shared.pid != os.getpid():
+            return
+        shared.clients -= 1
+        if shared.clients == 0:
+            del _open[shared.database.path]
+            shared.close()
+
+
+def _before_fork() -> None:
+    _lock.acquire()
+    for shared in _open.values():
+        for link in shared.database.links:
+            link.lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    for shared in _open.values():
+        for link in shared.database.links:
+            link.lock.release()
+    _lock.release()
+
+
+def _after_fork_in_child() -> None:
+    """Close what was inherited.
+
+    Left open, it would make SQLite believe that this process holds the parent's locks, which a fork does not pass on, and take none
+    of its own. Closing is safe: no thread was inside SQLite, and a process lets go of its own locks only.
+    """
+    for shared in _open.values():
+        for link in shared.database.links:
+            link.connection.close()
+            link.lock.release()
+    _open.clear()
+    _lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
