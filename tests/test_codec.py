@@ -183,7 +183,7 @@ def send(user_id: int, name: str = "") -> None: ...
 @pytest.mark.parametrize(
     ("args", "kwargs", "message"),
     [
-        (("x",), {}, r"send\(user_id: 'int', name: 'str' = ''\) .*Expected `int`, got `str` - at `\$.user_id`"),
+        (("x",), {}, r"send\(user_id: int, name: str = ''\) .*Expected `int`, got `str` - at `\$.user_id`"),
         ((), {}, "missing a required argument: 'user_id'"),
         ((), {"name": "x"}, "missing a required argument: 'user_id'"),
         ((1, "a", 2), {}, "too many positional arguments"),
@@ -269,6 +269,17 @@ def test_where_json_cannot_tell_types_apart_only_plain_values_pass() -> None:
     assert arguments.encode(("a.png",), {}) == b'{"value":"a.png"}'
     with pytest.raises(BadPayload, match=r"cannot be told apart in JSON, so .*Path.* would arrive as 'a.png'"):
         arguments.encode((Path("a.png"),), {})
+
+
+def test_a_dataclass_whose_fields_cannot_be_found_takes_plain_values_only() -> None:
+    @dataclass
+    class Parcel:
+        contents: Nowhere  # noqa: F821 # pyright: ignore[reportUndefinedVariable]
+
+    arguments = Arguments(takes(Parcel))
+    assert arguments.encode(({"contents": 1},), {}) == b'{"value":{"contents":1}}'
+    with pytest.raises(BadPayload, match="cannot be told apart"):
+        arguments.encode((Parcel(1),), {})
 
 
 def test_subclasses_of_text_and_numbers_travel_as_what_they_are() -> None:

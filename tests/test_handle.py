@@ -129,7 +129,7 @@ def test_an_expired_job_raises(app: Offload, clock: TestClock) -> None:
 def test_waiting_has_a_limit_and_the_job_goes_on(app: Offload) -> None:
     handle = app.task(born).enqueue(2000)
     for timeout in (0, 0.01):
-        with pytest.raises(ResultTimeout, match="has not ended within .* it goes on"):
+        with pytest.raises(ResultTimeout, match=r"has not ended within .* it goes on"):
             handle.result(timeout=timeout)
     assert handle.record().state is State.READY
 

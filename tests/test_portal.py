@@ -104,7 +104,10 @@ def test_an_interrupted_wait_cancels_the_call() -> None:
 
     def interrupt() -> None:
         started.wait()
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        caller = threading.main_thread().ident or 0
+        while sys._current_frames()[caller].f_code.co_name != "run":
+            os.sched_yield()
+        signal.pthread_kill(caller, signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):

@@ -148,6 +148,10 @@ def test_what_is_no_function_with_a_name_is_refused(app: Offload, function: Any,
 def test_a_lambda_and_a_partial_may_be_given_a_name(app: Offload) -> None:
     assert app.task(name="double")(lambda x: 2 * x)(2) == 4
     assert app.task(name="hello.ann")(partial(greet, "Ann"))() == "hello Ann"
+    bound = app.task(name="hello.bob")(partial(agreet, "Bob"))
+    assert asyncio.run(bound()) == "hello Bob"
+    assert inspect.iscoroutinefunction(bound)
+    assert bound.job().payload == b"{}"
 
 
 def test_a_task_is_no_task_again(app: Offload) -> None:
@@ -215,7 +219,7 @@ def test_a_wrong_call_is_refused_before_anything_is_enqueued(app: Offload) -> No
     task = app.task(greet)
     calls: list[tuple[Any, tuple[Any, ...]]] = [(task.job, ()), (task.enqueue, (7,)), (task.using(delay=5).enqueue, ("Ann", 1, 2))]
     for call, args in calls:
-        with pytest.raises(BadPayload, match=r"greet\(name: 'str', times: 'int' = 1\) -> 'str' cannot be called so"):
+        with pytest.raises(BadPayload, match=r"greet\(name: str, times: int = 1\) -> str cannot be called so"):
             call(*args)
     assert app.counts() == {}
 

@@ -2,44 +2,46 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from offload.app import Offload
-from offload.current import current
-from offload.errors import (
-    BadDeclaration,
-    BadPayload,
-    BrokerError,
-    BrokerNotInstalled,
-    Cancel,
-    Directive,
-    Discard,
-    IdConflict,
-    JobCancelled,
-    JobEnded,
-    JobExpired,
-    JobFailed,
-    JobNotFound,
-    LoopRunning,
-    NotInTask,
-    OffloadError,
-    ResultTimeout,
-    RetryLater,
-    SchemaTooNew,
-    SessionLost,
-    Snooze,
-    TaskNotFound,
-    UniqueConflict,
-    Unsupported,
-)
-from offload.events import Event
-from offload.handle import Handle
-from offload.job import Draft, Failure, Job, Progress, Record, State
-from offload.limits import Unique
-from offload.retry import Retry
-from offload.task import AsyncTask, Task
-
 if TYPE_CHECKING:
+    from offload.app import Offload
+    from offload.current import current
+    from offload.errors import (
+        BadDeclaration,
+        BadPayload,
+        BrokerError,
+        BrokerNotInstalled,
+        Cancel,
+        Directive,
+        Discard,
+        IdConflict,
+        JobCancelled,
+        JobEnded,
+        JobExpired,
+        JobFailed,
+        JobNotFound,
+        LoopRunning,
+        NotInTask,
+        OffloadError,
+        ResultTimeout,
+        RetryLater,
+        SchemaTooNew,
+        SessionLost,
+        Snooze,
+        TaskNotFound,
+        UniqueConflict,
+        Unsupported,
+    )
+    from offload.events import Event
+    from offload.handle import Handle
+    from offload.job import Draft, Failure, Job, Progress, Record, State
+    from offload.limits import Unique
+    from offload.retry import Retry
+    from offload.task import AsyncTask, Task
     from offload.worker import Worker
 
 __all__ = [
@@ -84,11 +86,39 @@ __all__ = [
     "current",
 ]
 
+_ELSEWHERE = {
+    "offload.app": ("Offload",),
+    "offload.current": ("current",),
+    "offload.events": ("Event",),
+    "offload.handle": ("Handle",),
+    "offload.job": ("Draft", "Failure", "Job", "Progress", "Record", "State"),
+    "offload.limits": ("Unique",),
+    "offload.retry": ("Retry",),
+    "offload.task": ("AsyncTask", "Task"),
+    "offload.worker": ("Worker",),
+}
+_HOMES = dict.fromkeys(__all__, "offload.errors") | {name: home for home, names in _ELSEWHERE.items() for name in names}
+
 
 def __getattr__(name: str) -> Any:
-    """The worker is above the app in the order of imports, and web processes never need it: it is loaded when asked for."""
-    if name == "Worker":
-        from offload.worker import Worker
+    """Public names are loaded when asked for: `offload --help` needs none of them, and web processes never need the worker."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'offload' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
 
-        return Worker
-    raise AttributeError(f"module 'offload' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps `offload.current` the public object: importing the module of that name would put the module in its place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "current" or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

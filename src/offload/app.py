@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
@@ -295,6 +296,7 @@ class Testing:
         self._producer = producer
         self._clients = Clients(url, clock)
         self._before = producer.clients
+        self._closing: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Clients:
         self._before, self._producer.clients = self._producer.clients, self._clients
@@ -302,7 +304,12 @@ class Testing:
 
     def __exit__(self, *exc: object) -> None:
         self._producer.clients = self._before
-        portal.run(self._clients.close)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            portal.run(self._clients.close)
+        else:
+            self._closing = loop.create_task(self._clients.close())
 
     async def __aenter__(self) -> Clients:
         return self.__enter__()

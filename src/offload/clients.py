@@ -8,17 +8,16 @@ import threading
 import weakref
 from concurrent.futures import Future
 
-from offload.broker import Broker, Store, broker_class
+from offload.broker import ASKS, Broker, Store, broker_class
 from offload.clock import Clock
 from offload.errors import BrokerError, Unsupported
 
 
 class Opening:
-    """A client and the promise that it is open. Brokers that serve every loop with one client have one opening for all."""
+    """A client and the promise that it is open."""
 
-    def __init__(self, client: Broker, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, client: Broker) -> None:
         self.client = client
-        self.loop = loop
         self.opened: Future[None] = Future()
         self.task: asyncio.Task[None] | None = None
 
@@ -43,8 +42,11 @@ class Clients:
         self.clock = clock
         self.kind = broker_class(url)
         self.broker = self.kind.connect(url, clock)
+        self.lacking = [feature for feature in ASKS if feature not in self.kind.features]
+        """The fields of a job that this broker cannot honour."""
         self._lock = threading.Lock()
-        self._openings: dict[asyncio.AbstractEventLoop, Opening] = {}
+        self._openings: dict[asyncio.AbstractEventLoop | None, Opening] = {}
+        """By loop; under None the one client of a broker that serves all loops with it."""
         self._ready: dict[asyncio.AbstractEventLoop, Broker] = {}
         _everywhere.add(self)
 
@@ -63,17 +65,17 @@ class Clients:
         return client
 
     async def close(self) -> None:
-        """Close the clients. The next use opens them again."""
+        """Close the clients. The next use opens them again. One whose loop has ended can only be dropped."""
         with self._lock:
-            openings = list(dict.fromkeys(self._openings.values()))
+            openings = list(self._openings.items())
             self._openings.clear()
             self._ready.clear()
         here = asyncio.get_running_loop()
-        for opening in openings:
-            if opening.loop is here or not opening.loop.is_running():
+        for loop, opening in openings:
+            if loop is here or loop is None:
                 await opening.client.close()
-            else:
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(opening.client.close(), opening.loop))
+            elif loop.is_running():
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(opening.client.close(), loop))
 
     async def _open(self, loop: asyncio.AbstractEventLoop) -> Broker:
         with self._lock:
@@ -88,20 +90,20 @@ class Clients:
             with self._lock:
                 self._openings = {each: other for each, other in self._openings.items() if other is not opening}
             raise
-        self._ready[loop] = opening.client
+        with self._lock:
+            self._ready[loop] = opening.client
         return opening.client
 
     def _opening(self, loop: asyncio.AbstractEventLoop) -> tuple[Opening, bool]:
         """The opening that serves `loop`, and whether the caller is to carry it out."""
-        for closed in [each for each in self._openings if each.is_closed()]:
-            del self._openings[closed]
-            self._ready.pop(closed, None)
-        if (opening := self._openings.get(loop)) is not None:
+        self._openings = {each: opening for each, opening in self._openings.items() if each is None or not each.is_closed()}
+        self._ready = {each: client for each, client in self._ready.items() if not each.is_closed()}
+        opening = self._openings.get(loop) or self._openings.get(None)
+        if opening is not None:
             return opening, False
         client = self.broker.client()
-        shared = next((each for each in self._openings.values() if each.client is client), None)
-        self._openings[loop] = opening = shared or Opening(client, loop)
-        return opening, shared is None
+        opening = self._openings[None if client is self.broker else loop] = Opening(client)
+        return opening, True
 
     def after_fork(self) -> None:
         """In a forked child: start anew. The parent's connections are kept untouched, for to close them would disturb the parent."""

@@ -200,7 +200,11 @@ class Arguments:
 
     @cached_property
     def _shown(self) -> str:
-        return f"{self.name}{self.signature}"
+        try:
+            signature = inspect.signature(self.function, eval_str=True)  # annotations without quotes
+        except Exception:  # noqa: BLE001 - an annotation is code, and some of it can be read by type checkers only
+            signature = self.signature
+        return f"{self.name}{signature}"
 
     @cached_property
     def _types(self) -> dict[str, tuple[Any, bool]]:
@@ -232,7 +236,7 @@ class Arguments:
         return self._simple and all(any(hint is safe for safe in _SAFE) for hint, _ in self._types.values())
 
     def _refuse_ambiguous(self, values: Mapping[str, Any]) -> None:
-        """Under an annotation that JSON cannot tell apart (`Path | str`) only plain JSON values pass: others would arrive as another type."""
+        """Where an annotation cannot be told apart in JSON (`Path | str`) only plain JSON passes: all else would arrive as another type."""
         for name, value in values.items():
             if self._types[name][1] and (back := msgspec.json.decode(_ENCODER.encode(value))) != value:
                 raise BadPayload(
@@ -303,6 +307,6 @@ def _supported(hint: Any) -> tuple[Any, bool]:
     """`hint` when it can be decoded, else Any; and whether it gave way."""
     try:
         msgspec.json.Decoder(hint, dec_hook=_from_json)
-    except TypeError:
+    except Exception:  # noqa: BLE001 - it also reads the annotations of the user's dataclasses
         return Any, True
     return hint, False

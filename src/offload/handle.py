@@ -41,7 +41,8 @@ class Handle(Generic[R]):
         """Wait until the job has ended and return what its task returned. None waits for ever; 0 only looks.
 
         Raises JobFailed (its text holds the last error), JobCancelled, JobExpired, ResultTimeout when `timeout` seconds were
-        not enough (the job goes on), and JobNotFound for an id that is unknown, or whose record is no longer kept.
+        not enough (the job goes on), JobNotFound for an id that is unknown, or whose record is no longer kept, and
+        BadPayload for a result that is not what the task's return annotation says.
         """
         clock = asyncio.get_running_loop().time  # how long the caller waits, whatever clock the jobs go by
         store = await self._producer.clients.store()

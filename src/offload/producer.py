@@ -47,10 +47,9 @@ class Producer:
         check(self.clients.kind, asked, what)
 
     def _check(self, jobs: Sequence[Job]) -> None:
-        lacking = [(feature, asks) for feature, asks in ASKS.items() if feature not in self.clients.kind.features]
-        for feature, asks in lacking:
+        for feature in self.clients.lacking:
             for job in jobs:
-                if asks(job):
+                if ASKS[feature](job):
                     self.check([feature], f"job {job.id} of {job.task}")
 
 

@@ -92,6 +92,7 @@ def decide(policy: RetryPolicy, error: BaseException, attempt: int, age: float, 
     """What follows the failure of `attempt` (1 for the first) with `error`, `age` seconds after the enqueue.
 
     `random` is a number from 0 up to 1. A RetryLater names its own delay and passes `on` and `never`, but counts as a retry.
+    Raises what a callable policy raises.
     """
     if not isinstance(policy, Retry):
         return Again(max(0.0, error.delay)) if isinstance(error, RetryLater) else _ask(policy, attempt, error)
@@ -110,11 +111,8 @@ def decide(policy: RetryPolicy, error: BaseException, attempt: int, age: float, 
 
 
 def _ask(policy: Callable[[int, BaseException], float | None], attempt: int, error: BaseException) -> Again | Enough:
-    """A policy of the user's own. Its faults end the job, with a reason that names them, and not the worker."""
-    try:
-        delay: Any = policy(attempt, error)
-    except Exception as fault:  # noqa: BLE001 - a fault of the user's policy must not end the worker
-        return Enough(f"the retry policy raised {type(fault).__name__}: {fault}")
+    """What a policy of the user's own says. What is no duration ends the job: its answers come from code that nobody checked."""
+    delay: Any = policy(attempt, error)
     if delay is None:
         return Enough(f"the retry policy gave up after {attempt} attempt{'s' if attempt != 1 else ''}")
     try:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
 
+import msgspec
+
 from offload.broker import Feature
 from offload.duration import Duration, seconds
 from offload.errors import BadDeclaration, BadPayload
@@ -124,7 +126,8 @@ class Scheduling:
         clients = self.producer.clients
         now = clients.clock.now()
         [fresh] = new_ids(1, now)
-        job = record.schedule.draft.stamped(fresh, now)
+        rule = record.schedule
+        job = msgspec.structs.replace(rule.draft.stamped(fresh, now), schedule=name, overlap=rule.overlap)
         id = await (await clients.store()).fire(name, job)
         return None if id is None else Handle(id, self.producer)
 

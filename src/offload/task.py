@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePath
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
 
@@ -216,7 +216,10 @@ class AsyncTask(Task[P, R]):
     def __init__(self, function: Callable[P, Coroutine[Any, Any, R]], options: Options, producer: Producer) -> None:
         super().__init__(function, options, producer)
         plain: Any = inspect.unwrap(function)
+        while isinstance(plain, functools.partial):
+            plain = cast(Any, plain).func
         # With these attributes `inspect.iscoroutinefunction` takes the task for the coroutine function that it is (all Pythons from 3.11).
+        self.__name__: str = getattr(function, "__name__", self.name)
         self.__code__ = plain.__code__
         self.__defaults__ = plain.__defaults__
         self.__kwdefaults__ = plain.__kwdefaults__

@@ -53,13 +53,21 @@ from offload.testing.moves import (
 )
 
 KNOWS_ALL: dict[str, Isolation] = {"quick": "async", "sync": "thread", "heavy": "process", "rare": "async"}
-FAILURE = Failure(attempt=1, at=START, type="ValueError", message="a Needle", traceback="Traceback")
+FAILURE = Failure(attempt=1, at=START, type="E", message="a Needle")
 PAYLOADS = (b'{"n":1}', b'{"n": 2}')
 KEYS = (
     *(UniqueKey("s", "started", conflict) for conflict in ("skip", "raise", "replace", "replace", "debounce", "debounce")),
     *(UniqueKey("f", "finished", conflict) for conflict in ("skip", "raise", "keep_last", "keep_last", "keep_last", "keep_last")),
     *(UniqueKey("d", seconds, conflict) for seconds in (5.0, 60.5) for conflict in ("skip", "raise")),
 )
+MIXED_KEYS = (
+    UniqueKey("m", "started", "debounce"),
+    UniqueKey("m", "started", "replace"),
+    UniqueKey("m", "finished", "keep_last"),
+    UniqueKey("m", "finished", "skip"),
+    UniqueKey("m", 60.5, "raise"),
+)
+"""Of tasks that do not agree on what their common key means."""
 MOST_SESSIONS = 4
 
 _queues = sampled_from(["a", "a", "b"])
@@ -71,7 +79,9 @@ _leases = sampled_from([0, 0, 0, 1, 2, 3, 7])
 _after = sampled_from([None, -5, 10, 60])
 _names = sampled_from(["nightly", "hourly"])
 
-_plain_wishes: SearchStrategy[Wish] = builds(Wish, task=_tasks, queue=_queues, priority=sampled_from([0, 0, 5]), keep=_keeps)
+_plain_wishes: SearchStrategy[Wish] = builds(
+    Wish, task=_tasks, queue=_queues, priority=sampled_from([0, 0, 5]), keep=_keeps, unique=sampled_from([None] * 12 + [*KEYS, *MIXED_KEYS])
+)
 
 _wishes: SearchStrategy[Wish] = builds(
     Wish,
@@ -80,7 +90,7 @@ _wishes: SearchStrategy[Wish] = builds(
     priority=sampled_from([0, 0, 5, -100]),
     delay=sampled_from([None, None, None, None, 0, -5, 2.5, 10, 70]),
     expires_in=sampled_from([None, None, None, None, 5, 20.25, 100, -1]),
-    unique=sampled_from([None] * len(KEYS) + list(KEYS)),
+    unique=sampled_from([None] * 20 + [*KEYS, *MIXED_KEYS]),
     keep=_keeps,
     payload=sampled_from(PAYLOADS),
     again=sampled_from([None] * 20 + [0, 1, 2, 3, 8]),
@@ -121,7 +131,7 @@ _filters: SearchStrategy[Filter] = builds(
     state=none() | sampled_from(list(State)),
     task=none() | _tasks,
     queue=none() | _queues,
-    key=none() | sampled_from(["s", "f", "d"]),
+    key=none() | sampled_from(["s", "f", "d", "m"]),
     text=none() | sampled_from(["needle", "QUICK", "j1", '"n": 2', "%", "_"]),
 )
 
@@ -129,7 +139,7 @@ _weights: Mapping[SearchStrategy[Move], int] = {
     builds(Enqueue, lists(_wishes, min_size=1, max_size=4)): 8,
     builds(Fetch, _sessions, _served, sampled_from([1, 2, 10, 10]), _rooms): 8,
     builds(Settle, _sessions, lists(tuples(_leases, _outcomes), min_size=1, max_size=4)): 8,
-    builds(Cancel, _jobs): 2,
+    builds(Cancel, _jobs): 3,
     builds(Retry, _jobs, sampled_from([None, None, b'{"n":9}'])): 3,
     builds(Delete, _jobs): 1,
     builds(Pause, _queues): 1,
@@ -148,7 +158,7 @@ _weights: Mapping[SearchStrategy[Move], int] = {
     builds(Advance, sampled_from([0.000001, 1, 5, 5, 5, 30, 30, 61, 61, 700, 86_400 * 30])): 4,
     builds(Jump, sampled_from([-3_600, -10, 10, 3_600])): 1,
     builds(Find, _filters, integers(1, 4), none() | integers(0, 6)): 2,
-    builds(Ask, _jobs): 1,
+    builds(Ask, _jobs): 2,
 }
 
 moves: SearchStrategy[Move] = sampled_from([strategy for strategy, weight in _weights.items() for _ in range(weight)]).flatmap(

@@ -379,4 +379,13 @@ async def _answer(side: Side, act: Callable[[Side], Awaitable[T]]) -> T | Offloa
 
 
 def _compare(what: str, expected: object, got: object) -> None:
-    assert got == expected, f"{what} differ\n  model:   {expected}\n  subject: {got}"
+    if got != expected:
+        raise AssertionError(f"{what} differ\n  model:   {_besides(expected, got)}\n  subject: {_besides(got, expected)}")
+
+
+def _besides(answer: object, other: object) -> object:
+    """What a list has besides another: all that is the same would hide it."""
+    if not isinstance(answer, list) or not isinstance(other, list):
+        return cast("object", answer)
+    others = cast("list[object]", other)
+    return [each for each in cast("list[object]", answer) if each not in others]

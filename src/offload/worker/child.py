@@ -166,6 +166,10 @@ class Runner:
         self._coroutine = self._loop.create_task(function(*args, **kwargs))
         try:
             return self._loop.run_until_complete(self._coroutine)
+        except asyncio.CancelledError:
+            if self._coroutine.cancelling():  # by `terminated`; a task may also raise this by itself
+                raise AttemptStopped from None
+            raise
         finally:
             self._coroutine = None
 

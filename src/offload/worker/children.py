@@ -21,6 +21,10 @@ class ChildDied(Exception):
     """The child process that ran the attempt died."""
 
 
+class ChildUnready(Exception):
+    """A child process could not be started; no task was run in it."""
+
+
 class Child:
     """One child process and the two streams to it."""
 
@@ -30,7 +34,7 @@ class Child:
 
     @classmethod
     async def spawn(cls, source: Source) -> Child:
-        """Start a child and wait until it has imported the app. Raises ChildDied when it cannot."""
+        """Start a child and wait until it has imported the app. Raises ChildUnready when it cannot."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "offload.worker.child", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
         )
@@ -41,9 +45,12 @@ class Child:
                 case Ready():
                     return child
                 case Unready(error):
-                    raise ChildDied(f"a child process could not import the app: {error}")
+                    raise ChildUnready(f"a child process could not import the app: {error}")
                 case other:
-                    raise ChildDied(f"a child process answered {other!r} instead of being ready")
+                    raise ChildUnready(f"a child process answered {other!r} instead of being ready")
+        except ChildDied as error:
+            await child.end()
+            raise ChildUnready(f"a child process could not be started: {error}") from None
         except BaseException:
             await child.end()
             raise
@@ -93,8 +100,8 @@ class Children:
         try:
             child.send(Run(lease.job, lease.claim, lease.attempt, lease.crashes, lease.steps))
             if attempt.stop_reason is not None:  # it was told to stop while the child was starting
-                child.send(Stop())
-                child.signal(signal.SIGTERM)
+                self.tell(attempt)
+                self.stop(attempt, hard=False)
             outcome = await self._converse(child, attempt)
             sound = not child.killed
             return outcome

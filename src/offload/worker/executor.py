@@ -236,7 +236,7 @@ class Executor:
             lane.pace.count(1, monotonic())
             attempt.sink.put(attempt, outcome)
         self.freed.set()
-        if self._waiting[attempt.isolation]:
+        if any(self._waiting.values()):  # of any lane: those of another may have waited for a slot of the whole worker
             self._pump()
 
     def _threads_ended(self, ended: Sequence[tuple[LocalAttempt, Outcome]]) -> None:
@@ -272,7 +272,7 @@ class Executor:
         await self._idle(CLEANUP, hurry)
         for attempt in (*self.running, *self.stuck):
             attempt.ended = True
-            attempt.sink.put(attempt, self._stopped(attempt, TimeoutError("the thread did not end")) if attempt.stuck else Release())
+            attempt.sink.put(attempt, self._stopped(attempt, TimeoutError("it did not end")))
 
     async def idle(self) -> None:
         """Wait until nothing runs or waits for a slot."""
@@ -309,14 +309,17 @@ class Executor:
         if attempt.isolation == "process":
             self._children.tell(attempt)
         if attempt.isolation == "async" or reason != "cancel":  # a cancelled thread or process may first end by itself
-            self._nudge(attempt)
+            self._loop.call_soon(self._nudge, attempt)  # a coroutine cancelled before its first step could not tell of its end
 
     def _nudge(self, attempt: LocalAttempt) -> None:
         told = monotonic() - attempt.stopped_at
+        handed_on = attempt.place is not None or (attempt.waiter is not None and not attempt.waiter.done())
+        if attempt.coroutine is not None and not handed_on:  # in the task itself, in a middleware, or while a child starts
+            attempt.coroutine.cancel()
+            return
         match attempt.isolation:
             case "async":
-                if attempt.coroutine is not None:
-                    attempt.coroutine.cancel()
+                return
             case "thread" if told >= STUCK_AFTER:
                 self._give_up_on(attempt)
             case "thread":

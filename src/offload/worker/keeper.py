@@ -84,10 +84,11 @@ class Keeper:
         try:
             asyncio.run(self._beat_on())
         except Exception:
-            log.exception("the heartbeat failed; the session will be found dead and its jobs rescued by others")
+            log.exception("the heartbeat failed; the worker gives up its session and opens a new one")
+            self._loop.call_soon_threadsafe(self._told, Beat(alive=False))
 
     async def _beat_on(self) -> None:
-        due = monotonic() + self._heartbeat
+        due = monotonic()  # at once: until its first beat a session watches nobody
         while not self._stop.is_set():
             if self._kick.wait(max(min(due - monotonic(), LOOK_EVERY), 0)):
                 self._kick.clear()

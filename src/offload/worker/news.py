@@ -118,16 +118,19 @@ def _log(attempt: LocalAttempt, outcome: Outcome) -> None:
 
 def title(attempt: LocalAttempt) -> str:
     """How log lines name an attempt: task, job id, and the arguments that the task declared with `log=`."""
-    shown = arguments(attempt.task.log, attempt.job.payload)
+    shown = arguments([name for name in attempt.task.log if name not in attempt.task.mask], attempt.job.payload)
     return f"{attempt.task.name} {attempt.job.id}{''.join(f' {name}={value!r}' for name, value in shown.items())}"
 
 
 def arguments(names: Sequence[str], payload: bytes) -> Mapping[str, Any]:
-    """Those of the job's arguments."""
+    """Those of the job's arguments; none where the payload cannot be read."""
     if not names:
         return {}
-    given: dict[str, Any] = msgspec.json.decode(payload)
-    return {name: given[name] for name in names if name in given}
+    try:
+        given: Any = msgspec.json.decode(payload)
+        return {name: given[name] for name in names if name in given}
+    except (msgspec.DecodeError, TypeError):  # made by another program; that it does not fit is said where it matters
+        return {}
 
 
 def fields(attempt: LocalAttempt) -> dict[str, Any]:

@@ -6,12 +6,15 @@ import traceback
 from datetime import datetime
 from typing import assert_never
 
-from offload.errors import Cancel, Directive, Discard, RetryLater, Snooze
-from offload.job import Cancelled, Dead, Failure, Lease, Outcome, Release, Retried
+from offload.duration import seconds
+from offload.errors import BadDeclaration, Cancel, Directive, Discard, RetryLater, Snooze
+from offload.job import DAY, Cancelled, Dead, Failure, Lease, Outcome, Release, Retried
 from offload.retry import Again, Enough, RetryPolicy, decide
 
 MOST_MESSAGE = 8_000
 MOST_TRACEBACK = 32_000
+LONGEST_DELAY = 36_500 * DAY
+"""Seconds; later moments have no date."""
 
 
 class AttemptStopped(BaseException):
@@ -24,24 +27,42 @@ class Exited(Exception):
 
 def after(error: BaseException, policy: RetryPolicy, lease: Lease, now: datetime, random: float) -> Outcome:
     """What becomes of the job whose attempt raised `error`. `random` is a number from 0 up to 1, for the jitter."""
-    match error:
+    match _checked(error):
         case Snooze(delay=delay):
-            return Release(delay)
+            return Release(min(delay, LONGEST_DELAY))
         case Discard(reason=reason):
-            return Dead(reason, failure_of(error, lease.attempt, now))
+            return Dead(_text(reason), failure_of(error, lease.attempt, now))
         case Cancel(reason=reason):
-            return Cancelled(reason)
-        case _:
+            return Cancelled(_text(reason))
+        case checked:
             age = (now - lease.job.enqueued_at).total_seconds()
-            failure = failure_of(error, lease.attempt, now)
-            verdict = decide(policy, _as_failure(error), lease.attempt, age, random)
+            failure = failure_of(checked, lease.attempt, now)
+            verdict = _decide(policy, _as_failure(checked), lease.attempt, age, random)
             match verdict:
                 case Again(delay):
-                    return Retried(delay, failure)
+                    return Retried(min(delay, LONGEST_DELAY), failure)
                 case Enough(reason):
-                    return Dead(reason, failure)
+                    return Dead(_text(reason), failure)
                 case _:
                     assert_never(verdict)
+
+
+def _checked(error: BaseException) -> BaseException:
+    """A Snooze or RetryLater in plain seconds; one whose delay is no duration is an error of the task like any other."""
+    if not isinstance(error, Snooze | RetryLater):
+        return error
+    name = type(error).__name__
+    try:
+        return type(error)(max(seconds(error.delay, f"{name}(delay)", least=-LONGEST_DELAY), 0.0))
+    except BadDeclaration as fault:
+        return fault.with_traceback(error.__traceback__)
+
+
+def _decide(policy: RetryPolicy, error: BaseException, attempt: int, age: float, random: float) -> Again | Enough:
+    try:
+        return decide(policy, error, attempt, age, random)
+    except BaseException as fault:  # noqa: BLE001 - a policy is the user's own code, and may raise or exit as it likes
+        return Enough(f"the retry policy raised {type(fault).__name__}: {text_of(fault)}")
 
 
 def _as_failure(error: BaseException) -> BaseException:
@@ -51,11 +72,22 @@ def _as_failure(error: BaseException) -> BaseException:
 
 def text_of(error: BaseException) -> str:
     """What the error says, even when its `__str__` is broken."""
+    return _text(error)
+
+
+def _text(given: object) -> str:
+    """Any value as text that every store can keep."""
     try:
-        text = str(error)
-    except Exception as broken:  # noqa: BLE001 - the user's own code, in any way broken
-        text = f"<an error whose text cannot be made: __str__ raised {type(broken).__name__}>"
-    return text if len(text) <= MOST_MESSAGE else text[:MOST_MESSAGE] + " …"
+        text = str(given)
+    except BaseException as broken:  # noqa: BLE001 - the user's own code, in any way broken
+        kind = "an error" if isinstance(given, BaseException) else "a value"
+        text = f"<{kind} whose text cannot be made: __str__ raised {type(broken).__name__}>"
+    return _storable(text if len(text) <= MOST_MESSAGE else text[:MOST_MESSAGE] + " …")
+
+
+def _storable(text: str) -> str:
+    """Without lone surrogates, which the names of files may contain and UTF-8 may not."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def failure_of(error: BaseException, attempt: int, now: datetime) -> Failure:
@@ -64,12 +96,12 @@ def failure_of(error: BaseException, attempt: int, now: datetime) -> Failure:
         return Failure(attempt, now, type(error).__name__, text_of(error))
     try:
         trace = "".join(traceback.format_exception(error))
-    except Exception as broken:  # noqa: BLE001 - an error that cannot be printed must still be recorded
+    except BaseException as broken:  # noqa: BLE001 - an error that cannot be printed must still be recorded
         frames = "".join(traceback.format_tb(error.__traceback__))
         trace = f"{frames}{type(error).__name__}: its text cannot be printed ({type(broken).__name__})"
     if len(trace) > MOST_TRACEBACK:
         trace = trace[: MOST_TRACEBACK // 2] + "\n … \n" + trace[-MOST_TRACEBACK // 2 :]
-    return Failure(attempt, now, _name_of(type(error)), text_of(error), trace)
+    return Failure(attempt, now, _name_of(type(error)), text_of(error), _storable(trace))
 
 
 def _name_of(kind: type[BaseException]) -> str:

@@ -85,7 +85,6 @@ class Threads:
             if not self._waiting:
                 return None
             attempt = self._waiting.popleft()
-            attempt.place = threading.get_ident()
             if self._waiting and self._idle:  # wake them one by one: short tasks are then run by few threads, without a stampede
                 self._ready.notify()
             return attempt
@@ -98,17 +97,25 @@ class Threads:
                 return
 
     def _outcome(self, attempt: LocalAttempt) -> Outcome:
-        """Run it. AttemptStopped may arrive at any bytecode until `_let_go` is through, so each line stands inside the try."""
+        """Run it. AttemptStopped may arrive at any bytecode from `_take_up` until `_let_go` is through: all of that stands inside the try."""
         outcome: Outcome | None = None
         while True:
             try:
                 if outcome is None:
+                    self._take_up(attempt)
                     outcome = copy_context().run(self._run, attempt)
                 self._let_go(attempt)
             except AttemptStopped as error:
                 outcome = outcome or self._stopped(attempt, error)
             else:
                 return outcome
+
+    def _take_up(self, attempt: LocalAttempt) -> None:
+        """From here on it can be stopped in this thread; one that was told to stop before does not start."""
+        with self._guard:
+            attempt.place = threading.get_ident()
+        if attempt.stop_reason is not None:
+            raise AttemptStopped
 
     def _let_go(self, attempt: LocalAttempt) -> None:
         """From here on nothing is raised in this thread; what was raised but has not arrived is taken back."""

@@ -93,6 +93,8 @@ class MemoryBroker(Store):
         promoted = self.shelf.promote()
         expired = self.shelf.expire()
         forgotten = self.shelf.forget()
+        if touched or promoted or expired:  # only then: who is woken calls again
+            self.work.ring()
         now = self.clock.now()
         self.calendar.prune(now, {s.name for session in self.live.values() for s, _ in session.info.schedules})
         if WINDOW in (promoted, len(expired), forgotten):

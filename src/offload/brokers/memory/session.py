@@ -106,7 +106,6 @@ class MemorySession(Session):
             upkeep = self._broker.maintain(dead)
         if upkeep.touched:
             self._broker.ended.ring()
-        self._broker.work.ring()
         return upkeep
 
     async def due(self) -> list[Due]:

@@ -91,9 +91,13 @@ class Shelf:
             case "raise":
                 raise UniqueConflict(unique.key, hold.holder)
             case "replace" | "debounce":
-                self._remember_entry(hold.holder, undo)
-                self._replace(self.entries[hold.holder], job, move=unique.on_conflict == "debounce")
+                holder = self.entries.get(hold.holder)
+                if holder is not None and holder.state in _NOT_STARTED:
+                    self._remember_entry(hold.holder, undo)
+                    self._replace(holder, job, move=unique.on_conflict == "debounce")
                 return hold.holder
+            case "keep_last" if hold.unique.until != "finished":
+                return hold.holder  # nothing would tell a successor that the key is free
             case "keep_last":
                 if hold.successor is None:
                     return None
@@ -108,7 +112,10 @@ class Shelf:
         entry.job = replace(entry.job, payload=job.payload)
         if move:
             entry.job = replace(entry.job, run_at=job.run_at)
-            self._place(entry, job.run_at)
+            if entry.state is State.WAITING:
+                entry.due = job.run_at
+            else:
+                self._place(entry, job.run_at)
 
     def _add(self, job: Job, behind: str | None, now: datetime) -> None:
         self._sequence += 1

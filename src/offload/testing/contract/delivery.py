@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -134,6 +135,54 @@ class Delivery(Fixtures):
             waiting = asyncio.create_task(session.wait(10 * PATIENCE))
             await asyncio.sleep(0)
             await broker.enqueue([job(clock, "a")])
+            await waiting
+            assert ids(await claim(session)) == ["a"]
+
+    async def test_an_enqueue_between_fetch_and_wait_is_not_slept_through(self, broker: Broker, clock: TestClock) -> None:
+        async with broker.session(info()) as session, asyncio.timeout(PATIENCE):
+            assert await claim(session) == []
+            await broker.enqueue([job(clock, "a")])
+            await session.wait(10 * PATIENCE)
+            assert ids(await claim(session)) == ["a"]
+
+    @pytest.mark.parametrize("how", ["release", "leave", "revive", "resume"])
+    async def test_wait_is_woken_by_whatever_makes_work(self, store: Store, clock: TestClock, how: str) -> None:
+        await store.enqueue([job(clock, "a")])
+        if how == "resume":
+            await store.pause("default")
+        if how == "revive":
+            await store.cancel(["a"])
+        async with store.session(info("sleeps")) as sleeper, asyncio.timeout(PATIENCE), AsyncExitStack() as stack:
+            other = await stack.enter_async_context(store.session(info("other")))
+            leases = await claim(other)
+            assert await claim(sleeper) == []
+            waiting = asyncio.create_task(sleeper.wait(10 * PATIENCE))
+            await asyncio.sleep(0)
+            match how:
+                case "release":
+                    await settle(other, leases[0], Release())
+                case "leave":
+                    await stack.aclose()
+                case "revive":
+                    await store.retry(["a"])
+                case _:
+                    await store.resume("default")
+            await waiting
+            assert ids(await claim(sleeper)) == ["a"]
+
+    async def test_another_thread_with_its_own_loop_may_enqueue_and_wakes_workers(self, broker: Broker, clock: TestClock) -> None:
+        async def produce() -> None:
+            client = broker.client()
+            if client is not broker:
+                await client.open()
+            await client.enqueue([job(clock, "a")])
+            if client is not broker:
+                await client.close()
+
+        async with broker.session(info()) as session, asyncio.timeout(PATIENCE):
+            assert await claim(session) == []
+            waiting = asyncio.create_task(session.wait(10 * PATIENCE))
+            await asyncio.to_thread(lambda: asyncio.run(produce()))
             await waiting
             assert ids(await claim(session)) == ["a"]
 

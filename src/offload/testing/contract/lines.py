@@ -215,11 +215,21 @@ class Lines(Fixtures):
         assert await store.counts() == {"default": {State.EXPIRED: 2, State.READY: 1}}
 
     @needs(Feature.EXPIRY)
+    async def test_a_flood_that_is_late_expires_in_bounded_pieces(self, store: Store, clock: TestClock) -> None:
+        for n in range(2):
+            await store.enqueue([job(clock, expires_in=60) for _ in range(1_000 - 999 * n)])
+        clock.advance(60)
+        async with store.session(info()) as session:
+            first, second = await session.maintain(), await session.maintain()
+        assert (first.wait, len(first.touched), len(second.touched)) == (0, 1_000, 1)
+
+    @needs(Feature.EXPIRY)
     async def test_a_job_that_has_started_once_expires_no_more(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([job(clock, "retried", expires_in=60), job(clock, "released", expires_in=60)])
         async with store.session(info()) as session:
             retried, released = await claim(session)
             await session.settle([(retried, Retried(120)), (released, Release())])
+            assert (await session.maintain()).wait == 60
             clock.advance(120)
             assert [each.event for each in (await session.maintain()).touched] == []
             assert sorted(ids(await claim(session))) == ["released", "retried"]

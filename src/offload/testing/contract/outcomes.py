@@ -108,6 +108,16 @@ class Outcomes(Fixtures):
         assert (await record(store, "a")).result == 1
         assert await state(store, "b") is State.READY
 
+    @pytest.mark.parametrize("first", [Retried(0), Retried(60), Dead("d"), Cancelled("mine"), Release(), Release(60)])
+    async def test_in_one_batch_too_the_first_outcome_wins(self, store: Store, clock: TestClock, first: Outcome) -> None:
+        await store.enqueue([job(clock, "a"), job(clock, "b", keep=0)])
+        async with store.session(info()) as session:
+            a, b = await claim(session)
+            assert await session.settle([(a, first), (b, first), (a, Done(b"1")), (b, Done())]) == [a, b]
+        shown = await store.get(["a", "b"])
+        assert set(shown) == {"a", "b"}
+        assert not {State.SUCCEEDED, State.RUNNING} & {each.state for each in shown.values()}
+
     async def test_a_lost_lease_settles_nothing(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([job(clock, "a")])
         async with store.session(info()) as session:
@@ -160,13 +170,32 @@ class Outcomes(Fixtures):
             await session.maintain()
         assert await store.counts() == {}
 
+    async def test_a_thousand_outcomes_are_settled_in_one_call(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([job(clock, keep=keep) for keep in (0, 60) for _ in range(500)])
+        async with store.session(info()) as session:
+            leases = await claim(session)
+            assert await session.settle([(lease, Done(b"[1]")) for lease in leases]) == []
+            assert await session.settle([(lease, Done(b"[2]")) for lease in leases]) == leases
+        assert await store.counts() == {"default": {State.SUCCEEDED: 500}}
+
+    async def test_a_flood_of_old_records_is_forgotten_in_bounded_pieces(self, store: Store, clock: TestClock) -> None:
+        for n in range(2):
+            await store.enqueue([job(clock, keep=60) for _ in range(1_000 - 999 * n)])
+        async with store.session(info()) as session:
+            await session.settle([(lease, Done()) for lease in await claim(session, 1_001)])
+            clock.advance(60)
+            assert (await session.maintain()).wait == 0
+            assert await store.counts() == {"default": {State.SUCCEEDED: 1}}
+            await session.maintain()
+        assert await store.counts() == {}
+
     async def test_what_did_not_succeed_is_kept_for_thirty_days(self, store: Store, clock: TestClock) -> None:
-        await store.enqueue([job(clock, "dead", keep=0), job(clock, "cancelled", keep=0)])
+        await store.enqueue([job(clock, "dead", keep=0), job(clock, "cancelled", keep=0), job(clock, "late", keep=0, expires_in=-1)])
         async with store.session(info()) as session:
             await session.settle([(lease, Dead("d") if lease.job.id == "dead" else Cancelled()) for lease in await claim(session)])
             clock.advance(KEEP_UNSUCCESSFUL - 1)
             await session.maintain()
-            assert await store.counts() == {"default": {State.DEAD: 1, State.CANCELLED: 1}}
+            assert await store.counts() == {"default": {State.DEAD: 1, State.CANCELLED: 1, State.EXPIRED: 1}}
             clock.advance(1)
             await session.maintain()
         assert await store.counts() == {}

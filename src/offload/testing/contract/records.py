@@ -124,9 +124,9 @@ class Records(Fixtures):
         assert {id: (each.state, each.result) for id, each in found.items()} == {"a": (State.SUCCEEDED, 1), "b": (State.SUCCEEDED, 1)}
 
     @needs(Feature.RESULTS)
-    @pytest.mark.parametrize("how", ["cancel", "dead", "expire", "delete"])
+    @pytest.mark.parametrize("how", ["cancel", "dead", "expire", "delete", "forget"])
     async def test_waiting_for_a_result_ends_with_the_job_however_it_ends(self, store: Store, clock: TestClock, how: str) -> None:
-        await store.enqueue([job(clock, "a", expires_in=60)])
+        await store.enqueue([job(clock, "a", expires_in=60, keep=0)])
         async with store.session(info()) as session, asyncio.timeout(PATIENCE):
             waiting = asyncio.create_task(store.finished(["a"], 10 * PATIENCE))
             await asyncio.sleep(0)
@@ -135,13 +135,15 @@ class Records(Fixtures):
                     await store.cancel(["a"])
                 case "dead":
                     await settle(session, await claim_one(session), Dead("d"))
+                case "forget":
+                    await settle(session, await claim_one(session), Done())
                 case "expire":
                     clock.advance(60)
                     await session.maintain()
                 case _:
                     await store.delete(["a"])
             found = await waiting
-        expected = {"cancel": [State.CANCELLED], "dead": [State.DEAD], "expire": [State.EXPIRED], "delete": []}[how]
+        expected = {"cancel": [State.CANCELLED], "dead": [State.DEAD], "expire": [State.EXPIRED], "delete": [], "forget": []}[how]
         assert [each.state for each in found.values()] == expected
 
     @needs(Feature.RESULTS)

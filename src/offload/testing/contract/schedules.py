@@ -8,7 +8,7 @@ import pytest
 
 from offload.broker import Feature, Session, Store
 from offload.errors import IdConflict
-from offload.job import Done, Due, Overlap, Pulse, Retried, Schedule, ScheduleRecord, State
+from offload.job import Cancelled, Done, Due, Overlap, Pulse, Retried, Schedule, ScheduleRecord, State
 from offload.testing.clock import START, TestClock
 from offload.testing.contract.fixtures import Fixtures, claim, claim_one, ids, info, job, needs, rule, settle, state, tick_job
 
@@ -167,6 +167,21 @@ class Schedules(Fixtures):
             assert ids(await claim(session)) == ["t2"]
 
     @needs(Feature.SCHEDULES)
+    async def test_overlap_replace_keeps_one_job_in_line_with_the_newest_payload(self, store: Store, clock: TestClock) -> None:
+        schedule = rule(overlap="replace")
+        async with store.session(info(schedules=[(schedule, START)])) as session:
+            await fire_due(session, clock, "t1")
+            running = await claim_one(session)
+            for n in (2, 3):
+                clock.advance(60)
+                (due,) = await session.due()
+                assert await session.tick(due, due.next_at + MINUTE, [tick_job(clock, schedule, f"t{n}", payload=b'{"n":%d}' % n)])
+            assert await state(store, "t3") is None
+            await settle(session, running, Cancelled())
+            lease = await claim_one(session)
+            assert (lease.job.id, lease.job.payload) == ("t2", b'{"n":3}')
+
+    @needs(Feature.SCHEDULES)
     async def test_an_unchanged_rule_keeps_its_tick_when_declared_again(self, store: Store, clock: TestClock) -> None:
         async with store.session(info(schedules=[(rule(), START + MINUTE)])):
             clock.advance(30)
@@ -229,6 +244,21 @@ class Schedules(Fixtures):
         await store.schedule(rule(every=300), START + 5 * MINUTE)
         shown = await only_schedule(store)
         assert (shown.schedule, shown.next_at) == (rule(every=300), START + 5 * MINUTE)
+
+    @needs(Feature.SCHEDULES)
+    async def test_a_schedule_belongs_to_who_spoke_last_code_or_program(self, store: Store) -> None:
+        await store.schedule(rule(), START)
+        async with store.session(info(schedules=[(rule(), START)])):
+            assert (await only_schedule(store)).declared
+            await store.schedule(rule(), START)
+            assert not (await only_schedule(store)).declared
+
+    @needs(Feature.SCHEDULES)
+    async def test_a_changed_rule_stays_paused(self, store: Store) -> None:
+        await store.schedule(rule(), START)
+        await store.pause_schedule("report", True)
+        await store.schedule(rule(every=300), START)
+        assert (await only_schedule(store)).paused
 
     @needs(Feature.SCHEDULES)
     async def test_schedules_are_listed_by_name(self, store: Store) -> None:

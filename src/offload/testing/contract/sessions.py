@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from msgspec.structs import replace
 
 from offload.broker import Session, Store
 from offload.errors import SessionLost
-from offload.job import Beat, Dead, Done, Isolation, Pulse, Release, Retried, State
+from offload.job import Beat, Dead, Done, Isolation, Progress, Pulse, Release, Retried, State
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import Fixtures, claim, claim_one, ids, info, job, live, record, settle, state
 
@@ -35,6 +38,16 @@ class Sessions(Fixtures):
             (after,) = await store.sessions()
         assert after.beat > before.beat
         assert (after.beat_at, after.started_at) == (clock.now(), before.started_at)
+
+    async def test_a_beat_may_come_from_another_thread_with_its_own_loop(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([job(clock, "a")])
+        async with store.session(info()) as session:
+            lease = await claim_one(session)
+            pulse = Pulse(progress=((lease, Progress(0.5)),))
+            for _ in range(2):
+                assert (await asyncio.to_thread(lambda: asyncio.run(session.beat(pulse)))).alive
+            await settle(session, lease, Done())
+        assert (await record(store, "a")).progress == Progress(0.5)
 
     async def test_leaving_releases_what_is_still_held(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([job(clock, "a"), job(clock, "b"), job(clock, "c")])
@@ -120,6 +133,12 @@ class Sessions(Fixtures):
             assert not await live(clock, 600, long, other)
             assert (await other.maintain()).touched == ()
             await settle(long, lease, Done())
+
+    async def test_an_observer_judges_by_its_own_timings(self, store: Store, clock: TestClock) -> None:
+        hasty = replace(info("hasty"), session_timeout=4.0, heartbeat=1.0)
+        async with store.session(info("slow")), store.session(hasty) as session:
+            assert not await live(clock, 3, session, heartbeat=1)
+            assert await live(clock, 1, session)
 
     @pytest.mark.parametrize("by", [3_600.0, -3_600.0], ids=["forward", "back"])
     async def test_a_jump_of_the_wall_clock_kills_nobody(self, store: Store, clock: TestClock, by: float) -> None:

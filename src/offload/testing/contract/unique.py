@@ -11,7 +11,7 @@ from offload.broker import Feature, Session, Store
 from offload.errors import UniqueConflict
 from offload.job import Cancelled, Conflict, Dead, Done, Filter, Job, Outcome, Release, Retried, State, UniqueKey, Until
 from offload.testing.clock import TestClock
-from offload.testing.contract.fixtures import Fixtures, claim, claim_one, ids, info, job, live, needs, record, settle, state
+from offload.testing.contract.fixtures import Fixtures, claim, claim_one, ids, info, job, live, needs, record, rule, settle, state, tick_job
 
 
 def only(clock: TestClock, id: str, on_conflict: Conflict = "skip", until: Until = "finished", n: int = 0, **fields: Any) -> Job:
@@ -256,12 +256,80 @@ class Uniqueness(Fixtures):
         assert await store.enqueue([only(clock, "b")]) == ["a"]
 
     @needs(Feature.UNIQUE)
+    async def test_a_revived_job_takes_a_key_until_it_starts_again(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([only(clock, "a", until="started")])
+        async with store.session(info()) as session:
+            await settle(session, await claim_one(session), Dead("d"))
+            await store.retry(["a"])
+            assert await store.enqueue([only(clock, "b", until="started")]) == ["a"]
+            await claim_one(session)
+            assert await store.enqueue([only(clock, "c", until="started")]) == ["c"]
+
+    @needs(Feature.UNIQUE)
+    async def test_a_revived_job_does_not_take_a_key_for_a_duration(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([only(clock, "a", until=60.0)])
+        await store.cancel(["a"])
+        clock.advance(60)
+        await store.enqueue([only(clock, "b", until=60.0)])
+        assert await store.retry(["a"]) == {"a"}
+        assert await store.enqueue([only(clock, "c", until=60.0)]) == ["b"]
+
+    @needs(Feature.UNIQUE)
     async def test_a_job_whose_key_is_taken_is_not_revived(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([only(clock, "a"), job(clock, "free")])
         await store.cancel(["a", "free"])
         await store.enqueue([only(clock, "b")])
         assert await store.retry(["a", "free"]) == {"free"}
         assert await state(store, "a") is State.CANCELLED
+
+    @needs(Feature.UNIQUE)
+    @pytest.mark.parametrize("conflict", ["replace", "debounce"])
+    @pytest.mark.parametrize("until", ["finished", 60.0])
+    async def test_a_holder_that_has_started_is_not_replaced(
+        self, store: Store, clock: TestClock, until: Until, conflict: Conflict
+    ) -> None:
+        await store.enqueue([only(clock, "a", until=until, n=1)])
+        async with store.session(info()) as session:
+            lease = await claim_one(session)
+            assert await store.enqueue([only(clock, "b", conflict, "started", n=2)]) == ["a"]
+            shown = await record(store, "a")
+            assert (shown.state, shown.payload) == (State.RUNNING, b'{"n":1}')
+            await settle(session, lease, Done())
+
+    @needs(Feature.UNIQUE)
+    @pytest.mark.parametrize("conflict", ["replace", "debounce", "keep_last"])
+    async def test_a_key_held_for_a_duration_outlives_its_forgotten_holder(
+        self, store: Store, clock: TestClock, conflict: Conflict
+    ) -> None:
+        await store.enqueue([only(clock, "a", until=60.0, keep=0)])
+        async with store.session(info()) as session:
+            await settle(session, await claim_one(session), Done())
+        assert await store.enqueue([only(clock, "b", conflict)]) == ["a"]
+        assert await store.counts() == {}
+
+    @needs(Feature.UNIQUE)
+    @pytest.mark.parametrize("until", ["started", 60.0])
+    async def test_keep_last_waits_for_no_end_that_does_not_free_the_key(self, store: Store, clock: TestClock, until: Until) -> None:
+        await store.enqueue([only(clock, "a", until=until)])
+        assert await store.enqueue([only(clock, "b", "keep_last")]) == ["a"]
+        assert await state(store, "b") is None
+
+    @needs(Feature.UNIQUE, Feature.DELAY, Feature.SCHEDULES)
+    async def test_debounce_does_not_overtake_what_the_job_waits_for(self, store: Store, clock: TestClock) -> None:
+        key = UniqueKey("k", "started", "debounce")
+        first, second = (tick_job(clock, rule(overlap="replace"), id, unique=key) for id in "ab")
+        async with store.session(info()) as session:
+            await store.enqueue([first])
+            running = await claim_one(session)
+            await store.enqueue([second])
+            assert await store.enqueue([only(clock, "c", "debounce", "started", n=3, delay=60)]) == ["b"]
+            shown = await record(store, "b")
+            assert (shown.state, shown.reason, shown.payload) == (State.WAITING, "behind a", b'{"n":3}')
+            await settle(session, running, Done())
+            assert await state(store, "b") is State.SCHEDULED
+            clock.advance(60)
+            await session.maintain()
+            assert ids(await claim(session)) == ["b"]
 
     @needs(Feature.UNIQUE)
     async def test_jobs_are_found_by_their_key(self, store: Store, clock: TestClock) -> None:

@@ -1,0 +1,65 @@
+"""The benchmark runs, and finds each job run exactly once. How fast is not judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+RUN = Path(__file__).parents[1] / "benchmarks" / "run.py"
+
+pytestmark = pytest.mark.process
+
+
+def bench(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, str(RUN), "--quick", "--jobs", "150", "--folder", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=90).stdout
+
+
+def test_every_measurement_runs_each_job_exactly_once_on_every_engine(tmp_path: Path) -> None:
+    found = json.loads(bench(tmp_path, "--json", "--engine", "memory", "--engine", "sqlite-full"))
+
+    assert found["exactly_once"]["problems"] == []
+    assert found["exactly_once"]["jobs"] > 150 * 2 * (3 + 5)
+    assert found["machine"]["cores"] > 0
+    names = {(row["engine"], row["name"]) for row in found["rows"]}
+    for engine in ("memory", "sqlite-full"):
+        for name in (
+            "enqueue in bulk",
+            "process async, 1 worker",
+            "idle pickup p50",
+            "start to first job",
+            "idle worker",
+            "memory of one worker",
+        ):
+            assert (engine, name) in names
+    assert ("sqlite-full", "process sync, 2 workers") in names
+    assert all(len(row["offload"]) == len(row["floor"]) == 1 for row in found["rows"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_shows_both_sides_and_their_ratio(tmp_path: Path) -> None:
+    shown = bench(tmp_path, "--engine", "sqlite-normal", "--only", "enqueue", "--loop", "asyncio")
+
+    assert "sqlite-normal, asyncio" in shown
+    [row] = [line for line in shown.splitlines() if line.startswith("enqueue in bulk, jobs/s")]
+    offload, floor, ratio = (float(figure.replace(",", "")) for figure in row.split()[4:7])
+    assert offload > 0
+    assert floor > 0
+    assert ratio == pytest.approx(offload / floor, rel=0.01, abs=0.001)
+
+
+def test_a_job_that_was_not_run_exactly_once_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(RUN.parent))
+    part, stage = import_module("part"), import_module("stage")  # benchmarks are programs, not a package
+
+    account = stage.Account()
+    floor = part.Part(side="floor", engine="memory", loop="asyncio", duty="work", jobs=3)
+
+    account.check(floor, [part.Told(runs=[1, 0, 1]), part.Told(runs=[0, 0, 1])], left=1)
+
+    assert account.problems == ["floor on memory: 1 jobs not run, 1 run again, 1 not settled"]
