@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import os
 import shutil
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -17,3 +22,22 @@ def faketime() -> str:
     if program is None:
         pytest.skip("needs the package faketime: apt-get install faketime")
     return program
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Awaitable[Any]]:
+    """`await eventually(condition, within=10)`: wait until the condition, plain or async, holds. Gives its value, fails after `within` seconds."""
+
+    async def eventually(condition: Callable[[], Any], within: float = 10.0) -> Any:
+        deadline = monotonic() + within
+        while True:
+            met = condition()
+            if inspect.isawaitable(met):
+                met = await met
+            if met:
+                return met
+            if monotonic() > deadline:
+                pytest.fail(f"not within {within:g} s: {inspect.getsource(condition).strip()}")
+            await asyncio.sleep(0.01)
+
+    return eventually

@@ -84,6 +84,13 @@ def test_advance_brings_each_retry_at_its_moment(enqueued: Enqueued, drain: Call
     assert [error.at - START for error in record.errors] == [timedelta(0), timedelta(seconds=60), timedelta(seconds=180)]
 
 
+def test_advance_does_not_wait_for_what_cannot_run(enqueued: Enqueued, advance: Advance) -> None:
+    greet.using(delay=10).enqueue("ada")
+    app.pause("default")
+    assert advance(60) == 0
+    assert [record.state for record in enqueued()] == [State.READY]
+
+
 def test_advance_fires_each_tick_of_a_schedule(advance: Advance, offload_clock: TestClock) -> None:
     assert advance(timedelta(hours=3)) == 3
     assert calls == ["hourly"] * 3

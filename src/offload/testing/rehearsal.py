@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -47,7 +46,7 @@ class Rehearsal:
         until = self.clock.now() + (by if isinstance(by, timedelta) else timedelta(seconds=by))
         attempts = await self.adrain()
         while (moment := await self._next_moment()) is not None and moment <= until:
-            self.clock.advance(max(moment - self.clock.now(), timedelta(0)))
+            self.clock.advance(moment - self.clock.now())
             attempts += await self.adrain()
         self.clock.advance(until - self.clock.now())
         return attempts + await self.adrain()
@@ -55,11 +54,8 @@ class Rehearsal:
     advance = sync(aadvance)
 
     async def _next_moment(self) -> datetime | None:
-        """When something is next due."""
+        """When something is next due; what is due already and did not run has its reasons."""
+        now = self.clock.now()
         waiting = [record.run_at for record in await self.app.afind(state=State.SCHEDULED, limit=EVERYTHING)]
         ticks = [known.next_at for known in await self.app.aschedules() if not known.paused]
-        return min(_known([*waiting, *ticks]), default=None)
-
-
-def _known(moments: Iterable[datetime | None]) -> list[datetime]:
-    return [moment for moment in moments if moment is not None]
+        return min((moment for moment in (*waiting, *ticks) if moment is not None and moment > now), default=None)

@@ -357,7 +357,7 @@ class Shelf:
                 break
             self._due.pop()
         while (first := self._expiring.first()) is not None:
-            if first[1].state in _NOT_STARTED and first[1].claim == 0:
+            if first[1].state in _NOT_STARTED and first[1].claim == 0 and first[1].job.expires_at == first[0]:
                 moments.append(first[0])
                 break
             self._expiring.pop()

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from offload.broker import Feature, Store
 from offload.brokers.sqlite import control, enqueueing, planning, reading
+from offload.brokers.sqlite.awaited import Awaited
 from offload.brokers.sqlite.rows import stored
 from offload.brokers.sqlite.session import SqliteSession
 from offload.brokers.sqlite.sharing import Shared, acquire, release
@@ -29,8 +30,6 @@ from offload.job import Facts, Filter, Job, Record, Schedule, ScheduleRecord, Se
 
 FIXED = (3, 51, 3)
 """The first SQLite in which two checkpoints that race cannot corrupt the database."""
-RECHECK = 1.0
-"""Seconds after which a wait for results looks again though nothing was heard."""
 
 
 class SqliteBroker(Store):
@@ -47,7 +46,7 @@ class SqliteBroker(Store):
         self._synchronous = synchronous
         self._clock = clock
         self._shared: Shared | None = None
-        self._ended: Ear | None = None
+        self._awaited: Awaited | None = None
 
     @classmethod
     def connect(cls, url: str, clock: Clock) -> Self:
@@ -77,9 +76,9 @@ class SqliteBroker(Store):
 
     async def close(self) -> None:
         """Let go of the file; the last client of the process finishes what was asked for and empties the log."""
-        if self._ended is not None:
-            self._ended.close()
-            self._ended = None
+        if self._awaited is not None:
+            self._awaited.close()
+            self._awaited = None
         if self._shared is not None:
             shared, self._shared = self._shared, None
             try:
@@ -88,16 +87,17 @@ class SqliteBroker(Store):
                 release(shared)
 
     @property
-    def _opened(self) -> Shared:
+    def opened(self) -> Shared:
+        """What this client shares with others of the process. Raises BrokerError when it is not open."""
         if self._shared is None:
             raise BrokerError(f"the client of {self.path} is not open; call open() first")
         return self._shared.here()
 
     async def _write(self, operation: Operation[T]) -> T:
-        return await self._opened.writer.submit(operation)
+        return await self.opened.writer.submit(operation)
 
     async def _read(self, operation: Operation[T]) -> T:
-        return await self._opened.read(operation)
+        return await self.opened.read(operation)
 
     def _now(self) -> int:
         return stored(self._clock.now())
@@ -112,7 +112,7 @@ class SqliteBroker(Store):
     @asynccontextmanager
     async def session(self, worker: WorkerInfo) -> AsyncGenerator[SqliteSession]:
         """Open a session; see `Broker.session`."""
-        shared = self._opened
+        shared = self.opened
         ear = Ear(shared.database, "w")
         session = SqliteSession(shared, self._clock, uuid4().hex, worker, ear)
         try:
@@ -172,16 +172,16 @@ class SqliteBroker(Store):
 
     async def finished(self, ids: Sequence[str], timeout: float) -> dict[str, Record]:
         """Wait for jobs to end; see `Store.finished`."""
-        if self._ended is None:
-            self._ended = Ear(self._opened.database, "r")
+        if self._awaited is None:
+            self._awaited = Awaited(self.opened)
         deadline = monotonic() + timeout  # real time also under a test's clock: it is the caller who waits
         while True:
-            heard = self._ended.count
             records = await self.get(ids)
+            running = [id for id, record in records.items() if not record.state.terminal]
             left = deadline - monotonic()
-            if left <= 0 or all(record.state.terminal for record in records.values()):
+            if left <= 0 or not running:
                 return {id: record for id, record in records.items() if record.state.terminal}
-            await self._ended.after(heard, min(left, RECHECK))
+            await self._awaited.wait(running, left)
 
     async def standing(self, id: str) -> Standing | None:
         """The facts about one job."""
@@ -217,7 +217,7 @@ class SqliteBroker(Store):
         return replace(facts, notes=self._notes())
 
     def _notes(self) -> tuple[tuple[Literal["error", "warning", "info"], str, str], ...]:
-        log = self._opened.database.checkpointer.log_bytes()
+        log = self.opened.database.checkpointer.log_bytes()
         size = ("info", f"the write-ahead log of {self.path} holds {log / 1_048_576:.1f} MiB", "")
         if sqlite3.sqlite_version_info >= FIXED:
             return (size,)
@@ -230,7 +230,7 @@ class SqliteBroker(Store):
 
     async def migrate(self) -> tuple[int, int]:
         """Bring the schema up to date, as opening did already; so both versions are the newest."""
-        return await asyncio.to_thread(self._opened.database.prepare)
+        return await asyncio.to_thread(self.opened.database.prepare)
 
 
 def _resume(tx: Transaction, queue: str) -> None:

@@ -10,13 +10,11 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from offload.brokers.sqlite import file
 from offload.brokers.sqlite.checkpoint import Checkpointer
 from offload.brokers.sqlite.transaction import Operation, T, Transaction
-
-PATIENCE = 30.0
-"""Seconds that a write waits for other processes."""
 
 
 class Link:
@@ -25,6 +23,11 @@ class Link:
     def __init__(self, path: Path, synchronous: str) -> None:
         self.lock = threading.Lock()
         self.connection = file.connect(path, synchronous)
+
+    def impatient(self) -> Self:
+        """Have busy locks reported at once: for writes, which wait in a fairer way, and for what may not block."""
+        self.connection.execute("pragma busy_timeout=0")
+        return self
 
 
 class Database:
@@ -38,7 +41,7 @@ class Database:
         self.reader_thread = ThreadPoolExecutor(1, thread_name_prefix="offload-sqlite-reader")
         file.check_place(path)
         self.prepare()
-        self.writing = self.link()
+        self.writing = self.link().impatient()
         self.reading = self.link()
 
     def prepare(self) -> tuple[int, int]:
@@ -57,7 +60,8 @@ class Database:
         """Close a connection."""
         with link.lock:
             link.connection.close()
-        self.links.remove(link)
+        if link in self.links:
+            self.links.remove(link)
 
     @contextmanager
     def errors(self) -> Generator[None]:
@@ -90,7 +94,7 @@ class Database:
 
         SQLite's busy timeout lets some processes starve (its sleeps grow); short sleeps of random length share the lock fairly.
         """
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + file.PATIENCE
         while True:
             with link.lock:
                 try:
@@ -120,15 +124,13 @@ def _prepared(path: Path) -> tuple[int, int]:
     """Safe for many processes at once: the schema is looked at again under an exclusive lock."""
     connection = file.connect(path, "full")
     try:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + file.PATIENCE
         while True:
             try:
                 return _migrated(connection, path)
-            except sqlite3.OperationalError as error:
+            except sqlite3.OperationalError as error:  # the switch to the write-ahead log does not wait for others by itself
                 if not file.busy(error) or time.monotonic() >= deadline:
                     raise
-            if connection.in_transaction:
-                connection.execute("rollback")
             time.sleep(random.uniform(0.0002, 0.002))
     finally:
         connection.close()

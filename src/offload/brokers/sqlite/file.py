@@ -17,11 +17,19 @@ MIGRATIONS: dict[int, str] = {1: "schema.sql"}
 NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "fuse.glusterfs", "fuse.sshfs", "lustre", "ocfs2", "gfs2"}
 )
+OLDEST = (3, 35)
+"""The first SQLite with `returning`."""
 CACHE_KIB = 16_384
+PATIENCE = 30.0
+"""Seconds that a call waits for other processes."""
 
 
 def check_place(path: Path) -> None:
     """Refuse early what cannot become or be a database. Raises BrokerError."""
+    if sqlite3.sqlite_version_info < OLDEST:
+        raise BrokerError(
+            f"this Python has SQLite {sqlite3.sqlite_version}; Offload needs 3.35 or newer: use a newer Python, or PostgreSQL or Redis"
+        )
     if not path.parent.is_dir():
         raise BrokerError(
             f"the folder {path.parent} for the database {path.name} does not exist; create it, or give another path in the URL"
@@ -54,11 +62,12 @@ def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
 
 
 def connect(path: Path, synchronous: str) -> sqlite3.Connection:
-    """A connection as this engine uses them: transactions by hand, locks waited for by ourselves, checkpoints by election.
+    """A connection as this engine uses them: transactions by hand, write locks waited for by ourselves, checkpoints by election.
 
-    Memory-mapped reading stays off: with it an I/O error kills the process, and a truncated log can.
+    Memory-mapped reading stays off: with it an I/O error kills the process, and a truncated log can. SQLite's own patience is for
+    short moments only, when a process opens the log as the first or closes it as the last.
     """
-    connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=512)
+    connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False, cached_statements=512)
     for pragma in (
         "wal_autocheckpoint=0",
         f"synchronous={synchronous}",

@@ -20,7 +20,7 @@ select due, n, 0, 0, 0 from jobs where n between :first and :last and due > :now
 insert into expiring (expires_at, n)
 
 -- name: drop_expiring
-delete from expiring where (expires_at, n) in (select value ->> 0, value ->> 1 from json_each(:pairs))
+delete from expiring where (expires_at, n) in (select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(:pairs))
 
 -- name: known
 select task, payload from jobs where id = :id
@@ -54,10 +54,6 @@ update uniques set successor = :successor where key = :key
 -- name: drop_hold
 delete from uniques where key = :key
 
--- name: held_keys
--- Of the given keys those that are held.
-select json_group_array(key) from uniques where key in (select value from json_each(:keys))
-
 -- name: replace_job
 update jobs set payload = :payload, due = :due, extra = :extra where n = :n
 
@@ -87,8 +83,8 @@ delete from scheduled where due = :due and n = :n
 
 -- name: note_places
 -- Jobs, as [n, due], that go to the end of the ready line from the place :first on.
-update jobs set pos = :first + moves.key, due = moves.value ->> 1
-from json_each(:moves) as moves where jobs.n = moves.value ->> 0
+update jobs set pos = :first + moves.key, due = json_extract(moves.value, '$[1]')
+from json_each(:moves) as moves where jobs.n = json_extract(moves.value, '$[0]')
 
 -- name: note_promoted
 -- Jobs that go to the ready line from the place :first on, in order.
@@ -96,8 +92,8 @@ update jobs set pos = :first + moves.key from json_each(:ns) as moves where jobs
 
 -- name: note_dues
 -- Jobs, as [n, due], that now wait for a time.
-update jobs set due = moves.value ->> 1
-from json_each(:moves) as moves where jobs.n = moves.value ->> 0
+update jobs set due = json_extract(moves.value, '$[1]')
+from json_each(:moves) as moves where jobs.n = json_extract(moves.value, '$[0]')
 
 -- name: lines
 -- What a fetch must know first: is the session there, which queues are paused, which lines of jobs set aside there are, and
@@ -110,7 +106,7 @@ select
         union all
         select (
             select json_array(queue, task) from aside
-            where (queue, task) > (line.pair ->> 0, line.pair ->> 1) order by queue, task limit 1
+            where (queue, task) > (json_extract(line.pair, '$[0]'), json_extract(line.pair, '$[1]')) order by queue, task limit 1
         ) from line where line.pair is not null
     ) select json_group_array(json(pair)) from line where pair is not null),
     (with recursive line(queue) as (
@@ -151,32 +147,36 @@ delete from ready where queue = :queue and (rank, pos) <= (:rank, :pos)
 -- Lease ready jobs of a queue, as [rank, pos].
 insert into running (n, session, claim, attempt, crashes, pos, ready_at, started_at, worker)
 select r.n, :session, r.claim + 1, r.attempt + 1, r.crashes, r.pos, r.ready_at, :now, :worker
-from json_each(:places) p cross join ready r on r.queue = :queue and r.rank = p.value ->> 0 and r.pos = p.value ->> 1
+from json_each(:places) p
+cross join ready r on r.queue = :queue and r.rank = json_extract(p.value, '$[0]') and r.pos = json_extract(p.value, '$[1]')
 
 -- name: run_places_aside
 -- Lease jobs of a queue that are set aside, as [task, rank, pos].
 insert into running (n, session, claim, attempt, crashes, pos, ready_at, started_at, worker)
 select a.n, :session, a.claim + 1, a.attempt + 1, a.crashes, a.pos, a.ready_at, :now, :worker
 from json_each(:places) p
-cross join aside a on a.queue = :queue and a.task = p.value ->> 0 and a.rank = p.value ->> 1 and a.pos = p.value ->> 2
+cross join aside a on a.queue = :queue
+    and a.task = json_extract(p.value, '$[0]') and a.rank = json_extract(p.value, '$[1]') and a.pos = json_extract(p.value, '$[2]')
 
 -- name: set_aside
 -- Ready jobs of a queue, as [rank, pos].
 insert into aside (queue, task, rank, pos, n, claim, attempt, crashes, ready_at, started_at, worker)
 select r.queue, j.task, r.rank, r.pos, r.n, r.claim, r.attempt, r.crashes, r.ready_at, r.started_at, r.worker
 from json_each(:places) p
-cross join ready r on r.queue = :queue and r.rank = p.value ->> 0 and r.pos = p.value ->> 1
+cross join ready r on r.queue = :queue and r.rank = json_extract(p.value, '$[0]') and r.pos = json_extract(p.value, '$[1]')
 cross join jobs j on j.n = r.n
 
 -- name: drop_places
 -- Ready jobs of a queue, as [rank, pos].
 delete from ready
-where queue = :queue and (rank, pos) in (select value ->> 0, value ->> 1 from json_each(:places))
+where queue = :queue and (rank, pos) in (select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(:places))
 
 -- name: drop_places_aside
 -- Jobs of a queue set aside, as [task, rank, pos].
 delete from aside
-where queue = :queue and (task, rank, pos) in (select value ->> 0, value ->> 1, value ->> 2 from json_each(:places))
+where queue = :queue
+    and task in (select json_extract(value, '$[0]') from json_each(:places))
+    and (rank, pos) in (select json_extract(value, '$[1]'), json_extract(value, '$[2]') from json_each(:places))
 
 -- name: steps_of
 -- The steps of jobs, as [n, name, value].
@@ -196,8 +196,8 @@ select json_group_array(n) from (select n from running where session = :session 
 -- name: keep_results
 -- Records that leases succeeded, as [n, result].
 insert into done (n, state, claim, attempt, crashes, started_at, worker, result, finished_at, forget_at)
-select r.n, 'SUCCEEDED', r.claim, r.attempt, r.crashes, r.started_at, r.worker, d.value ->> 1, :now, :forget_at
-from json_each(:results) d cross join running r on r.n = d.value ->> 0 and r.session = :session and r.claim = :claim
+select r.n, 'SUCCEEDED', r.claim, r.attempt, r.crashes, r.started_at, r.worker, json_extract(d.value, '$[1]'), :now, :forget_at
+from json_each(:results) d cross join running r on r.n = json_extract(d.value, '$[0]') and r.session = :session and r.claim = :claim
 
 -- name: keep_done
 -- Records that leases succeeded with nothing to tell.
@@ -239,8 +239,10 @@ on conflict (n, name) do update set value = excluded.value
 -- name: put_progress
 -- Progress of leases, as [n, claim, fraction, message].
 insert into progress (n, fraction, message)
-select r.n, p.value ->> 2, p.value ->> 3
-from json_each(:progress) p cross join running r on r.n = p.value ->> 0 and r.claim = p.value ->> 1 and r.session = :session
+select r.n, json_extract(p.value, '$[2]'), json_extract(p.value, '$[3]')
+from json_each(:progress) p
+cross join running r
+    on r.n = json_extract(p.value, '$[0]') and r.claim = json_extract(p.value, '$[1]') and r.session = :session
 where true
 on conflict (n) do update set fraction = excluded.fraction, message = excluded.message
 
@@ -359,6 +361,11 @@ delete from paused where queue = :queue
 -- name: paused
 select json_group_array(queue) from (select queue from paused order by queue)
 
+-- name: ended
+-- Those of the given ids that are terminal or unknown.
+select json_group_array(value) from json_each(:ids)
+where not exists (select 1 from jobs j left join done d on d.n = j.n where j.id = value and d.n is null)
+
 -- name: counts
 -- Numbers by queue and state, as [queue, state, number].
 select json_group_array(json_array(queue, state, number)) from (
@@ -386,16 +393,27 @@ select json_group_array(n) from (
     select n from jobs
     where (:task is null or task = :task)
         and (:queue is null or queue = :queue)
-        and (:key is null or extra ->> '$.unique.key' = :key)
+        and (:key is null or json_extract(extra, '$.unique.key') = :key)
         and (:at is null or (enqueued_at, n) < (:at, :after))
-        and (:state is null or n in (
-            select n from ready where :state = 'READY'
-            union all select n from aside where :state = 'READY'
-            union all select n from running where :state = 'RUNNING'
-            union all select n from scheduled where :state = 'SCHEDULED'
-            union all select n from waiting where :state = 'WAITING'
-            union all select n from done where state = :state))
     order by enqueued_at desc, n desc limit :limit
+)
+
+-- name: find_in_state
+-- As find, by way of the lines of one state.
+select json_group_array(n) from (
+    select j.n from (
+        select n from ready where :state = 'READY'
+        union all select n from aside where :state = 'READY'
+        union all select n from running where :state = 'RUNNING'
+        union all select n from scheduled where :state = 'SCHEDULED'
+        union all select n from waiting where :state = 'WAITING'
+        union all select n from done where state = :state
+    ) as line cross join jobs j on j.n = line.n
+    where (:task is null or j.task = :task)
+        and (:queue is null or j.queue = :queue)
+        and (:key is null or json_extract(j.extra, '$.unique.key') = :key)
+        and (:at is null or (j.enqueued_at, j.n) < (:at, :after))
+    order by j.enqueued_at desc, j.n desc limit :limit
 )
 
 -- name: facts

@@ -39,7 +39,8 @@ def get(tx: Transaction, ids: Sequence[str]) -> dict[str, Record]:
 def page(tx: Transaction, filter: Filter, limit: int, after: str | None) -> list[Record]:
     """Records that match all of the filter but its text, newest first."""
     at, n = (None, None) if after is None else tx.row("after", id=after) or (-1 << 62, 0)
-    found = tx.value("find", state=filter.state, task=filter.task, queue=filter.queue, key=filter.key, at=at, after=n, limit=limit)
+    wanted = {"task": filter.task, "queue": filter.queue, "key": filter.key, "at": at, "after": n, "limit": limit}
+    found = tx.value("find", **wanted) if filter.state is None else tx.value("find_in_state", state=filter.state, **wanted)
     numbers = _integers(found)
     rows = jobs_by_number(tx, numbers)
     return [rows[n].record() for n in numbers]

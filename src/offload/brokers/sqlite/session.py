@@ -74,7 +74,7 @@ class SqliteSession(Session):
         """Show life; see `Session.beat`. Runs in the keeper's thread, on a connection of its own."""
         if self._pulse is None:
             # The beat needs not survive a power failure, so it waits for no disk.
-            self._pulse = self._shared.database.link("normal")
+            self._pulse = self._shared.database.link("normal").impatient()
         progress = [(lease.ref, lease.claim, *done) for lease, done in pulse.progress if type(lease.ref) is int]
         self._marked.update(lease.ref for lease, _ in pulse.progress)
         found = self._shared.database.write(self._pulse, lambda tx: self._beat(tx, progress))

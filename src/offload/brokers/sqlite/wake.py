@@ -11,12 +11,14 @@ import asyncio
 import hashlib
 import os
 import socket
+import sqlite3
 import tempfile
 import time
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
+from offload.brokers.sqlite import file
 from offload.brokers.sqlite.database import Database, Link
 
 POLL = 0.05
@@ -149,9 +151,14 @@ class Ear:
 
     def _data_version(self) -> int:
         if self._link is None:
-            self._link = self._database.link()
+            self._link = self._database.link().impatient()
         with self._database.errors(), self._link.lock:
-            version: int = self._link.connection.execute("pragma data_version").fetchone()[0]
+            try:
+                version: int = self._link.connection.execute("pragma data_version").fetchone()[0]
+            except sqlite3.OperationalError as error:
+                if not file.busy(error):
+                    raise
+                return self._version  # another process opens or closes the log just now; the next look will tell
             return version
 
     def close(self) -> None:

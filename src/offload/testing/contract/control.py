@@ -133,6 +133,17 @@ class Control(Fixtures):
         async with store.session(info()) as session:
             assert [lease.job.payload for lease in await claim(session)] == [b'{"n":2}', b'{"n":1}']
 
+    @needs(Feature.EXPIRY)
+    async def test_expiry_no_longer_applies_to_a_retried_job(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([job(clock, "a", expires_in=5)])
+        await store.cancel(["a"])
+        await store.retry(["a"])
+        async with store.session(info()) as session:
+            assert (await session.maintain()).wait == 60
+            clock.advance(5)
+            assert (await session.maintain()).touched == ()
+            assert ids(await claim(session)) == ["a"]
+
     async def test_a_retried_job_stands_at_the_end_of_its_line(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([job(clock, "a"), job(clock, "b")])
         await store.cancel(["a"])
