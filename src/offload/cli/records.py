@@ -1,0 +1,91 @@
+"""What people and programs are shown of a job; arguments that its task masks are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, assert_never
+
+import msgspec
+
+from offload.cli.output import iso
+from offload.job import Record, State
+
+if TYPE_CHECKING:
+    from offload.app import Offload
+
+MASK = "***"
+
+
+def payload(record: Record, app: Offload, *, reveal: bool) -> Mapping[str, Any]:
+    """The arguments by name. Those that the task masks are `***`; of a task that is not known here all are, for it may mask any."""
+    arguments: dict[str, Any] = msgspec.json.decode(record.payload)
+    if reveal:
+        return arguments
+    task = app.tasks.get(record.task)
+    return {name: MASK if task is None or name in task.mask else value for name, value in arguments.items()}
+
+
+def plain(record: Record, app: Offload, *, reveal: bool) -> dict[str, Any]:
+    """A record as JSON carries it, always with the same keys."""
+    unique, progress = record.unique, record.progress
+    return {
+        "id": record.id,
+        "task": record.task,
+        "queue": record.queue,
+        "state": record.state.value,
+        "priority": record.priority,
+        "payload": payload(record, app, reveal=reveal),
+        "attempt": record.attempt,
+        "crashes": record.crashes,
+        "enqueued_at": iso(record.enqueued_at),
+        "run_at": iso(record.run_at),
+        "expires_at": iso(record.expires_at),
+        "started_at": iso(record.started_at),
+        "finished_at": iso(record.finished_at),
+        "timeout": record.timeout,
+        "keep": record.keep,
+        "unique": None if unique is None else {"key": unique.key, "until": unique.until, "on_conflict": unique.on_conflict},
+        "schedule": record.schedule,
+        "worker": record.worker,
+        "reason": record.reason,
+        "progress": None if progress is None else {"fraction": progress.fraction, "message": progress.message},
+        "result": record.result,
+        "steps": dict(record.steps),
+        "errors": [
+            {"attempt": each.attempt, "at": iso(each.at), "type": each.type, "message": each.message, "traceback": each.traceback}
+            for each in record.errors
+        ],
+    }
+
+
+def since(record: Record) -> datetime | None:
+    """Since when the job is in its state; for a scheduled one, when it is due."""
+    match record.state:
+        case State.SCHEDULED:
+            return record.run_at
+        case State.WAITING | State.READY:
+            return record.enqueued_at
+        case State.RUNNING:
+            return record.started_at
+        case State.SUCCEEDED | State.DEAD | State.CANCELLED | State.EXPIRED:
+            return record.finished_at
+        case _:
+            assert_never(record.state)
+
+
+def remark(record: Record) -> str:
+    """The one thing about a job that is most worth a glance."""
+    if record.state is State.RUNNING and record.progress is not None:
+        return f"{record.progress.fraction:.0%} {record.progress.message}"
+    if record.errors and record.state not in (State.SUCCEEDED, State.CANCELLED, State.EXPIRED):
+        return last_error(record)
+    return record.reason or ""
+
+
+def last_error(record: Record) -> str:
+    """The type and message of the last failed attempt, or the reason where no attempt failed."""
+    if not record.errors:
+        return record.reason or "no reason was recorded"
+    last = record.errors[-1]
+    return f"{last.type}: {last.message}" if last.message else last.type

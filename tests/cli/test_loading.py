@@ -1,0 +1,129 @@
+"""Which app a command works with, and what it says when there is none."""
+
+from __future__ import annotations
+
+import pytest
+from tests.cli.project import SHOP, Project
+
+
+def test_the_app_comes_from_the_environment(project: Project) -> None:
+    assert project.json("jobs") == []
+    assert (project.folder / "shop.db").exists()
+
+
+def test_the_app_comes_from_the_argument_before_the_environment(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OFFLOAD_APP", "nowhere:app")
+    assert project.json("jobs", "list", "shop:app") == []
+    assert project.json("jobs", "shop:app") == []
+    assert project.json("jobs", "-A", "shop:app") == []
+
+
+def test_the_app_comes_from_pyproject(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OFFLOAD_APP")
+    project.write("pyproject.toml", '[tool.offload]\napp = "shop:app"\n')
+    assert project.json("jobs") == []
+
+
+def test_the_app_may_stand_deep_in_a_package(project: Project) -> None:
+    project.write("market/__init__.py", "")
+    project.write("market/tasks.py", SHOP + "\nclass Holder:\n    inner = app\n")
+    assert project.json("jobs", "-A", "market.tasks:Holder.inner") == []
+
+
+def test_a_broker_alone_is_enough_to_look_at(project: Project) -> None:
+    project.ok("enqueue", "greet", "user_id=1")
+    assert [job["task"] for job in project.json("jobs", "--url", "sqlite:///shop.db")] == ["greet"]
+
+
+def test_the_url_may_come_from_the_environment(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OFFLOAD_APP")
+    monkeypatch.setenv("OFFLOAD_URL", "sqlite:///other.db")
+    assert project.json("jobs") == []
+    assert (project.folder / "other.db").exists()
+
+
+def test_no_app_at_all_is_told_with_the_ways_to_name_one(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OFFLOAD_APP")
+    for command in ("jobs", "worker"):
+        result = project.run(command)
+        assert result.exit_code == 2
+        assert "MODULE:APP" in result.stderr
+        assert "OFFLOAD_APP" in result.stderr
+        assert "pyproject.toml" in result.stderr
+
+
+def test_app_and_url_together_are_refused(project: Project) -> None:
+    result = project.run("jobs", "-A", "shop:app", "--url", "memory://")
+    assert result.exit_code == 2
+    assert "not both" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("shp:app", ("no module 'shp'", "did you mean shop?")),
+        ("market.taks:app", ("no module 'market.taks'", "did you mean tasks?")),
+        ("shop:ap", ("no 'ap'", "its apps are: app")),
+        ("shop:greet", ("Task, not an Offload", "its apps are: app")),
+        ("empty:app", ("no 'app'", "makes no Offload")),
+        ("shop", ("say which one: shop:app",)),
+        ("shop.py:app", ("is a file", "shop:app")),
+        ("market/tasks.py", ("is a file", "market.tasks:app")),
+        ("sh op:app", ("not of the form MODULE:APP",)),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_told_with_what_is_near(project: Project, name: str, said: tuple[str, ...]) -> None:
+    project.write("market/__init__.py", "")
+    project.write("market/tasks.py", "")
+    project.write("empty.py", "")
+    result = project.run("jobs", "-A", name)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.stderr
+    for words in said:
+        assert words in result.stderr
+
+
+def test_who_named_a_missing_app_is_said(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OFFLOAD_APP", "shp:app")
+    assert "OFFLOAD_APP says shp:app" in project.run("jobs").stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("import does_not_exist_anywhere", "ModuleNotFoundError: No module named 'does_not_exist_anywhere'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("from offload import Offload\nOffload('nonsense://')", "BadDeclaration: no broker serves 'nonsense'"),
+    ],
+)
+def test_what_the_module_itself_raises_is_shown_from_its_own_line_on(project: Project, code: str, error: str) -> None:
+    project.write("broken.py", code)
+    result = project.run("jobs", "-A", "broken:app")
+    assert result.exit_code == 1
+    assert error in result.stderr
+    assert f'File "{project.folder / "broken.py"}"' in result.stderr
+    assert "offload/cli/" not in result.stderr
+
+
+def test_a_module_that_is_no_python_is_shown_with_its_line(project: Project) -> None:
+    project.write("broken.py", "def (:\n")
+    result = project.run("jobs", "-A", "broken:app")
+    assert result.exit_code == 1
+    assert "SyntaxError" in result.stderr
+    assert "broken.py" in result.stderr
+
+
+def test_a_pyproject_that_cannot_be_read_is_named(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OFFLOAD_APP")
+    project.write("pyproject.toml", "[tool.offload\n")
+    result = project.run("jobs")
+    assert result.exit_code == 2
+    assert "pyproject.toml cannot be read" in result.stderr
+    project.write("pyproject.toml", "[tool.offload]\napp = 7\n")
+    assert "must be text" in project.run("jobs").stderr
+
+
+def test_a_url_that_no_broker_serves_is_a_mistake_of_the_caller(project: Project) -> None:
+    result = project.run("jobs", "--url", "nonsense://x")
+    assert result.exit_code == 2
+    assert "known are memory://, sqlite://" in result.stderr
