@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Sequence
+from contextlib import contextmanager
 from time import monotonic
 
 import msgspec
@@ -37,18 +38,17 @@ class Awaited:
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._watch: asyncio.Task[None] | None = None
 
-    async def wait(self, ids: Collection[str], timeout: float) -> None:
-        """Return once all of `ids` have ended or are unknown, or after `timeout` seconds."""
+    @contextmanager
+    def watching(self, ids: Collection[str]) -> Generator[dict[str, asyncio.Future[None]]]:
+        """Futures that end when their jobs do, or are unknown. An end before the block is for the caller to notice inside it."""
         loop = asyncio.get_running_loop()
         futures: dict[str, asyncio.Future[None]] = {id: loop.create_future() for id in ids}
         for id, future in futures.items():
             self._waiting.setdefault(id, set()).add(future)
-        if self._watch is None:
+        if self._watch is None and futures:
             self._watch = loop.create_task(self._look())
         try:
-            done, _ = await asyncio.wait(futures.values(), timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
-            for future in done:
-                future.result()
+            yield futures
         finally:
             for id, future in futures.items():
                 self._forget(id, future)
@@ -75,7 +75,7 @@ class Awaited:
                     await asyncio.sleep(REST * took)
                 if self._waiting:
                     await self._ear.after(heard, RECHECK)
-        except Exception as error:  # it belongs to all who wait
+        except Exception as error:  # noqa: BLE001  it belongs to all who wait
             for future in [future for waiting in self._waiting.values() for future in waiting]:
                 if not future.done():
                     future.set_exception(error)

@@ -17,7 +17,7 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from offload.broker import Feature, Store
-from offload.brokers.sqlite import control, enqueueing, planning, reading
+from offload.brokers.sqlite import cancelling, control, enqueueing, planning, reading
 from offload.brokers.sqlite.awaited import Awaited
 from offload.brokers.sqlite.rows import stored
 from offload.brokers.sqlite.session import SqliteSession
@@ -129,17 +129,20 @@ class SqliteBroker(Store):
         return await self._read(lambda tx: reading.get(tx, ids))
 
     async def find(self, filter: Filter, limit: int, after: str | None = None) -> list[Record]:
-        """Records that match; see `Store.find`. A search for text goes through the records page by page."""
-        text = filter.text
-        if text is None:
-            return await self._read(lambda tx: reading.page(tx, filter, limit, after))
-        found: list[Record] = []
-        while len(found) < limit:
-            page = await self._read(partial(reading.page, filter=filter, limit=reading.PAGE, after=after))
-            found += [record for record in page if reading.mentions(record, text)]
-            if len(page) < reading.PAGE:
+        """Records that match; see `Store.find`."""
+        sought = filter.text
+        found = await self._read(lambda tx: reading.matches(tx, filter, limit if sought is None else -1, after))
+        if sought is not None:
+            found = await self._mentions(found, limit, sought)
+        return await self._read(lambda tx: reading.records(tx, found))
+
+    async def _mentions(self, candidates: Sequence[int], limit: int, sought: str) -> list[int]:
+        found: list[int] = []
+        for start in range(0, len(candidates), reading.PAGE):
+            page = candidates[start : start + reading.PAGE]
+            found += await self._read(partial(reading.mentions, ns=page, sought=sought))
+            if len(found) >= limit:
                 break
-            after = page[-1].id
         return found[:limit]
 
     async def counts(self) -> dict[str, dict[State, int]]:
@@ -148,7 +151,7 @@ class SqliteBroker(Store):
 
     async def cancel(self, ids: Sequence[str]) -> set[str]:
         """Cancel jobs; see `Store.cancel`."""
-        return await self._write(lambda tx: control.cancel(tx, self._now(), ids))
+        return await self._write(lambda tx: cancelling.cancel(tx, self._now(), ids))
 
     async def retry(self, ids: Sequence[str], payload: bytes | None = None) -> set[str]:
         """Revive jobs; see `Store.retry`."""
@@ -176,12 +179,15 @@ class SqliteBroker(Store):
             self._awaited = Awaited(self.opened)
         deadline = monotonic() + timeout  # real time also under a test's clock: it is the caller who waits
         while True:
-            records = await self.get(ids)
-            running = [id for id, record in records.items() if not record.state.terminal]
-            left = deadline - monotonic()
-            if left <= 0 or not running:
-                return {id: record for id, record in records.items() if record.state.terminal}
-            await self._awaited.wait(running, left)
+            with self._awaited.watching(ids) as ends:
+                records = await self.get(ids)
+                unfinished = [ends[id] for id, record in records.items() if not record.state.terminal]
+                left = deadline - monotonic()
+                if left <= 0 or not unfinished:
+                    return {id: record for id, record in records.items() if record.state.terminal}
+                done, _ = await asyncio.wait(unfinished, timeout=left)
+                for end in done:
+                    end.result()
 
     async def standing(self, id: str) -> Standing | None:
         """The facts about one job."""

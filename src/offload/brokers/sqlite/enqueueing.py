@@ -7,7 +7,7 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from offload.brokers.sqlite.cancelling import cancel_one
+from offload.brokers.sqlite.cancelling import cancel
 from offload.brokers.sqlite.keys import Hold, held, hold_row, take
 from offload.brokers.sqlite.moves import Moves, past_of, take_out
 from offload.brokers.sqlite.rows import extra_text, job_row, jobs_by_number, optional_stored, stored
@@ -59,7 +59,7 @@ def _store(tx: Transaction, now: int, job: Job) -> str:
     for unique in keys_of(job):
         hold = held(tx, unique.key, now)
         if hold is not None and job.overlap == "replace" and unique.key == f"schedule:{job.schedule}":
-            cancel_one(tx, now, hold.holder)
+            cancel(tx, now, [hold.holder])
             hold = held(tx, unique.key, now)
         if hold is None:
             continue
@@ -119,7 +119,7 @@ def _replace(tx: Transaction, now: int, n: int, job: Job, *, move: bool) -> None
     due = optional_stored(new.run_at) if move else row.due
     tx.do("replace_job", n=n, payload=new.payload.decode(), due=due, extra=row.extra if new.run_at == old.run_at else extra_text(new))
     if move and row.state is not State.WAITING:
-        take_out(tx, row)
+        take_out(tx, [row])
         moves = Moves(now)
         moves.place(n, new, past_of(row), optional_stored(new.run_at))
         moves.write(tx)

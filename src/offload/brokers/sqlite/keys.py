@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from offload.brokers.sqlite.moves import Moves, Past
-from offload.brokers.sqlite.rows import jobs_by_number, optional_stored, seconds, stored
+from offload.brokers.sqlite.rows import jobs_by_number, optional_stored, seconds, stored, text
 from offload.brokers.sqlite.transaction import Transaction
 from offload.job import Job, UniqueKey, keys_of
 
@@ -68,7 +68,7 @@ def _succeed(tx: Transaction, now: int, n: int, key: str, moves: Moves) -> None:
         elif hold is not None and hold.n != n:
             blocked = hold.holder
     if blocked is None:
-        tx.do("drop_waiting", n=n)
+        tx.do("drop_waiting", ns=text([n]))
         moves.place(n, job, Past(), optional_stored(job.run_at))
     else:
         tx.do("set_behind", n=n, behind=blocked)

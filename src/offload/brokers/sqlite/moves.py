@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from offload.brokers.sqlite.rows import JobColumns, text
@@ -62,18 +63,28 @@ class Moves:
             tx.work = True
 
 
-def take_out(tx: Transaction, row: JobColumns) -> None:
-    """Take a job that does not run out of where it stands; its row in `jobs` stays."""
-    match row.state:
-        case State.READY if row.aside:
-            tx.do("drop_aside", queue=row.queue, task=row.task, rank=row.rank, pos=row.pos)
-        case State.READY:
-            tx.do("drop_ready", queue=row.queue, rank=row.rank, pos=row.pos)
-        case State.SCHEDULED:
-            tx.do("drop_scheduled", due=row.due, n=row.n)
-        case State.WAITING:
-            tx.do("drop_waiting", n=row.n)
-        case State.RUNNING:
-            tx.do("drop_running", ns=text([row.n]))
-        case _:
-            tx.do("drop_done", ns=text([row.n]))
+def take_out(tx: Transaction, rows: Sequence[JobColumns]) -> None:
+    """Take jobs that do not run out of where they stand; their rows in `jobs` stay."""
+    ready: dict[str, list[tuple[int, int]]] = {}
+    aside: dict[str, list[tuple[str, int, int]]] = {}
+    scheduled: list[tuple[int | None, int]] = []
+    others: list[int] = []
+    for row in rows:
+        match row.state:
+            case State.READY if row.aside:
+                aside.setdefault(row.queue, []).append((row.task, row.rank, row.pos))
+            case State.READY:
+                ready.setdefault(row.queue, []).append((row.rank, row.pos))
+            case State.SCHEDULED:
+                scheduled.append((row.due, row.n))
+            case _:
+                others.append(row.n)
+    for queue, places in ready.items():
+        tx.do("drop_places", queue=queue, places=text(places))
+    for queue, lines in aside.items():
+        tx.do("drop_places_aside", queue=queue, places=text(lines))
+    if scheduled:
+        tx.do("drop_scheduled", pairs=text(scheduled))
+    if others:
+        tx.do("drop_waiting", ns=text(others))
+        tx.do("drop_done", ns=text(others))

@@ -25,9 +25,6 @@ delete from expiring where (expires_at, n) in (select json_extract(value, '$[0]'
 -- name: known
 select task, payload from jobs where id = :id
 
--- name: number
-select n from jobs where id = :id
-
 -- name: id
 select id from jobs where n = :n
 
@@ -54,6 +51,11 @@ update uniques set successor = :successor where key = :key
 -- name: drop_hold
 delete from uniques where key = :key
 
+-- name: revive_jobs
+-- Jobs, as [n, extra], that start a new life.
+update jobs set payload = ifnull(:payload, payload), due = null, extra = json_extract(life.value, '$[1]')
+from json_each(:extras) as life where jobs.n = json_extract(life.value, '$[0]')
+
 -- name: replace_job
 update jobs set payload = :payload, due = :due, extra = :extra where n = :n
 
@@ -64,22 +66,18 @@ insert into waiting (n, behind)
 update waiting set behind = :behind where n = :n
 
 -- name: drop_waiting
-delete from waiting where n = :n
+delete from waiting where n in (select value from json_each(:ns))
 
 -- name: add_ready
 insert into ready (queue, rank, pos, n, claim, attempt, crashes, ready_at, started_at, worker)
-
--- name: drop_ready
-delete from ready where queue = :queue and rank = :rank and pos = :pos
-
--- name: drop_aside
-delete from aside where queue = :queue and task = :task and rank = :rank and pos = :pos
 
 -- name: add_scheduled
 insert into scheduled (due, n, claim, attempt, crashes, started_at, worker)
 
 -- name: drop_scheduled
-delete from scheduled where due = :due and n = :n
+-- Jobs, as [due, n].
+delete from scheduled
+where (due, n) in (select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(:pairs))
 
 -- name: note_places
 -- Jobs, as [n, due], that go to the end of the ready line from the place :first on.
@@ -266,7 +264,7 @@ select
     (select json_group_array(json_array(j.id, r.claim)) from running r join jobs j on j.n = r.n where r.session = :id and r.cancel)
 
 -- name: ask_to_cancel
-update running set cancel = 1 where n = :n
+update running set cancel = 1 where n in (select value from json_each(:ns))
 
 -- name: sessions
 select json_group_array(json_array(id, info, beat, beat_at, started_at, running)) from (
@@ -360,6 +358,12 @@ delete from paused where queue = :queue
 
 -- name: paused
 select json_group_array(queue) from (select queue from paused order by queue)
+
+-- name: texts
+-- Where a text may be found: jobs, as [n, id, task, payload, [messages]].
+select json_group_array(json_array(n, id, task, payload, json((
+    select json_group_array(json_extract(failure, '$.message')) from errors where errors.n = jobs.n
+)))) from jobs where n in (select value from json_each(:ns))
 
 -- name: ended
 -- Those of the given ids that are terminal or unknown.

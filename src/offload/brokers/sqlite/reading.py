@@ -9,18 +9,19 @@ import msgspec
 
 from offload.brokers.sqlite import planning
 from offload.brokers.sqlite.file import SCHEMA
-from offload.brokers.sqlite.rows import job_by_id, jobs_by_number, moment, text
+from offload.brokers.sqlite.rows import jobs_by_id, jobs_by_number, moment, text
 from offload.brokers.sqlite.transaction import Transaction
 from offload.job import Facts, Filter, Record, SessionRecord, Standing, State, WorkerInfo
 
 LARGE_PAYLOAD_BYTES = 16 * 1024
 MOST_LARGE = 20
 MOST_FINISHED = 1_000
-PAGE = 500
-"""Records read at once by a search for text."""
+PAGE = 1_000
+"""Jobs looked at together by a search for text; other reads come in between."""
 
 _counts = msgspec.json.Decoder(list[tuple[str, State, int]]).decode
 _integers = msgspec.json.Decoder(list[int]).decode
+_texts = msgspec.json.Decoder(list[tuple[int, str, str, str, list[str]]]).decode
 _names = msgspec.json.Decoder(list[str]).decode
 _numbers = msgspec.json.Decoder(dict[str, int]).decode
 _large = msgspec.json.Decoder(list[tuple[str, str, int]]).decode
@@ -31,25 +32,27 @@ _info = msgspec.json.Decoder(WorkerInfo).decode
 
 def get(tx: Transaction, ids: Sequence[str]) -> dict[str, Record]:
     """The records of those of `ids` that exist, in the order asked for."""
-    numbers = _integers(tx.value("numbers", ids=text(ids)))
-    rows = {row.id: row for row in jobs_by_number(tx, numbers).values()}
-    return {id: rows[id].record() for id in dict.fromkeys(ids) if id in rows}
+    return {id: row.record() for id, row in jobs_by_id(tx, ids).items()}
 
 
-def page(tx: Transaction, filter: Filter, limit: int, after: str | None) -> list[Record]:
-    """Records that match all of the filter but its text, newest first."""
+def matches(tx: Transaction, filter: Filter, limit: int, after: str | None) -> list[int]:
+    """The numbers of jobs that match all of the filter but its text, newest first; a limit of -1 is none."""
     at, n = (None, None) if after is None else tx.row("after", id=after) or (-1 << 62, 0)
     wanted = {"task": filter.task, "queue": filter.queue, "key": filter.key, "at": at, "after": n, "limit": limit}
-    found = tx.value("find", **wanted) if filter.state is None else tx.value("find_in_state", state=filter.state, **wanted)
-    numbers = _integers(found)
-    rows = jobs_by_number(tx, numbers)
-    return [rows[n].record() for n in numbers]
+    return _integers(tx.value("find", **wanted) if filter.state is None else tx.value("find_in_state", state=filter.state, **wanted))
 
 
-def mentions(record: Record, sought: str) -> bool:
-    """Whether `sought` is found, in whatever case, in the id, task, payload or errors of a record."""
-    told = "\n".join((record.id, record.task, record.payload.decode(), *(error.message for error in record.errors)))
-    return sought.casefold() in told.casefold()
+def records(tx: Transaction, ns: Sequence[int]) -> list[Record]:
+    """The records of these numbers, in their order."""
+    rows = jobs_by_number(tx, ns)
+    return [rows[n].record() for n in ns if n in rows]
+
+
+def mentions(tx: Transaction, ns: Sequence[int], sought: str) -> list[int]:
+    """Those of `ns`, in order, whose id, task, payload or errors hold `sought` in whatever case. SQLite folds the case of ASCII only."""
+    sought = sought.casefold()
+    found = {n for n, *told, errors in _texts(tx.value("texts", ns=text(ns))) if sought in "\n".join((*told, *errors)).casefold()}
+    return [n for n in ns if n in found]
 
 
 def counts(tx: Transaction) -> dict[str, dict[State, int]]:
@@ -78,7 +81,7 @@ def sessions(tx: Transaction) -> list[SessionRecord]:
 
 def standing(tx: Transaction, id: str, now: datetime) -> Standing | None:
     """The facts about one job."""
-    row = job_by_id(tx, id)
+    row = jobs_by_id(tx, [id]).get(id)
     if row is None:
         return None
     return Standing(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -186,6 +186,7 @@ class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
         )
 
 
+_numbers = msgspec.json.Decoder(list[int]).decode
 _columns = msgspec.json.Decoder(list[JobColumns]).decode
 
 
@@ -219,7 +220,9 @@ def jobs_by_number(tx: Transaction, ns: Sequence[int]) -> dict[int, JobColumns]:
     return {row.n: row for row in _columns(tx.value("rows", ns=text(ns)))}
 
 
-def job_by_id(tx: Transaction, id: str) -> JobColumns | None:
-    """The job of this id, if there is one."""
-    found = tx.row("number", id=id)
-    return None if found is None else jobs_by_number(tx, found)[found[0]]
+def jobs_by_id(tx: Transaction, ids: Iterable[str]) -> dict[str, JobColumns]:
+    """The jobs of these ids that exist, in the order of the ids."""
+    wanted = list(dict.fromkeys(ids))
+    numbers = _numbers(tx.value("numbers", ids=text(wanted)))
+    rows = {row.id: row for row in jobs_by_number(tx, numbers).values()}
+    return {id: rows[id] for id in wanted if id in rows}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from offload.brokers.sqlite.cancelling import end_one
+from offload.brokers.sqlite.cancelling import end
 from offload.brokers.sqlite.endings import COVERED, Ending, forget, record_ends
 from offload.brokers.sqlite.keys import give_up
 from offload.brokers.sqlite.moves import Moves
@@ -124,12 +124,8 @@ def _promote(tx: Transaction, now: int) -> int:
 
 
 def _expire(tx: Transaction, now: int) -> list[Touched]:
-    touched: list[Touched] = []
-    for id in _ids(tx.value("expired", now=now, limit=WINDOW)):
-        row = end_one(tx, now, id, State.EXPIRED, "not started in time")
-        if row is not None:
-            touched.append(Touched("expired", row.id, row.task, row.queue))
-    return touched
+    ids = _ids(tx.value("expired", now=now, limit=WINDOW))
+    return [Touched("expired", row.id, row.task, row.queue) for row in end(tx, now, ids, State.EXPIRED, "not started in time")]
 
 
 def _forget(tx: Transaction, now: int) -> int:

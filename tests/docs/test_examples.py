@@ -1,0 +1,45 @@
+"""The examples do what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+
+
+def run(name: str, **environment: str) -> str:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name)]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.process
+def test_a_card_is_charged_once_although_the_worker_is_killed_after_the_charge(tmp_path: Path) -> None:
+    said = run("charge_once.py", OFFLOAD_URL=f"sqlite:///{tmp_path}/offload.db")
+    assert "was killed after the charge (exit code -9); the job is RUNNING" in said
+    assert "state SUCCEEDED, crashes 1" in said
+    assert "the provider saw 2 requests and charged 1 time" in said
+    assert len(set(re.findall(r"receipt-\w+", said))) == 1
+
+
+@pytest.mark.process
+def test_each_user_gets_the_digest_at_nine_by_the_clocks_of_the_own_zone(tmp_path: Path) -> None:
+    lines = run("nine_in_each_zone.py", OFFLOAD_URL=f"sqlite:///{tmp_path}/unused.db").splitlines()
+    assert len(lines) == 8
+    assert all(" 09:00 in " in line for line in lines)
+    # Berlin's clocks go forward on the second day, so there it comes an hour earlier by UTC than before.
+    assert [line[:20] for line in lines if line.endswith("user 1")] == ["2030-03-30 08:00 UTC", "2030-03-31 07:00 UTC"]
+    assert not (tmp_path / "unused.db").exists()
+
+
+def test_every_example_is_tested_here() -> None:
+    named = set(re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text()))
+    assert {path.name for path in EXAMPLES.glob("*.py")} == named
