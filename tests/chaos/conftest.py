@@ -28,12 +28,12 @@ class Stage:
         self.killed: set[int] = set()
         self.app = Offload(self.url)
 
-    def start(self, *words: object, prefix: tuple[str, ...] = (), **settings: str) -> subprocess.Popen[bytes]:
+    def start(self, *words: object, **settings: str) -> subprocess.Popen[bytes]:
         """Start the program; its log goes to a file."""
         environment = {**os.environ, "CHAOS_FOLDER": str(self.folder), "CHAOS_URL": self.url, **self.settings, **settings}
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(
-                [*prefix, sys.executable, str(PROGRAM), *map(str, words)], env=environment, stdout=log, stderr=log, cwd=PROGRAM.parent
+                [sys.executable, str(PROGRAM), *map(str, words)], env=environment, stdout=log, stderr=log, cwd=PROGRAM.parent
             )
         self.alive.append(process)
         return process

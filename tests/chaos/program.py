@@ -1,7 +1,7 @@
 """The program under chaos: its workers and producers are real processes on one queue. What runs is written to a ledger.
 
-    python program.py worker
-    python program.py produce FIRST COUNT CHUNK
+python program.py worker
+python program.py produce FIRST COUNT CHUNK
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from offload.worker.process import leave, work
 
 if "faketime" in os.environ.get("LD_PRELOAD", ""):
     # libfaketime 0.9.10 answers EINVAL to a sleep whose absolute deadline has just passed, so short sleeps fail at random.
-    time.sleep = lambda seconds, /: select.select([], [], [], seconds) and None
+    time.sleep = lambda seconds, /: select.select([], [], [], float(seconds)) and None
 
 FOLDER = Path(os.environ["CHAOS_FOLDER"])
 TIMEOUT = float(os.environ.get("CHAOS_SESSION_TIMEOUT", "15"))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from tests.chaos.conftest import Stage
 
 from offload import State
-from tests.chaos.conftest import Stage
 
 pytestmark = pytest.mark.process
 
@@ -35,7 +34,8 @@ def test_a_clock_that_jumps_an_hour_both_ways_rescues_nothing_and_fires_nothing_
             wait_for_beats(stage, 3)
             assert len(ticks(stage)) - fired <= 1
         else:
-            stage.until(lambda fired=fired: len(ticks(stage)) > fired or jump == "+0", 10, f"a tick fires at {jump}")
+            if jump != "+0":
+                stage.until(lambda fired=fired: len(ticks(stage)) > fired, 10, f"a tick fires at {jump}")
             wait_for_beats(stage, 3)
     stage.until(lambda: handle.record().state is State.SUCCEEDED, 30, "the long job ends")
     record = handle.record()
@@ -56,7 +56,7 @@ def shift(file: Path, offset: str) -> None:
     """Move the clock of the workers, whole, so that none reads half a line."""
     new = file.with_suffix(".new")
     new.write_text(offset)
-    os.replace(new, file)
+    new.replace(file)
 
 
 def ticks(stage: Stage) -> list[str]:

@@ -10,9 +10,9 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
+from tests.chaos.conftest import Stage
 
 from offload import Handle, State
-from tests.chaos.conftest import Stage
 
 pytestmark = pytest.mark.process
 
@@ -116,7 +116,7 @@ def test_a_killed_producer_leaves_all_of_a_thousand_or_none(stage: Stage) -> Non
     before = 0
     for round in range(12):
         producer = stage.start("produce", 0, 50_000, 1_000)
-        ready = lambda pid=producer.pid: any(at == pid for at, _ in stage.ledger())  # noqa: E731
+        ready = lambda pid=producer.pid: any(at == pid for at, _ in stage.ledger())
         stage.until(ready, 20, "the producer starts")
         time.sleep(chance.random() * 0.3)  # the very moment of the kill is what the test varies
         stage.kill(producer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from datetime import datetime
+from types import TracebackType
 from typing import assert_never
 
 from offload.duration import seconds
@@ -95,13 +96,21 @@ def failure_of(error: BaseException, attempt: int, now: datetime) -> Failure:
     if isinstance(error, Directive):
         return Failure(attempt, now, type(error).__name__, text_of(error))
     try:
-        trace = "".join(traceback.format_exception(error))
+        trace = "".join(traceback.format_exception(type(error), error, _in_task(error.__traceback__)))
     except BaseException as broken:  # noqa: BLE001 - an error that cannot be printed must still be recorded
         frames = "".join(traceback.format_tb(error.__traceback__))
         trace = f"{frames}{type(error).__name__}: its text cannot be printed ({type(broken).__name__})"
     if len(trace) > MOST_TRACEBACK:
         trace = trace[: MOST_TRACEBACK // 2] + "\n … \n" + trace[-MOST_TRACEBACK // 2 :]
     return Failure(attempt, now, _name_of(type(error)), text_of(error), _storable(trace))
+
+
+def _in_task(trace: TracebackType | None) -> TracebackType | None:
+    """The part of a traceback that begins in the task: how the worker called it helps nobody."""
+    inside = trace
+    while inside is not None and inside.tb_frame.f_globals.get("__name__", "").startswith("offload.worker."):
+        inside = inside.tb_next
+    return inside or trace
 
 
 def _name_of(kind: type[BaseException]) -> str:
