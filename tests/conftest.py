@@ -26,7 +26,7 @@ def faketime() -> str:
 
 @pytest.fixture
 def eventually() -> Callable[..., Awaitable[Any]]:
-    """`await eventually(condition, within=10)`: wait until the condition, plain or async, holds. Gives its value, fails after `within` seconds."""
+    """`await eventually(condition, within=10)`: its value once the condition, plain or async, holds; fails after `within` seconds."""
 
     async def eventually(condition: Callable[[], Any], within: float = 10.0) -> Any:
         deadline = monotonic() + within

@@ -36,7 +36,7 @@ async def sqlite(clock: TestClock) -> AsyncGenerator[SqliteBroker]:
         await broker.close()
 
 
-@pytest.mark.timeout(None)  # as long as OFFLOAD_LOCKSTEP_RUNS asks for, and until the shortest program that fails is found
+@pytest.mark.timeout(0)  # as long as OFFLOAD_LOCKSTEP_RUNS asks for, and until the shortest program that fails is found
 def test_sqlite_is_indistinguishable_from_memory() -> None:
     lockstep(memory(), sqlite)
 

@@ -127,6 +127,9 @@ class Broker(ABC):
     async def close(self) -> None:
         """Let go of connections. Nothing accepted is lost."""
 
+    def abandon(self) -> None:
+        """Let go of what can be let go without the event loop that opened this client: it is closed. Does nothing unless overridden."""
+
     @abstractmethod
     async def enqueue(self, jobs: Sequence[Job]) -> list[str]:
         """Store up to 1,000 jobs, all or none. Durable on return.

@@ -65,7 +65,7 @@ class Clients:
         return client
 
     async def close(self) -> None:
-        """Close the clients. The next use opens them again. One whose loop has ended can only be dropped."""
+        """Close the clients. The next use opens them again."""
         with self._lock:
             openings = list(self._openings.items())
             self._openings.clear()
@@ -76,10 +76,15 @@ class Clients:
                 await opening.client.close()
             elif loop.is_running():
                 await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(opening.client.close(), loop))
+            else:
+                opening.client.abandon()
 
     async def _open(self, loop: asyncio.AbstractEventLoop) -> Broker:
         with self._lock:
+            left = self._take_left()
             opening, mine = self._opening(loop)
+        for each in left:
+            each.client.abandon()
         if mine:
             opening.task = loop.create_task(opening.carry_out())
         try:
@@ -94,10 +99,16 @@ class Clients:
             self._ready[loop] = opening.client
         return opening.client
 
+    def _take_left(self) -> list[Opening]:
+        """The openings of loops that have been closed without closing the app, as each `asyncio.run` may leave one."""
+        left = {each: opening for each, opening in self._openings.items() if each is not None and each.is_closed()}
+        for each in left:
+            del self._openings[each]
+            self._ready.pop(each, None)
+        return [opening for opening in left.values() if opening.opened.done() and opening.opened.exception() is None]
+
     def _opening(self, loop: asyncio.AbstractEventLoop) -> tuple[Opening, bool]:
         """The opening that serves `loop`, and whether the caller is to carry it out."""
-        self._openings = {each: opening for each, opening in self._openings.items() if each is None or not each.is_closed()}
-        self._ready = {each: client for each, client in self._ready.items() if not each.is_closed()}
         opening = self._openings.get(loop) or self._openings.get(None)
         if opening is not None:
             return opening, False

@@ -76,7 +76,8 @@ class Current:
         """Say how far the job is: from 0 to 1, and a word about it. Shown live; cheap to call often. Raises ValueError outside 0..1."""
         if not 0 <= fraction <= 1:
             raise ValueError(f"progress is a fraction from 0 to 1, not {fraction!r}")
-        _attempt().report(Progress(float(fraction), message))
+        storable = str(message).encode("utf-8", "backslashreplace").decode()  # names of files may hold what UTF-8 may not
+        _attempt().report(Progress(float(fraction), storable))
 
     def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `function` once in the life of the job: its result is stored under `name`, and later attempts get it without a call.

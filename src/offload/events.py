@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,6 +17,9 @@ EventName: TypeAlias = Literal["enqueued", "started", "succeeded", "retrying", "
 EVENT_NAMES: tuple[str, ...] = get_args(EventName)
 
 log = logging.getLogger("offload.events")
+
+PATIENCE = 10.0
+"""Seconds that an async observer may take for one event; jobs are settled meanwhile, but told of later."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +69,8 @@ class Observers:
                 try:
                     told = observer(event)
                     if inspect.isawaitable(told):
-                        await told
+                        async with asyncio.timeout(PATIENCE):
+                            await told
                 except Exception:
                     log.exception(
                         "an observer of %r failed on job %s", event.name, event.id, extra={"job_id": event.id, "task": event.task}

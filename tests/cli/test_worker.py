@@ -152,6 +152,7 @@ def test_a_supervised_worker_that_is_killed_is_replaced(project: Project, runnin
 @pytest.mark.process
 def test_ctrl_c_lets_supervised_workers_finish(project: Project, running: Running) -> None:
     supervisor = running.start("-p", "2")
+    running.up(2)
     id = project.ok("enqueue", "slow").strip()
     eventually(lambda: project.record(id).state is State.RUNNING, "it runs")
     os.killpg(supervisor.pid, signal.SIGINT)  # as a terminal does

@@ -1,4 +1,4 @@
-"""`offload demo`: starts the tour, which has packages of its own."""
+"""`offload demo`: starts the tour, which says itself what it needs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import click
 @click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Where its files go; a temporary folder unless given.")
 def demo(once: bool, port: int | None, folder: Path | None) -> None:
     """Take the tour: a sign-up site on SQLite, a worker with two processes, and a mail server that can be down."""
-    try:
-        from offload.demo import main
-    except ModuleNotFoundError as error:
-        raise click.ClickException(f"the demo needs the package {error.name!r}: pip install 'offload[demo]'") from error
+    from offload.demo import main
+
     raise SystemExit(main(once=once, port=port, folder=folder))

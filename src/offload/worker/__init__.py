@@ -17,7 +17,7 @@ import logging
 import os
 import platform
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
@@ -100,6 +100,7 @@ class Worker:
         self._news = News(app)
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._told_to_leave = asyncio.Event()
         self._recycle = False
         self._task: asyncio.Task[Ended] | None = None
         self._opened: asyncio.Future[None] | None = None
@@ -109,31 +110,33 @@ class Worker:
     async def run(self) -> Ended:
         """Work until told to stop. What is opened first is closed last. Raises what the app's lifespan raises."""
         self._news = News(self.app)
-        async with self._executor() as executor, asyncio.TaskGroup() as group:
-            limits = group.create_task(self._watch_limits(executor))
-            try:
-                while not self._stopping.is_set():
-                    if await self._one_session(executor):
-                        break
-            finally:
-                limits.cancel()
-        if self._recycle:
+        async with self._executor() as executor:
+            while not self._stopping.is_set():
+                if await self._one_session(executor):
+                    break
+        if self._recycle and not self._told_to_leave.is_set():
             return "recycle"
         return "stopped" if self._stopping.is_set() else "idle"
 
     def stop(self) -> None:
         """Stop fetching, let running jobs end for `grace` seconds, release the rest, leave. A second call releases at once."""
-        if self._stopping.is_set():
+        if self._told_to_leave.is_set():
             self._hurry.set()
+        self._told_to_leave.set()
         self._stopping.set()
 
     async def __aenter__(self) -> Self:
         """Work in the background of this event loop; returns once the worker has its session."""
         self._opened = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self.run(), name="offload-worker")
-        await asyncio.wait({self._task, self._opened}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait({self._task, self._opened}, return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:
+            self._task.cancel()
+            raise
         if self._task.done():
             self._task.result()
+        self._task.add_done_callback(self._tell_end)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -141,6 +144,10 @@ class Worker:
         self.stop()
         if self._task is not None:
             await self._task
+
+    def _tell_end(self, task: asyncio.Task[Ended]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("worker %s has failed; the rest of this program runs on without it", self.name, exc_info=error)
 
     async def drain(self) -> int:
         """Run all that is due, here, until nothing is ready. Returns how many attempts ran."""
@@ -180,35 +187,52 @@ class Worker:
         try:
             async with self._serving(executor, watched=True) as serving:
                 await serving.fetcher.run(self._stopping, burst=self._burst)
+                if self._recycle:  # nobody waits for this worker to leave, so jobs longer than the grace may end too
+                    await executor.come_to_rest(self._told_to_leave)
                 await executor.finish(self._grace, self._hurry)
         except SessionLost:
             log.error("worker %s lost its session: it stops what it runs, which others run again, and opens a new one", self.name)
-            executor.abandon()
             return False
+        except BrokerError as error:
+            if not self._stopping.is_set():
+                raise
+            log.error("worker %s leaves while the broker is away (%s); others rescue what it still held", self.name, error)
         return True
 
     @asynccontextmanager
     async def _serving(self, executor: Executor, *, watched: bool) -> AsyncGenerator[Serving]:
-        lost = asyncio.Event()
         async with AsyncExitStack() as stack:
             session = await self._session(stack)
             if self._opened is not None and not self._opened.done():
                 self._opened.set_result(None)
-            guard = _Guard(asyncio.current_task(), lost)
+            guard = _Guard()
             maintainer = Maintainer(self.app, session, self._news)
 
             def told(beat: Beat) -> None:
                 self._told(beat, executor, maintainer, settler, guard)
 
             keeper = Keeper(session, self.app.heartbeat, told, executor.blocking)
-            settler = Settler(session, self._news, keeper.report)
+            settler = Settler(session, self._news, keeper.report, self._hurry)
             await stack.enter_async_context(keeper)
             await stack.enter_async_context(settler)
+            guard.watch(settler.task)
             if watched:
                 await stack.enter_async_context(maintainer)
+                guard.watch(maintainer.task)
+                limits = asyncio.create_task(self._watch_limits(executor), name="offload-limits")
+                stack.callback(limits.cancel)
+                guard.watch(limits)
             fetcher = Fetcher(session, self._queues, executor, settler, keeper, maintainer)
             with guard:
-                yield Serving(fetcher, settler, maintainer)
+                try:
+                    yield Serving(fetcher, settler, maintainer)
+                except BaseException as error:
+                    if guard.lost or isinstance(error, SessionLost):
+                        settler.void()
+                        executor.abandon()
+                    else:  # nothing may run on that others may be given as soon as the session is closed
+                        await executor.finish(0, self._hurry)
+                    raise
 
     async def _session(self, stack: AsyncExitStack) -> Any:
         """Open a session, trying until the broker answers."""
@@ -218,10 +242,14 @@ class Worker:
                 broker: Broker = await self.app.client()
                 session = await stack.enter_async_context(broker.session(self._info()))
             except BrokerError as error:
-                if not self._stopping.is_set() and self._opened is None:
-                    await asyncio.sleep(patience.failed(error))
-                    continue
-                raise
+                if self._opened is not None and not self._opened.done():
+                    raise  # who starts a worker inside a program is told at once
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(patience.failed(error)):
+                        await self._stopping.wait()
+                if self._stopping.is_set():
+                    raise
+                continue
             patience.succeeded()
             return session
 
@@ -230,7 +258,7 @@ class Worker:
         if not beat.alive:
             settler.void()
             executor.abandon()
-            guard.lose()
+            guard.end(SessionLost("the session was found dead by others"))
         if beat.stop:
             executor.cancel(beat.stop)
         if beat.rescue:
@@ -257,7 +285,7 @@ class Worker:
             reason = None
             if self._max_jobs is not None and executor.ended >= self._max_jobs:
                 reason = f"it has run {executor.ended} jobs"
-            elif self._max_memory is not None and (used := resident_bytes()) > self._max_memory:
+            elif self._max_memory is not None and (executor.ended or executor.busy) and (used := resident_bytes()) > self._max_memory:
                 reason = f"it uses {used / 2**20:.0f} MiB"
             elif executor.stuck:
                 reason = f"a thread will not end: {', '.join(title(attempt) for attempt in executor.stuck)}"
@@ -269,25 +297,44 @@ class Worker:
 
 
 class _Guard:
-    """Turns the loss of the session, which the keeper learns of, into SessionLost where the worker stands."""
+    """Raises in the block what ends it from outside: the loss of the session, which the keeper learns of, or the failure of a part."""
 
-    def __init__(self, task: asyncio.Task[Any] | None, lost: asyncio.Event) -> None:
-        self._task = task
-        self._lost = lost
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self._error: BaseException | None = None
         self._inside = False
+        self._cancelling = 0
 
-    def lose(self) -> None:
-        """The session is gone."""
-        self._lost.set()
+    @property
+    def lost(self) -> bool:
+        """Whether the session is gone."""
+        return isinstance(self._error, SessionLost)
+
+    def end(self, error: BaseException) -> None:
+        """End the block with `error`; the first counts."""
+        if self._error is not None:
+            return
+        self._error = error
         if self._inside and self._task is not None:
             self._task.cancel()
 
+    def watch(self, part: asyncio.Task[None] | None) -> None:
+        """End the block with the error of `part`, should it fail."""
+        if part is not None:
+            part.add_done_callback(self._part_ended)
+
+    def _part_ended(self, part: asyncio.Task[None]) -> None:
+        if not part.cancelled() and (error := part.exception()) is not None:
+            self.end(error)
+
     def __enter__(self) -> None:
         self._inside = True
+        self._cancelling = 0 if self._task is None else self._task.cancelling()
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self._inside = False
-        if self._lost.is_set() and self._task is not None:
-            if kind is asyncio.CancelledError:
-                self._task.uncancel()
-            raise SessionLost("the session was found dead by others")
+        if self._error is None:
+            return
+        others_cancel = self._task is not None and kind is asyncio.CancelledError and self._task.uncancel() > self._cancelling
+        if not others_cancel:
+            raise self._error

@@ -34,10 +34,23 @@ class Sink(Protocol):
 class LocalAttempt(Attempt):
     """An attempt in this process: in a coroutine or in a thread."""
 
-    __slots__ = (
-        "coroutine", "deadline", "ended", "isolation", "job", "lease", "loop", "number", "place", "sink",
-        "started", "state", "steps", "stop_reason", "stopped_at", "stuck", "task", "thrown", "waiter",
-    )  # fmt: skip
+    # What few attempts change stands on the class, so that making one stays cheap.
+    stop_reason: StopReason | None = None
+    stopped_at = 0.0
+    coroutine: asyncio.Task[None] | None = None
+    place: Any = None
+    """The identity of the thread, or the child process, in which the task runs; None while it runs in neither."""
+    waiter: asyncio.Future[Outcome] | None = None
+    """Who awaits the outcome of the thread, when a middleware stands between."""
+    error: BaseException | None = None
+    """What the task raised in its thread."""
+    started = 0.0
+    deadline: float | None = None
+    ended = False
+    """An outcome was given; whatever comes later is dropped."""
+    stuck = False
+    """Its thread would not end: the worker slot was given back, the lease was not."""
+    thrown = False
 
     def __init__(
         self, lease: Lease, task: Task[Any, Any], isolation: Isolation, sink: Sink, loop: asyncio.AbstractEventLoop, state: Any
@@ -51,20 +64,6 @@ class LocalAttempt(Attempt):
         self.loop = loop
         self.state = state
         self.steps: dict[str, bytes] = dict(lease.steps) if lease.steps else {}
-        self.stop_reason: StopReason | None = None
-        self.stopped_at = 0.0
-        self.coroutine: asyncio.Task[None] | None = None
-        self.place: Any = None
-        """The identity of the thread, or the child process, in which the task runs; None while it runs in neither."""
-        self.waiter: asyncio.Future[Outcome] | None = None
-        """Who awaits the outcome of the thread, when a middleware stands between."""
-        self.started = 0.0
-        self.deadline: float | None = None
-        self.ended = False
-        """An outcome was given; whatever comes later is dropped."""
-        self.stuck = False
-        """Its thread would not end: the worker slot was given back, the lease was not."""
-        self.thrown = False
 
     @property
     def cancelled(self) -> bool:

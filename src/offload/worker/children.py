@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from offload.errors import BadDeclaration, SessionLost
@@ -91,11 +92,12 @@ class Children:
         self._idle: list[Child] = []
         self._all: set[Child] = set()
 
-    async def run(self, attempt: LocalAttempt) -> Outcome:
-        """Run one attempt in a child. Raises ChildDied when the child dies of it, CancelledError when this coroutine is cancelled."""
+    async def run(self, attempt: LocalAttempt, begun: Callable[[LocalAttempt], None]) -> Outcome:
+        """Run one attempt in a child; `begun` is told when there is one. Raises ChildDied when the child dies of it, ChildUnready."""
         child = await self._take()
         lease = attempt.lease
         attempt.place = child
+        begun(attempt)
         sound = False
         try:
             child.send(Run(lease.job, lease.claim, lease.attempt, lease.crashes, lease.steps))

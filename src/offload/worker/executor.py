@@ -36,6 +36,10 @@ CLEANUP = 2.0
 """Seconds that stopped attempts have for cleaning up before a leaving worker releases them."""
 STUCK_AFTER = 5.0
 """Seconds after which a thread that was told to stop counts as one that will not."""
+STARTING = 60.0
+"""Seconds that a child process may take to start, on top of the time limit."""
+HAND_BACK_AFTER = 0.2
+"""Seconds without a start in a lane after which what waits in it is handed back: it was claimed for the pace of shorter jobs."""
 CRASHES_BEFORE_ISOLATION = 2
 
 
@@ -66,15 +70,27 @@ class Executor:
         """Set when an attempt ended, so that there is room for more."""
         self.ended = 0
         """Attempts that ended, for recycling and for `drain`."""
+        self._pumping = False
+        self._stalled: asyncio.TimerHandle | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
         self._middlewares = tuple(app.middlewares)
+        self._turns: deque[Isolation] = deque(self.lanes)
+        self._telling: set[asyncio.Task[None]] = set()
 
     # -- in ----------------------------------------------------------------------------------------------------------------
 
     def demand(self) -> tuple[int, dict[Isolation, int]]:
         """How many jobs to claim, in all and of each isolation."""
+        now = monotonic()
+        for lane in self.lanes.values():
+            lane.note_pace(now)
         return demand(self.lanes, self._concurrency)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs or waits for a slot."""
+        return bool(self.running) or any(self._waiting.values())
 
     def start(self, leases: Sequence[Lease], sink: Sink) -> None:
         """Run leases, each as soon as there is a slot for it."""
@@ -87,29 +103,45 @@ class Executor:
 
     def _pump(self) -> None:
         """Start what waits, where there is a slot."""
+        self._pumping = False
         slots = self._concurrency - len(self.running)
-        for isolation, waiting in self._waiting.items():
+        self._turns.rotate()  # each lane is first in turn, or a flood in one would take every slot that comes free
+        for isolation in self._turns:
+            waiting, lane = self._waiting[isolation], self.lanes[isolation]
             if not waiting or slots <= 0:
                 continue
-            lane = self.lanes[isolation]
             count = min(len(waiting), lane.free, slots)
             if count > 0:
                 slots -= count
                 lane.running += count
                 lane.waiting -= count
                 self._launch(isolation, [waiting.popleft() for _ in range(count)])
+        if self._stalled is None and any(self._waiting.values()):
+            self._stalled = self._loop.call_later(HAND_BACK_AFTER, self._hand_back)
+
+    def _hand_back(self) -> None:
+        """Hand back what was claimed ahead in lanes where nothing starts: other workers may have room for it."""
+        self._stalled = None
+        now = monotonic()
+        for isolation, lane in self.lanes.items():
+            if now - lane.moved >= HAND_BACK_AFTER:
+                lane.forget_pace()
+                for attempt in self._drop_waiting(isolation):
+                    attempt.sink.put(attempt, Release())
+        self._pump()
 
     def _launch(self, isolation: Isolation, attempts: list[LocalAttempt]) -> None:
-        now = monotonic()
+        now = self.lanes[isolation].moved = monotonic()
         for attempt in attempts:
             attempt.started = now
-            timeout = attempt.task.timeout if attempt.job.timeout is None else attempt.job.timeout
-            if timeout is not None:
-                attempt.deadline = now + timeout
+            if (limit := _limit(attempt)) is not None:
+                attempt.deadline = now + limit + (STARTING if isolation == "process" else 0.0)
                 self._wake_at(attempt.deadline)
         self.running.update(attempts)
         if self._news.tells_starts:
-            self._loop.create_task(self._news.started(attempts))
+            telling = self._loop.create_task(self._news.started(attempts))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
         if isolation == "thread" and not self._middlewares:
             self._threads.submit(attempts)
             return
@@ -125,7 +157,7 @@ class Executor:
             if self._middlewares:
                 outcome = await self._through_middlewares(attempt)
             elif attempt.isolation == "process":
-                outcome = await self._children.run(attempt)
+                outcome = await self._children.run(attempt, self._begun)
             else:
                 outcome = await self._plain(attempt)
         except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
@@ -156,6 +188,7 @@ class Executor:
             value = attempt.task.function(*args, **kwargs)
             outcome = Done() if value is None else self._done(value, attempt)
         except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
+            attempt.error = error
             return self._stopped(attempt, error)
         return outcome if attempt.stop_reason is None else self._late(attempt, outcome)
 
@@ -167,11 +200,16 @@ class Executor:
             nonlocal elsewhere
             if attempt.isolation == "async":
                 elsewhere = None
-                args, kwargs = attempt.task.arguments.decode(attempt.job.payload)
+                try:
+                    args, kwargs = attempt.task.arguments.decode(attempt.job.payload)
+                except BadPayload as error:
+                    raise _EndedElsewhere(Dead("payload", self._failure(error, attempt))) from None
                 return await attempt.task.function(*args, **kwargs)
-            elsewhere = await (self._children.run(attempt) if attempt.isolation == "process" else self._in_thread(attempt))
+            elsewhere = await (self._children.run(attempt, self._begun) if attempt.isolation == "process" else self._in_thread(attempt))
             if isinstance(elsewhere, Done):
                 return None if elsewhere.result is None else msgspec.json.decode(elsewhere.result)
+            if attempt.error is not None and attempt.stop_reason is None:
+                raise attempt.error  # of a thread: middlewares see what the task raised
             raise _EndedElsewhere(elsewhere)
 
         call: Callable[[], Awaitable[Any]] = innermost
@@ -181,8 +219,6 @@ class Executor:
             value = await call()
         except _EndedElsewhere as ended:
             return ended.outcome
-        except BadPayload as error:
-            return Dead("payload", self._failure(error, attempt))
         return Done() if value is None else self._done(value, attempt)
 
     async def _in_thread(self, attempt: LocalAttempt) -> Outcome:
@@ -210,8 +246,7 @@ class Executor:
             case "lost" | "shutdown":
                 return Release()
             case "timeout":
-                limit = attempt.task.timeout if attempt.job.timeout is None else attempt.job.timeout
-                error = TimeoutError(f"timed out after {limit:g} s").with_traceback(error.__traceback__)
+                error = TimeoutError(f"timed out after {_limit(attempt):g} s").with_traceback(error.__traceback__)
             case None if isinstance(error, ChildDied) and attempt.lease.crashes >= CRASHES_BEFORE_ISOLATION:
                 return Dead("crashed", self._failure(error, attempt))
             case None:
@@ -233,11 +268,12 @@ class Executor:
         if not attempt.ended:
             attempt.ended = True
             self.ended += 1
-            lane.pace.count(1, monotonic())
+            lane.ended += 1
             attempt.sink.put(attempt, outcome)
         self.freed.set()
-        if any(self._waiting.values()):  # of any lane: those of another may have waited for a slot of the whole worker
-            self._pump()
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)  # once for all that end in this turn of the loop; short jobs come in swarms
 
     def _threads_ended(self, ended: Sequence[tuple[LocalAttempt, Outcome]]) -> None:
         for attempt, outcome in ended:
@@ -257,14 +293,20 @@ class Executor:
 
     def abandon(self) -> None:
         """Stop everything and settle nothing: the session is gone, and others may run these jobs."""
-        self._drop_waiting()
+        self._drop_waiting(*self.lanes)
         for attempt in tuple(self.running):
             attempt.ended = True
             self.stop(attempt, "lost")
 
+    async def come_to_rest(self, until: asyncio.Event) -> None:
+        """Hand back what waits for a slot, and wait until nothing runs, or for `until`."""
+        for attempt in self._drop_waiting(*self.lanes):
+            attempt.sink.put(attempt, Release())
+        await self._idle(None, until)
+
     async def finish(self, grace: float, hurry: asyncio.Event) -> None:
         """Let what runs end within `grace` seconds, then stop it and release it. `hurry` cuts the wait short."""
-        for attempt in self._drop_waiting():
+        for attempt in self._drop_waiting(*self.lanes):
             attempt.sink.put(attempt, Release())
         await self._idle(grace, hurry)
         for attempt in tuple(self.running):
@@ -282,7 +324,7 @@ class Executor:
         hurried = asyncio.create_task(hurry.wait())
         try:
             async with asyncio.timeout(seconds):
-                while self.running and not hurry.is_set():
+                while self.busy and not hurry.is_set():
                     self.freed.clear()
                     freed = asyncio.create_task(self.freed.wait())
                     await asyncio.wait({freed, hurried}, return_when=asyncio.FIRST_COMPLETED)
@@ -292,11 +334,11 @@ class Executor:
         finally:
             hurried.cancel()
 
-    def _drop_waiting(self) -> list[LocalAttempt]:
-        dropped = [attempt for waiting in self._waiting.values() for attempt in waiting]
-        for isolation, waiting in self._waiting.items():
-            self.lanes[isolation].waiting -= len(waiting)
-            waiting.clear()
+    def _drop_waiting(self, *isolations: Isolation) -> list[LocalAttempt]:
+        dropped = [attempt for isolation in isolations for attempt in self._waiting[isolation]]
+        for isolation in isolations:
+            self.lanes[isolation].waiting -= len(self._waiting[isolation])
+            self._waiting[isolation].clear()
         return dropped
 
     def stop(self, attempt: LocalAttempt, reason: StopReason) -> None:
@@ -345,6 +387,12 @@ class Executor:
 
     # -- time limits -------------------------------------------------------------------------------------------------------
 
+    def _begun(self, attempt: LocalAttempt) -> None:
+        """The child process is there: from now on the time limit counts, which the start of a child must not use up."""
+        if attempt.stop_reason is None and (limit := _limit(attempt)) is not None:
+            attempt.deadline = monotonic() + limit
+            self._wake_at(attempt.deadline)
+
     def _wake_at(self, deadline: float) -> None:
         """One timer for all attempts, at the earliest deadline; a timer each would cost more than a short job."""
         if deadline >= self._alarm_at:
@@ -375,7 +423,13 @@ class Executor:
 
     async def close(self) -> None:
         """Let threads and children go."""
-        if self._alarm is not None:
-            self._alarm.cancel()
+        for timer in (self._alarm, self._stalled):
+            if timer is not None:
+                timer.cancel()
         self._threads.close()
         await self._children.close()
+
+
+def _limit(attempt: LocalAttempt) -> float | None:
+    """The attempt's time limit in seconds; None for none."""
+    return attempt.task.timeout if attempt.job.timeout is None else attempt.job.timeout

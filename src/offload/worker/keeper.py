@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 from collections.abc import Callable
 from time import monotonic
@@ -48,7 +49,9 @@ class Keeper:
         self._lock = threading.Lock()
         self._progress: dict[tuple[str, int], tuple[Lease, Progress]] = {}
         self._patience = Patience("heartbeat")
-        self._turned = self._came_round = monotonic()
+        self._turned = monotonic()
+        self._came_round = math.inf
+        self._ended = asyncio.Event()
         self._warned = False
         self._mute = False
         self._turn: asyncio.TimerHandle | None = None
@@ -64,7 +67,8 @@ class Keeper:
         self._kick.set()
         if self._turn is not None:
             self._turn.cancel()
-        await asyncio.to_thread(self._thread.join)
+        await self._ended.wait()  # not `to_thread`: tasks may have filled the loop's threads with calls that never end
+        self._thread.join()
 
     def report(self, lease: Lease, progress: Progress) -> None:
         """Let the next beat carry progress; from any thread."""
@@ -73,8 +77,12 @@ class Keeper:
         self._kick.set()
 
     def came_round(self) -> None:
-        """The fetcher asked for work, or found all slots full."""
+        """The fetcher asked for work, or found all slots full. From now on it must come round again in time."""
         self._came_round = monotonic()
+
+    def fetcher_rests(self) -> None:
+        """The fetcher is done: what still runs may take as long as it likes."""
+        self._came_round = math.inf
 
     def _mark_turn(self) -> None:
         self._turned = monotonic()
@@ -86,6 +94,8 @@ class Keeper:
         except Exception:
             log.exception("the heartbeat failed; the worker gives up its session and opens a new one")
             self._loop.call_soon_threadsafe(self._told, Beat(alive=False))
+        finally:
+            self._loop.call_soon_threadsafe(self._ended.set)
 
     async def _beat_on(self) -> None:
         due = monotonic()  # at once: until its first beat a session watches nobody
@@ -95,19 +105,24 @@ class Keeper:
                 if self._stop.wait(PROGRESS_EVERY if self._progress else 0):
                     return
             self._watch_loop()
-            if (monotonic() >= due or self._progress) and self._trusted():
+            if (monotonic() >= due or (self._progress and not self._patience.away)) and self._trusted():
                 due = monotonic() + await self._beat()
 
     async def _beat(self) -> float:
         """Beat once. Returns the seconds to the next."""
         with self._lock:
-            progress, self._progress = tuple(self._progress.values()), {}
+            progress, self._progress = self._progress, {}
         try:
-            beat = await self._session.beat(Pulse(progress))
+            beat = await self._session.beat(Pulse(tuple(progress.values())))
         except BrokerError as error:
+            with self._lock:
+                self._progress = progress | self._progress
             return min(self._patience.failed(error), self._heartbeat)
         except SessionLost:
             beat = Beat(alive=False)
+        except Exception as error:  # a fault, perhaps of the progress carried up; a session given up would not be the better for it
+            log.exception("a heartbeat failed; the next one goes without the progress of %d job(s)", len(progress))
+            return min(self._patience.failed(error), self._heartbeat)
         self._patience.succeeded()
         if not beat.alive or beat.stop or beat.rescue:
             self._loop.call_soon_threadsafe(self._told, beat)

@@ -44,12 +44,26 @@ class Lane:
     running: int = 0
     waiting: int = 0
     """Claimed but not started."""
+    ended: int = 0
+    """Attempts that ended since the pace was last noted."""
     pace: Pace = field(default_factory=Pace)
+    moved: float = 0.0
+    """When an attempt last started in it, in seconds, monotonic."""
 
     @property
     def free(self) -> int:
         """Slots in which nothing runs."""
         return max(self.size - self.running, 0)
+
+    def note_pace(self, now: float) -> None:
+        """Count what ended until `now` (seconds, monotonic)."""
+        if self.ended:
+            self.pace.count(self.ended, now)
+            self.ended = 0
+
+    def forget_pace(self) -> None:
+        """Claim nothing ahead until attempts end again."""
+        self.pace, self.ended = Pace(), 0
 
     @property
     def room(self) -> int:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from datetime import datetime
 from typing import TYPE_CHECKING, Self
 
 from msgspec.structs import replace
 
 from offload.broker import Session
-from offload.errors import BadDeclaration, BrokerError, SessionLost
+from offload.errors import BrokerError, IdConflict, SessionLost, UniqueConflict
 from offload.ids import new_ids
 from offload.job import Due
-from offload.schedule import ticks
+from offload.schedule import Ticks, ticks
 from offload.worker.news import News
 from offload.worker.patience import Patience
 
@@ -25,6 +26,9 @@ log = logging.getLogger("offload.worker")
 MOST_WAIT = 1.0
 """Seconds after which it looks again even if told that nothing is due: what others enqueue may come due sooner."""
 
+UNTICKABLE_WAIT = 0.25
+"""Seconds at least between two rounds while a schedule is due that cannot be ticked here."""
+
 
 class Maintainer:
     """The upkeep of one session."""
@@ -35,17 +39,19 @@ class Maintainer:
         self._news = news
         self._poked = asyncio.Event()
         self._patience = Patience("upkeep")
-        self._loop: asyncio.Task[None] | None = None
+        self._untickable: dict[str, str] = {}
+        self.task: asyncio.Task[None] | None = None
+        """What does the rounds, while the block is open."""
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.create_task(self._maintain_on(), name="offload-maintainer")
+        self.task = asyncio.create_task(self._maintain_on(), name="offload-maintainer")
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         """Stop between two operations."""
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.gather(self._loop, return_exceptions=True)
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.wait({self.task})
 
     def poke(self) -> None:
         """Look now: something changed."""
@@ -72,20 +78,38 @@ class Maintainer:
         upkeep = await self._session.maintain()
         if upkeep.touched:
             await self._news.touched(upkeep.touched)
+        least = 0.0
         for due in await self._session.due():
-            try:
-                await self._fire(due)
-            except BadDeclaration as error:  # stored by code or a machine that knew more, such as a time zone missing here
-                log.error("schedule %s cannot be ticked by this worker: %s", due.schedule.name, error)
-        return upkeep.wait
+            now = self._app.clock.now()
+            fired = self._ticks(due, now)
+            if fired is None:
+                least = UNTICKABLE_WAIT
+            else:
+                await self._fire(due, fired, now)
+        return max(upkeep.wait, least)
 
-    async def _fire(self, due: Due) -> None:
+    def _ticks(self, due: Due, now: datetime) -> Ticks | None:
+        """Which ticks to fire; None where this worker cannot say, and says that once."""
+        name = due.schedule.name
+        try:
+            fired = ticks(due.schedule, due.next_at, now)
+        except Exception as error:  # stored by code or a machine that knew more, such as a time zone missing here
+            if self._untickable.get(name) != str(error):
+                self._untickable[name] = str(error)
+                log.exception("schedule %s cannot be ticked by this worker", name)
+            return None
+        self._untickable.pop(name, None)
+        return fired
+
+    async def _fire(self, due: Due, fired: Ticks, now: datetime) -> None:
         """Enqueue a job for each tick that is to be fired, unless another worker was first."""
-        now = self._app.clock.now()
         schedule = due.schedule
-        fired = ticks(schedule, due.next_at, now)
         jobs = [
             replace(schedule.draft.stamped(id, now), run_at=tick, schedule=schedule.name, overlap=schedule.overlap)
             for tick, id in zip(fired.fire, new_ids(len(fired.fire), now), strict=True)
         ]
-        await self._session.tick(due, fired.next_at, jobs)
+        try:
+            await self._session.tick(due, fired.next_at, jobs)
+        except (UniqueConflict, IdConflict) as error:
+            log.warning("schedule %s: the tick of %s is left out: %s", schedule.name, due.next_at, error)
+            await self._session.tick(due, fired.next_at, ())

@@ -39,8 +39,9 @@ class News:
 
     async def settled(self, settled: Sequence[tuple[LocalAttempt, Outcome]]) -> None:
         """Outcomes were recorded."""
-        if log.isEnabledFor(logging.INFO):
-            for attempt, outcome in settled:
+        chatty = log.isEnabledFor(logging.INFO)
+        for attempt, outcome in settled:
+            if chatty or isinstance(outcome, Retried | Dead):
                 _log(attempt, outcome)
         if self._told:
             await self._app.emit([self._outcome(attempt, outcome) for attempt, outcome in settled])

@@ -7,15 +7,13 @@ from datetime import datetime
 from types import TracebackType
 from typing import assert_never
 
-from offload.duration import seconds
+from offload.duration import LONGEST, seconds
 from offload.errors import BadDeclaration, Cancel, Directive, Discard, RetryLater, Snooze
-from offload.job import DAY, Cancelled, Dead, Failure, Lease, Outcome, Release, Retried
+from offload.job import Cancelled, Dead, Failure, Lease, Outcome, Release, Retried
 from offload.retry import Again, Enough, RetryPolicy, decide
 
 MOST_MESSAGE = 8_000
 MOST_TRACEBACK = 32_000
-LONGEST_DELAY = 36_500 * DAY
-"""Seconds; later moments have no date."""
 
 
 class AttemptStopped(BaseException):
@@ -30,7 +28,7 @@ def after(error: BaseException, policy: RetryPolicy, lease: Lease, now: datetime
     """What becomes of the job whose attempt raised `error`. `random` is a number from 0 up to 1, for the jitter."""
     match _checked(error):
         case Snooze(delay=delay):
-            return Release(min(delay, LONGEST_DELAY))
+            return Release(delay)
         case Discard(reason=reason):
             return Dead(_text(reason), failure_of(error, lease.attempt, now))
         case Cancel(reason=reason):
@@ -41,7 +39,7 @@ def after(error: BaseException, policy: RetryPolicy, lease: Lease, now: datetime
             verdict = _decide(policy, _as_failure(checked), lease.attempt, age, random)
             match verdict:
                 case Again(delay):
-                    return Retried(min(delay, LONGEST_DELAY), failure)
+                    return Retried(delay, failure)
                 case Enough(reason):
                     return Dead(_text(reason), failure)
                 case _:
@@ -54,7 +52,7 @@ def _checked(error: BaseException) -> BaseException:
         return error
     name = type(error).__name__
     try:
-        return type(error)(max(seconds(error.delay, f"{name}(delay)", least=-LONGEST_DELAY), 0.0))
+        return type(error)(max(seconds(error.delay, f"{name}(delay)", least=-LONGEST), 0.0))
     except BadDeclaration as fault:
         return fault.with_traceback(error.__traceback__)
 

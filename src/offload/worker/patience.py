@@ -18,6 +18,11 @@ class Patience:
         self._part = part
         self._failures = 0
 
+    @property
+    def away(self) -> bool:
+        """True after a failure, until the broker answers again."""
+        return self._failures > 0
+
     def failed(self, error: BaseException) -> float:
         """Note a failure. Returns the seconds to wait before the next try."""
         if self._failures == 0:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from offload.worker import Worker
@@ -24,9 +25,10 @@ def work(make: Callable[[], Worker]) -> int:
 
     `make` builds the worker inside the event loop. uvloop is used where it is installed. Returns the exit code: 0, or RECYCLE.
     """
-    ended = _run(_work(make))
+    told: list[int] = []
+    ended = _run(_work(make, told))
     logging.shutdown()
-    return RECYCLE if ended == "recycle" else 0
+    return RECYCLE if ended == "recycle" and not told else 0
 
 
 def _run(main: Coroutine[Any, Any, str]) -> str:
@@ -37,17 +39,23 @@ def _run(main: Coroutine[Any, Any, str]) -> str:
     return uvloop.run(main)
 
 
-async def _work(make: Callable[[], Worker]) -> str:
+async def _work(make: Callable[[], Worker], told: list[int]) -> str:
+    """Run the worker; `told` gets the signals that come, also those that come too late for the loop, whose own handlers go with it."""
     worker = make()
     loop = asyncio.get_running_loop()
+
+    def stop(number: int, _: object) -> None:
+        told.append(number)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_stop, worker)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        if sys.platform == "win32":
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(worker.stop))
-        else:
-            loop.add_signal_handler(number, _stop, worker)
+        signal.signal(number, stop)
     try:
         return await worker.run()
     finally:
+        # A task's `asyncio.to_thread` that never ends may hold the threads of the loop; neither closing nor asyncio.run may wait for it.
+        loop.set_default_executor(ThreadPoolExecutor(1))
         await worker.app.aclose()
 
 

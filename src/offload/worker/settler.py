@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Self
 
@@ -13,34 +14,60 @@ from offload.worker.attempt import LocalAttempt
 from offload.worker.news import News
 from offload.worker.patience import Patience
 
+log = logging.getLogger("offload.worker")
+
+LAST_TRY = 2.0
+"""Seconds that a worker told to leave at once still tries to settle."""
+
 
 class Settler:
     """No timer: what gathers while one call is under way is the next batch."""
 
-    def __init__(self, session: Session, news: News, report: Callable[[Lease, Progress], None]) -> None:
+    def __init__(self, session: Session, news: News, report: Callable[[Lease, Progress], None], hurry: asyncio.Event) -> None:
         self.session = session
         self._report = report
+        self._hurry = hurry
         self._news = news
         self._gathered: list[tuple[LocalAttempt, Outcome]] = []
         self._any = asyncio.Event()
+        self._under_way = 0
         self._closing = False
         self._void = False
         self._patience = Patience("settling")
-        self._loop: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
+        """What settles, while the block is open."""
         self.flushed = asyncio.Event()
         """Set while nothing is left to settle."""
         self.flushed.set()
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.create_task(self._settle_on(), name="offload-settler")
+        self.task = asyncio.create_task(self._settle_on(), name="offload-settler")
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        """Settle what is left, then leave."""
+        """Settle what is left, then leave; in a hurry only what a broker that answers takes. Raises what ended the settling."""
+        assert self.task is not None
         self._closing = True
         self._any.set()
-        if self._loop is not None:
-            await self._loop
+        hurried = asyncio.create_task(self._hurry.wait())
+        try:
+            await asyncio.wait({self.task, hurried}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({self.task}, timeout=LAST_TRY)
+        finally:
+            hurried.cancel()
+        if self.task.done():
+            self.task.result()
+        else:
+            log.error(
+                "leaving with %d outcome(s) that the broker did not take; others run those jobs again",
+                self.backlog,
+            )
+            self.task.cancel()
+
+    @property
+    def backlog(self) -> int:
+        """How many outcomes are not yet settled, or not yet told to the observers."""
+        return self._under_way + len(self._gathered)
 
     def put(self, attempt: LocalAttempt, outcome: Outcome) -> None:
         """Take an outcome to be settled."""
@@ -63,8 +90,10 @@ class Settler:
             await self._any.wait()
             self._any.clear()
             batch, self._gathered = self._gathered, []
+            self._under_way = len(batch)
             for start in range(0, len(batch), MOST_ATOMIC):
                 await self._settle(batch[start : start + MOST_ATOMIC])
+            self._under_way = 0
             if not self._gathered:
                 self.flushed.set()
 

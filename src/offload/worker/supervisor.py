@@ -1,6 +1,7 @@
 """Keeps N worker processes running. Holds no user code, so nothing that a task does can bring it down.
 
-A process that ends is replaced: at once when it asked to be recycled, after a growing wait when it keeps dying young.
+A process that ends is replaced: at once when it asked to be recycled, after a growing wait when it keeps dying young. One that cannot do
+what its command asks for ends them all, unless a change of the source may mend it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterable, Sequence
+from contextlib import suppress
 from time import monotonic
 
 from offload.worker.process import RECYCLE
@@ -21,6 +23,8 @@ log = logging.getLogger("offload.supervisor")
 YOUNG = 5.0
 """A process that lived shorter than these seconds is replaced more slowly each time."""
 LONGEST_WAIT = 30.0
+UNUSABLE = 2
+"""The exit code of a command line that cannot be carried out, however often it is tried."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -33,9 +37,13 @@ class Supervisor:
         self._burst = burst
         self._alive: set[asyncio.subprocess.Process] = set()
         self._stopping = asyncio.Event()
+        self._wake = asyncio.Event()
+        """Ends the wait before a process is replaced."""
+        self._reloads = False
 
     async def run(self, changes: AsyncIterable[object] | None = None) -> int:
-        """Supervise until told to stop. Each of `changes` restarts all processes. Returns 0, or 1 when a process ended badly."""
+        """Supervise until told to stop. Each of `changes` restarts all processes. Returns 0, or the code of a process that ended badly."""
+        self._reloads = changes is not None
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
@@ -45,21 +53,23 @@ class Supervisor:
         finally:
             if reloading is not None:
                 reloading.cancel()
-        return 0 if all(code == 0 for code in codes) else 1
+        return max(codes)
 
     def stop(self) -> None:
         """Pass SIGTERM on; again when told again."""
         self._stopping.set()
+        self._wake.set()
         self._signal_all()
 
     def _signal_all(self) -> None:
         for process in tuple(self._alive):
-            if process.returncode is None:
-                process.terminate()
+            _terminate(process)
 
     async def _reload(self, changes: AsyncIterable[object]) -> None:
         async for _ in changes:
             log.warning("source files changed: restarting %d worker process(es)", len(self._alive))
+            self._wake.set()
+            self._wake.clear()
             self._signal_all()
 
     async def _keep_one(self) -> int:
@@ -68,7 +78,10 @@ class Supervisor:
             born = monotonic()
             code = await self._one()
             if self._stopping.is_set() or (self._burst and code == 0):
-                return 0 if code in (0, RECYCLE) else code
+                return 0 if code in (0, RECYCLE, -signal.SIGTERM) else _badly(code)
+            if code == UNUSABLE and not self._reloads:
+                self.stop()
+                return code
             if code in (0, RECYCLE):
                 young = 0
                 continue
@@ -77,14 +90,22 @@ class Supervisor:
             log.error("a worker process ended with %s; a new one starts %s", _how(code), f"in {wait:g} s" if wait else "now")
             try:
                 async with asyncio.timeout(wait):
-                    await self._stopping.wait()
-                return 1
+                    await self._wake.wait()
             except TimeoutError:
                 continue
+            if self._stopping.is_set():
+                return _badly(code)
+            young = 0
 
     async def _one(self) -> int:
-        process = await asyncio.create_subprocess_exec(*self._command, env={**os.environ, SUPERVISED: str(os.getpid())})
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            env={**os.environ, SUPERVISED: str(os.getpid())},
+            process_group=None if sys.platform == "win32" else 0,  # Ctrl-C would reach it beside our own signal: told twice, it hurries
+        )
         self._alive.add(process)
+        if self._stopping.is_set():
+            _terminate(process)
         try:
             return await process.wait()
         finally:
@@ -105,6 +126,17 @@ def follow_supervisor() -> bool:
         if os.getppid() != int(parent):
             os.kill(os.getpid(), signal.SIGTERM)
     return True
+
+
+def _terminate(process: asyncio.subprocess.Process) -> None:
+    """Send SIGTERM. `process.terminate()` would look first whether it has ended, and so take its exit code from who waits for it."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGTERM)
+
+
+def _badly(code: int) -> int:
+    return code if code > 0 else 1
 
 
 def _how(code: int) -> str:

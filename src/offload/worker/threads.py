@@ -97,7 +97,7 @@ class Threads:
                 return
 
     def _outcome(self, attempt: LocalAttempt) -> Outcome:
-        """Run it. AttemptStopped may arrive at any bytecode from `_take_up` until `_let_go` is through: all of that stands inside the try."""
+        """Run it. AttemptStopped may arrive at any bytecode from `_take_up` until `_let_go` is through: all of it stands inside the try."""
         outcome: Outcome | None = None
         while True:
             try:

@@ -72,7 +72,7 @@ class Awaited:
                             future.set_result(None)
                 took = monotonic() - started
                 if took > SHORT:
-                    await asyncio.sleep(REST * took)
+                    await asyncio.sleep(min(REST * took, RECHECK))  # a blocked event loop makes any look seem long
                 if self._waiting:
                     await self._ear.after(heard, RECHECK)
         except Exception as error:  # noqa: BLE001  it belongs to all who wait

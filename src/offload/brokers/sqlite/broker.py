@@ -76,25 +76,36 @@ class SqliteBroker(Store):
 
     async def close(self) -> None:
         """Let go of the file; the last client of the process finishes what was asked for and empties the log."""
-        if self._awaited is not None:
-            self._awaited.close()
-            self._awaited = None
-        if self._shared is not None:
-            shared, self._shared = self._shared, None
+        shared = self._left()
+        if shared is not None:
             try:
                 await asyncio.to_thread(release, shared)
             except RuntimeError:  # the interpreter is ending and starts no more threads
                 release(shared)
+
+    def abandon(self) -> None:
+        """The same where the event loop of this client is closed."""
+        shared = self._left()
+        if shared is not None:
+            release(shared)
+
+    def _left(self) -> Shared | None:
+        """What this client had open, which is its own no more."""
+        awaited, self._awaited = self._awaited, None
+        if awaited is not None:
+            awaited.close()
+        shared, self._shared = self._shared, None
+        return shared
 
     @property
     def opened(self) -> Shared:
         """What this client shares with others of the process. Raises BrokerError when it is not open."""
         if self._shared is None:
             raise BrokerError(f"the client of {self.path} is not open; call open() first")
-        return self._shared.here()
+        return self._shared
 
     async def _write(self, operation: Operation[T]) -> T:
-        return await self.opened.writer.submit(operation)
+        return await self.opened.write(operation)
 
     async def _read(self, operation: Operation[T]) -> T:
         return await self.opened.read(operation)

@@ -15,6 +15,7 @@ from typing import Self
 from offload.brokers.sqlite import file
 from offload.brokers.sqlite.checkpoint import Checkpointer
 from offload.brokers.sqlite.transaction import Operation, T, Transaction
+from offload.errors import BrokerError
 
 
 class Link:
@@ -41,6 +42,7 @@ class Database:
         self.reader_thread = ThreadPoolExecutor(1, thread_name_prefix="offload-sqlite-reader")
         file.check_place(path)
         self.prepare()
+        self._identity = file.identity(path)
         self.writing = self.link().impatient()
         self.reading = self.link()
 
@@ -62,6 +64,13 @@ class Database:
             link.connection.close()
         if link in self.links:
             self.links.remove(link)
+
+    def check(self) -> None:
+        """Refuse to write into a file that is no longer the one at the path. Raises BrokerError."""
+        if file.identity(self.path) != self._identity:
+            raise BrokerError(
+                f"{self.path} was removed or replaced while it was open, so what is stored now would be lost; restart this process"
+            )
 
     @contextmanager
     def errors(self) -> Generator[None]:

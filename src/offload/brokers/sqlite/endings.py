@@ -44,7 +44,11 @@ def record_ends(tx: Transaction, now: int, endings: Sequence[Ending]) -> None:
     if kept:
         tx.add(
             "add_done",
-            [(n, state, *past, result, reason, now, now + seconds(e.keep)) for e in kept for n, _, past, state, reason, result in [e]],
+            [
+                (n, state.value, *past, result, reason, now, now + seconds(e.keep))
+                for e in kept
+                for n, _, past, state, reason, result in [e]
+            ],
         )
     forget(tx, [ending.n for ending in endings if ending.keep <= 0])
     drop_expiring(tx, [(e.n, e.job) for e in endings if e.past.claim == 0])

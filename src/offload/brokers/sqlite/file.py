@@ -68,14 +68,14 @@ def connect(path: Path, synchronous: str) -> sqlite3.Connection:
     short moments only, when a process opens the log as the first or closes it as the last.
     """
     connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False, cached_statements=512)
-    for pragma in (
-        "wal_autocheckpoint=0",
-        f"synchronous={synchronous}",
-        "temp_store=memory",
-        "secure_delete=off",
-        f"cache_size=-{CACHE_KIB}",
-    ):
-        connection.execute(f"pragma {pragma}")
+    try:
+        for setting in ("wal_autocheckpoint=0", "temp_store=memory", "secure_delete=off"):
+            connection.execute(f"pragma {setting}")
+        connection.execute(f"pragma synchronous={synchronous}")
+        connection.execute(f"pragma cache_size=-{CACHE_KIB}")
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
 
 
@@ -103,6 +103,15 @@ def statements(text: str) -> list[str]:
     """The statements of a script, each with no semicolon but the one at its end; `executescript` would commit."""
     bare = "\n".join(line.partition("--")[0] for line in text.splitlines())
     return [statement.strip() for statement in bare.split(";") if statement.strip()]
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another that came to its path; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return (found.st_dev, found.st_ino)
 
 
 def busy(error: sqlite3.Error) -> bool:

@@ -188,6 +188,10 @@ delete from progress where n in (select value from json_each(:ns))
 select json_group_array(json_array(n, claim, attempt, crashes, pos, ready_at, started_at, worker, cancel))
 from running where n in (select value from json_each(:ns)) and session = :session
 
+-- name: held_of
+-- Of the given jobs those that a session runs.
+select json_group_array(n) from running where n in (select value from json_each(:ns)) and session = :session
+
 -- name: held_all
 select json_group_array(n) from (select n from running where session = :session order by n)
 

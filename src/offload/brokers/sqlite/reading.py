@@ -39,7 +39,7 @@ def matches(tx: Transaction, filter: Filter, limit: int, after: str | None) -> l
     """The numbers of jobs that match all of the filter but its text, newest first; a limit of -1 is none."""
     at, n = (None, None) if after is None else tx.row("after", id=after) or (-1 << 62, 0)
     wanted = {"task": filter.task, "queue": filter.queue, "key": filter.key, "at": at, "after": n, "limit": limit}
-    return _integers(tx.value("find", **wanted) if filter.state is None else tx.value("find_in_state", state=filter.state, **wanted))
+    return _integers(tx.value("find", **wanted) if filter.state is None else tx.value("find_in_state", state=filter.state.value, **wanted))
 
 
 def records(tx: Transaction, ns: Sequence[int]) -> list[Record]:

@@ -21,6 +21,7 @@ from offload.job import Beat, Due, Isolation, Job, Lease, Outcome, Pulse, Releas
 from offload.liveness import Watch
 
 _beats = msgspec.json.Decoder(dict[str, int]).decode
+_numbers = msgspec.json.Decoder(list[int]).decode
 _asked = msgspec.json.Decoder(list[tuple[str, int]]).decode
 
 
@@ -48,7 +49,7 @@ class SqliteSession(Session):
         self._heard = self._ear.count
         turn = self._rotation
         self._rotation += queues is None
-        claim = self._shared.writer.submit(lambda tx: Claim(tx, self._now(), self.id, self._info, room).run(queues, limit, turn))
+        claim = self._shared.write(lambda tx: Claim(tx, self._now(), self.id, self._info, room).run(queues, limit, turn))
         try:
             return await asyncio.shield(claim)
         except asyncio.CancelledError:
@@ -59,13 +60,13 @@ class SqliteSession(Session):
         """What a cancelled fetch still claimed goes back at once."""
         if not claim.cancelled() and claim.exception() is None and claim.result():
             releases = [(lease, Release()) for lease in claim.result()]
-            self._shared.writer.submit(lambda tx: settling.settle(tx, self._now(), self.id, releases, self._marked))
+            self._shared.write(lambda tx: settling.settle(tx, self._now(), self.id, releases, self._marked))
 
     async def settle(self, settlements: Sequence[tuple[Lease, Outcome]]) -> list[Lease]:
         """Record outcomes; see `Session.settle`."""
         if not settlements:
             return []
-        lost = await self._shared.writer.submit(lambda tx: settling.settle(tx, self._now(), self.id, settlements, self._marked))
+        lost = await self._shared.write(lambda tx: settling.settle(tx, self._now(), self.id, settlements, self._marked))
         if self._marked:
             self._marked.difference_update(lease.ref for lease, _ in settlements)
         return lost
@@ -76,26 +77,32 @@ class SqliteSession(Session):
             # The beat needs not survive a power failure, so it waits for no disk.
             self._pulse = self._shared.database.link("normal").impatient()
         progress = [(lease.ref, lease.claim, *done) for lease, done in pulse.progress if type(lease.ref) is int]
-        self._marked.update(lease.ref for lease, _ in pulse.progress)
+        reported = {lease.ref for lease, _ in pulse.progress}
+        self._marked |= reported
         found = self._shared.database.write(self._pulse, lambda tx: self._beat(tx, progress))
         if found is None:
             return Beat(alive=False)
-        beats, asked = found
+        beats, asked, held = found
+        self._marked -= reported.difference(held)  # settled while their progress was on its way: nothing was stored
         self._dead = self._watch.observe(beats, self._clock.monotonic())
         return Beat(alive=True, stop=tuple(asked), rescue=bool(self._dead))
 
-    def _beat(self, tx: Transaction, progress: Sequence[tuple[object, ...]]) -> tuple[dict[str, int], list[tuple[str, int]]] | None:
+    def _beat(
+        self, tx: Transaction, progress: Sequence[tuple[object, ...]]
+    ) -> tuple[dict[str, int], list[tuple[str, int]], list[int]] | None:
         if tx.do("beat", id=self.id, now=self._now()) == 0:
             return None
+        held: list[int] = []
         if progress:
             tx.do("put_progress", session=self.id, progress=text(progress))
+            held = _numbers(tx.value("held_of", ns=text([row[0] for row in progress]), session=self.id))
         beats, asked = tx.row("beats", id=self.id)
-        return _beats(beats), _asked(asked)
+        return _beats(beats), _asked(asked), held
 
     async def remember(self, lease: Lease, step: str, value: bytes) -> bool:
         """Store a step's result; see `Session.remember`."""
         self._marked.add(lease.ref)
-        return await self._shared.writer.submit(
+        return await self._shared.write(
             lambda tx: tx.do("put_step", n=lease.ref, name=step, value=value.decode(), session=self.id, claim=lease.claim) > 0
         )
 
@@ -110,7 +117,7 @@ class SqliteSession(Session):
             wait = await self._shared.read(self._idle)
             if wait is not None:
                 return Upkeep(wait)
-        return await self._shared.writer.submit(lambda tx: upkeep.maintain(tx, self._now(), dead))
+        return await self._shared.write(lambda tx: upkeep.maintain(tx, self._now(), dead))
 
     def _idle(self, tx: Transaction) -> float | None:
         now = self._now()
@@ -122,11 +129,11 @@ class SqliteSession(Session):
 
     async def tick(self, due: Due, next_at: datetime | None, jobs: Sequence[Job]) -> bool:
         """Fire a tick once; see `Session.tick`."""
-        return await self._shared.writer.submit(lambda tx: planning.tick(tx, self._now(), due, next_at, jobs))
+        return await self._shared.write(lambda tx: planning.tick(tx, self._now(), due, next_at, jobs))
 
     async def enter(self) -> None:
         """Be known to the store, with the schedules that the worker declares."""
-        await self._shared.writer.submit(self._enter)
+        await self._shared.write(self._enter)
 
     def _enter(self, tx: Transaction) -> None:
         tx.do("add_session", id=self.id, info=text(self._info), now=self._now())
@@ -136,7 +143,7 @@ class SqliteSession(Session):
     async def leave(self) -> None:
         """Be gone; what is still held goes back unharmed."""
         try:
-            await self._shared.writer.submit(self._leave)
+            await self._shared.write(self._leave)
         finally:
             if self._pulse is not None:
                 self._shared.database.unlink(self._pulse)

@@ -26,14 +26,21 @@ class Shared:
         self.writer = Writer(self.database, self.ringer)
 
     def here(self) -> Self:
-        """This, if it was opened in this process. Raises BrokerError after a fork."""
+        """This, if it is open and was opened in this process. Raises BrokerError."""
         if self.pid != os.getpid():
             raise BrokerError(f"this client of {self.database.path} was opened before a fork; open a new one in the child process")
+        if self.clients == 0:
+            raise BrokerError(f"{self.database.path} was closed by its last client; leave sessions before closing, or open it again")
         return self
 
     async def read(self, operation: Operation[T]) -> T:
-        """Run an operation that only reads, in the reader's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.database.reader_thread, self.database.read, operation)
+        """Run an operation that only reads, in the reader's thread. Raises BrokerError."""
+        database = self.here().database
+        return await asyncio.get_running_loop().run_in_executor(database.reader_thread, database.read, operation)
+
+    def write(self, operation: Operation[T]) -> asyncio.Future[T]:
+        """Have the writer run an operation; the future ends once it is durable, or was undone by an error. Raises BrokerError."""
+        return self.here().writer.submit(operation)
 
     def close(self) -> None:
         """Finish what was asked for and let go of the file."""

@@ -14,6 +14,7 @@ import socket
 import sqlite3
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
@@ -73,7 +74,8 @@ class Ringer:
         try:
             sender.sendto(b"!", address)
         except (ConnectionRefusedError, FileNotFoundError):  # its process died without leaving
-            Path(address).unlink(missing_ok=True)
+            with suppress(OSError):  # another user's, or another process was quicker
+                Path(address).unlink()
         except OSError:  # its buffer is full, so it has a wake-up to read; or it is another user's, and polls
             return
 

@@ -7,6 +7,7 @@ run again with care, each operation in a savepoint of its own, so that an error 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import threading
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from offload.brokers.sqlite import file
 from offload.brokers.sqlite.database import Database
 from offload.brokers.sqlite.transaction import Joint, Operation, T, Transaction
 from offload.brokers.sqlite.wake import Ringer
+
+log = logging.getLogger("offload.sqlite")
 
 HEAVY = 1_000
 """Operations, or jobs to be stored, after which no more are gathered: a bound on how long one transaction holds the lock."""
@@ -90,11 +93,15 @@ class Writer:
                 request.error = error
         self._answer(requests)
         if tx is not None:
-            self._ringer.ring(work=tx.work, ended=tx.ended)
-            self._look_at_log()
+            try:
+                self._ringer.ring(work=tx.work, ended=tx.ended)
+                self._look_at_log()
+            except Exception:  # what was asked for is done; the thread must live for what comes
+                log.exception("after a commit to %s", self._database.path)
 
     def _commit(self, requests: Sequence[Request], *, careful: bool) -> Transaction | None:
         """Run and commit. None, and nothing done, when what is not careful met anything unexpected."""
+        self._database.check()
         with self._database.begun(self._database.writing) as connection:
             tx = Transaction(connection, careful=careful)
             if careful:

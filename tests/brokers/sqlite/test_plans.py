@@ -1,0 +1,124 @@
+"""The plans of hot statements: what they cost does not grow with jobs that wait, are scheduled, or have finished."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from offload.brokers.sqlite import file
+from offload.brokers.sqlite.transaction import SQL, Transaction
+
+LISTS = {"ns", "ids", "pairs", "places", "moves", "keys", "names", "progress", "results", "extras"}
+LARGE = (
+    "jobs",
+    "j",
+    "ready",
+    "r",
+    "scheduled",
+    "s",
+    "done",
+    "d",
+    "waiting",
+    "running",
+    "aside",
+    "a",
+    "expiring",
+    "e",
+    "uniques",
+    "errors",
+    "steps",
+)
+FOR_PEOPLE = {"counts", "find", "find_in_state", "facts"}
+"""Statements that may look at all jobs: somebody asked for them."""
+SCANS_WHAT_RUNS = {"held_all", "beats", "sessions"}
+"""What runs is bounded by the workers' concurrency."""
+
+
+@pytest.fixture(params=["empty", "full"])
+def connection(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    connection = file.connect(tmp_path / "plans.db", "full")
+    file.migrate(connection, 0)
+    if request.param == "full":
+        _fill(connection)
+    yield connection
+    connection.close()
+
+
+def _fill(connection: sqlite3.Connection) -> None:
+    connection.executescript("""
+        with recursive c(i) as (select 1 union all select i + 1 from c where i < 5000)
+        insert into jobs (n, id, task, queue, rank, payload, enqueued_at, keep, due)
+        select i, 'j' || i, 't' || (i % 7), 'q' || (i % 3), i % 2, '{}', i, 60, case when i % 5 = 0 then i end from c;
+        insert into ready select queue, rank, n, n, 0, 0, 0, 0, null, null from jobs where n % 5 = 1;
+        insert into aside select queue, task, rank, n, n, 0, 0, 0, 0, null, null from jobs where n % 5 = 2;
+        insert into scheduled select due, n, 0, 0, 0, null, null from jobs where n % 5 = 0;
+        insert into done select n, 'SUCCEEDED', 1, 1, 0, 0, 'w', null, null, n, n from jobs where n % 5 = 3;
+        insert into running select n, 's', 1, 1, 0, n, 0, 0, 'w', 0 from jobs where n % 5 = 4;
+        insert into expiring select n, n from jobs where n % 5 = 0;
+        insert into uniques select 'k' || n, n, id, 'finished', null, null from jobs where n % 5 = 0;
+        insert into errors select n, 1, '{}' from jobs where n % 5 = 3;
+        insert into steps select n, 'a', '1' from jobs where n % 5 = 3;
+        analyze;
+    """)
+
+
+def plan(connection: sqlite3.Connection, name: str) -> list[str]:
+    sql = SQL[name]
+    if sql.rstrip().endswith(")") and re.fullmatch(r"insert into \w+ \([^()]*\)", sql.strip()):
+        return []
+    values = {each: "[]" if each in LISTS else 1 for each in re.findall(r":(\w+)", sql)}
+    return [row[3] for row in connection.execute(f"explain query plan {sql}", values)]
+
+
+def scans(steps: list[str]) -> list[str]:
+    return [step for step in steps if re.fullmatch(rf"SCAN ({'|'.join(LARGE)})\b(?! VIRTUAL).*", step)]
+
+
+@pytest.mark.parametrize("name", sorted(SQL.keys() - FOR_PEOPLE - SCANS_WHAT_RUNS - {"lines"}))
+def test_no_statement_scans_jobs(name: str, connection: sqlite3.Connection) -> None:
+    assert scans(plan(connection, name)) == []
+
+
+def test_the_lines_are_found_by_jumping_through_the_index(connection: sqlite3.Connection) -> None:
+    steps = plan(connection, "lines")
+    assert scans(steps) == ["SCAN aside"]  # the first one, with limit 1
+    assert "SEARCH ready USING PRIMARY KEY (queue>?)" in steps
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("candidates", "SEARCH r USING PRIMARY KEY (queue=?)"),
+        ("run_front", "SEARCH ready USING PRIMARY KEY (queue=? AND (rank,pos)<(?,?))"),
+        ("drop_front", "SEARCH ready USING PRIMARY KEY (queue=? AND (rank,pos)<(?,?))"),
+        ("drop_places", "SEARCH ready USING PRIMARY KEY (queue=? AND rank=? AND pos=?)"),
+        ("drop_places_aside", "SEARCH aside USING PRIMARY KEY (queue=? AND task=? AND rank=? AND pos=?)"),
+        ("settle_plain", "SEARCH running USING INTEGER PRIMARY KEY (rowid=?)"),
+        ("drop_jobs", "SEARCH jobs USING INTEGER PRIMARY KEY (rowid=?)"),
+        ("due_jobs", "SEARCH s USING PRIMARY KEY (due<?)"),
+        ("expired", "SEARCH e USING PRIMARY KEY (expires_at<?)"),
+        ("forgettable", "SEARCH done USING COVERING INDEX done_forget (forget_at<?)"),
+    ],
+)
+def test_hot_statements_use_their_index(name: str, step: str, connection: sqlite3.Connection) -> None:
+    steps = plan(connection, name)
+    assert step in steps
+    assert not [step for step in steps if "TEMP B-TREE" in step]
+
+
+def test_a_claim_and_a_settle_are_one_step_each_whatever_their_size(connection: sqlite3.Connection) -> None:
+    count = 0
+
+    def counted(_: str) -> None:
+        nonlocal count
+        count += 1
+
+    connection.set_trace_callback(counted)
+    tx = Transaction(connection, careful=False)
+    tx.add("add_expiring", [(1_000_000 + i, i) for i in range(256)])
+    tx.do("drop_expiring", pairs=str([[1_000_000 + i, i] for i in range(256)]))
+    assert count == 2

@@ -1,0 +1,312 @@
+"""Each kind of bad input is a clear error, early, and nothing is lost or half done."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from importlib.metadata import EntryPoint, EntryPoints
+from typing import Any
+
+import pytest
+from tests.worker import program as tasks
+
+from offload import (
+    BadDeclaration,
+    BadPayload,
+    BrokerNotInstalled,
+    IdConflict,
+    JobFailed,
+    LoopRunning,
+    Offload,
+    Record,
+    State,
+    TaskNotFound,
+    Worker,
+)
+
+
+@pytest.fixture
+def app() -> Offload:
+    return Offload("memory://")
+
+
+@pytest.fixture
+def add(app: Offload) -> Any:
+    """A task of two numbers."""
+
+    @app.task(name="shop.add")
+    def add(a: int, b: int = 0) -> int:
+        return a + b
+
+    return add
+
+
+def states(app: Offload) -> dict[State, int]:
+    return app.counts().get("default", {})
+
+
+def run(app: Offload) -> int:
+    """Run all that is due."""
+    return asyncio.run(Worker(app).drain())
+
+
+# -- arguments -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "said"),
+    [
+        ((), {}, "missing a required argument: 'a'"),
+        ((1, 2, 3), {}, "too many positional arguments"),
+        ((1,), {"c": 2}, "unexpected keyword argument 'c'"),
+        ((1,), {"a": 2}, "multiple values for argument 'a'"),
+        (("one",), {}, r"Expected `int`, got `str` - at `\$.a`"),
+        ((1.5,), {}, r"Expected `int`, got `float` - at `\$.a`"),
+        ((None,), {}, r"Expected `int`, got `null` - at `\$.a`"),
+        ((object(),), {}, "the argument 'a' cannot be carried as JSON"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_enqueue(app: Offload, add: Any, args: tuple[Any, ...], kwargs: dict[str, Any], said: str) -> None:
+    calls = [
+        lambda: add.enqueue(*args, **kwargs),
+        lambda: add.using(delay=60).enqueue(*args, **kwargs),
+        lambda: add.job(*args, **kwargs),
+        lambda: app.enqueue("shop.add", *args, **kwargs),
+    ]
+    for call in calls:
+        with pytest.raises(BadPayload, match=said) as raised:
+            call()
+        assert "shop.add" in str(raised.value)
+    assert app.counts() == {}
+
+
+def test_one_wrong_job_of_many_is_refused_before_any_is_enqueued(app: Offload, add: Any) -> None:
+    with pytest.raises(BadPayload):
+        app.enqueue_many([add.job(1), add.job("two")])
+    assert app.counts() == {}
+
+
+def test_a_payload_that_is_too_large_says_what_to_do(app: Offload) -> None:
+    @app.task
+    def store(text: str) -> None: ...
+
+    with pytest.raises(BadPayload, match=r"take 300,011 bytes of JSON; the most are 262,144: store the data elsewhere and pass its key"):
+        store.enqueue("x" * 300_000)
+    assert app.counts() == {}
+
+
+def test_naive_datetimes_are_refused(app: Offload, add: Any) -> None:
+    naive = datetime(2030, 1, 1)
+
+    @app.task
+    def at(when: datetime) -> None: ...
+
+    with pytest.raises(BadDeclaration, match="has no time zone; make it aware"):
+        add.using(run_at=naive)
+    for argument in (naive, [naive]):
+        with pytest.raises(BadPayload, match=r"time zone|cannot be called so"):
+            at.enqueue(argument)  # pyright: ignore[reportArgumentType] - the second is the mistake
+    with pytest.raises(BadPayload, match="time zone"):
+        app.enqueue("elsewhere.at", when=naive)
+    assert app.counts() == {}
+
+
+@pytest.mark.parametrize("delay", [-1, -0.001, float("nan"), float("inf"), "soon", timedelta(seconds=-1), True])
+def test_delays_that_cannot_be_are_refused(app: Offload, add: Any, delay: Any) -> None:
+    with pytest.raises(BadDeclaration, match=r"using\(delay=\.\.\.\) must be"):
+        add.using(delay=delay)
+
+
+@pytest.mark.parametrize("option", ["delay", "expires_in", "keep", "timeout"])
+def test_a_time_that_no_calendar_has_is_refused(app: Offload, add: Any, option: str) -> None:
+    with pytest.raises(BadDeclaration, match="must be at most a hundred years"):
+        add.using(**{option: 1e300})
+
+
+def test_an_id_used_with_another_payload_is_refused_and_the_first_job_stays(app: Offload, add: Any) -> None:
+    handle = add.using(id="signup-7").enqueue(1)
+    assert add.using(id="signup-7").enqueue(1) == handle
+    with pytest.raises(IdConflict, match="job id 'signup-7' was already used with another task or payload"):
+        add.using(id="signup-7").enqueue(2)
+    assert (states(app), run(app), handle.result(timeout=5)) == ({State.READY: 1}, 1, 1)
+
+
+def test_enqueueing_inside_a_running_loop_names_the_async_call(app: Offload, add: Any) -> None:
+    async def main() -> None:
+        calls = [
+            (lambda: add.enqueue(1), "await aenqueue"),
+            (lambda: add.using(delay=1).enqueue(1), "await aenqueue"),
+            (lambda: app.enqueue_many([add.job(1)]), "await aenqueue_many"),
+            (lambda: app.handle("j").result(), "await aresult"),
+            (app.counts, "await acounts"),
+        ]
+        for call, said in calls:
+            with pytest.raises(LoopRunning, match=said):
+                call()
+
+    asyncio.run(main())
+    assert app.counts() == {}
+
+
+# -- names ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_task_is_never_failed_and_waits_for_a_worker_that_knows_it(app: Offload, add: Any) -> None:
+    handle = app.enqueue("billing.charge", amount=5)
+    assert run(app) == 0
+    record = handle.record()
+    assert (record.state, record.attempt, record.errors) == (State.READY, 0, ())
+
+    @app.task(name="billing.charge")
+    def charge(amount: int) -> int:
+        return amount
+
+    assert run(app) == 1
+    assert handle.result(timeout=5) == 5
+
+
+def test_arguments_of_an_unknown_task_have_names(app: Offload) -> None:
+    with pytest.raises(BadPayload, match=r"'billing.charge' is not registered here.*pass keyword arguments"):
+        app.enqueue("billing.charge", 5)
+    assert app.counts() == {}
+
+
+def test_two_tasks_of_one_name_are_refused_with_both_places(app: Offload, add: Any) -> None:
+    with pytest.raises(BadDeclaration, match=r"two tasks are named 'shop.add'.*test_bad_input.py:\d+.*test_bad_input.py:\d+") as raised:
+
+        @app.task(name="shop.add")
+        def other() -> None: ...
+
+    assert "give one another name" in str(raised.value)
+    assert add.enqueue(1, 2).id
+    assert run(app) == 1
+
+
+def test_task_not_found_is_a_lookup_error() -> None:
+    assert issubclass(TaskNotFound, LookupError)
+
+
+# -- engines -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", ["oracle://db/shop", "shop.db", "://", ""])
+def test_a_url_that_no_engine_serves_names_those_there_are(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OFFLOAD_URL", url)
+    if not url:
+        assert Offload().url == "sqlite:///offload.db"
+        return
+    with pytest.raises(BadDeclaration, match=r"no broker serves .*: known are .*memory://.*sqlite://"):
+        Offload()
+
+
+def test_an_engine_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("rabbitmq", "no_such_driver.broker:Broker [rabbitmq]", "offload.brokers")
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: EntryPoints([point]))
+    with pytest.raises(BrokerNotInstalled, match=r"needs the package 'no_such_driver'; install it with: pip install 'offload\[rabbitmq\]'"):
+        Offload("rabbitmq://localhost")
+
+
+def test_what_follows_memory_is_refused_with_the_way_out() -> None:
+    with pytest.raises(BadDeclaration, match="use sqlite:///shop to keep jobs in a file"):
+        Offload("memory://shop")
+
+
+# -- schedules -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("expression", ["", "* * * *", "61 * * * *", "0 9 * * FUNDAY", "every day", "* * * * * * *", "0 0 31 2 *x"])
+def test_a_malformed_cron_is_refused_where_it_stands(app: Offload, expression: str) -> None:
+    with pytest.raises(BadDeclaration) as raised:
+
+        @app.cron(expression)
+        @app.task
+        def nightly() -> None: ...
+
+    assert repr(expression) in str(raised.value)
+    assert app.declared == {}
+
+
+@pytest.mark.parametrize("zone", ["Europe/Atlantis", "", "+02:00", "../etc/passwd"])
+def test_an_unknown_time_zone_is_refused_where_it_stands(app: Offload, zone: str) -> None:
+    with pytest.raises(BadDeclaration, match="time zone"):
+
+        @app.cron("0 9 * * *", timezone=zone)
+        @app.task
+        def nightly() -> None: ...
+
+    assert app.declared == {}
+
+
+def test_a_schedule_for_a_task_with_required_parameters_is_refused(app: Offload, add: Any) -> None:
+    with pytest.raises(BadDeclaration, match=r"a schedule passes no arguments, but shop.add.*missing a required argument: 'a'"):
+        app.cron("0 9 * * *")(add)
+    assert app.declared == {}
+
+
+def test_decorators_in_the_wrong_order_are_named(app: Offload) -> None:
+    with pytest.raises(BadDeclaration, match=r"put @app.cron above @app.task"):
+
+        @app.task
+        @app.cron("0 9 * * *")  # pyright: ignore[reportArgumentType] - the mistake
+        def nightly() -> None: ...
+
+    with pytest.raises(BadDeclaration, match=r"is a task already; put @app.task on a function once"):
+
+        @app.task
+        @app.task
+        def twice() -> None: ...
+
+    with pytest.raises(BadDeclaration, match=r"@app.middleware goes on an `async def m\(job, call_next\)`"):
+
+        @app.middleware  # pyright: ignore[reportArgumentType] - the mistake
+        def plain(job: Any, call_next: Any) -> None: ...
+
+
+# -- inside a task -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_that_cannot_be_encoded_is_dead_with_that_reason(app: Offload) -> None:
+    @app.task
+    def connect() -> Any:
+        return object()
+
+    handle = connect.enqueue()
+    assert run(app) == 1
+    with pytest.raises(JobFailed, match=r"the result cannot be carried as JSON.*\(result\)"):
+        handle.result(timeout=5)
+
+
+def test_a_result_that_is_too_large_is_dead_with_that_reason(app: Offload) -> None:
+    @app.task
+    def export() -> str:
+        return "x" * 300_000
+
+    handle = export.enqueue()
+    assert run(app) == 1
+    with pytest.raises(JobFailed, match=r"store the data elsewhere and pass its key \(result\)"):
+        handle.result(timeout=5)
+
+
+def ends(way: str, isolations: list[Any]) -> list[Record]:
+    """How jobs that end this way in each isolation are recorded, with a job behind each that must still run."""
+    with tasks.app.testing("memory://"):
+        handles = [task.enqueue(way) for task in isolations]
+        after = [task.enqueue("well") for task in isolations]
+        asyncio.run(Worker(tasks.app, processes=1).drain())
+        assert [handle.result(timeout=5) for handle in after] == ["well"] * len(after)
+        return [handle.record() for handle in handles]
+
+
+@pytest.mark.parametrize("way", ["Unprintable", "sys.exit", "KeyboardInterrupt", "MemoryError"])
+def test_what_a_task_raises_never_harms_its_worker(way: str) -> None:
+    for record in ends(way, [tasks.end_async, tasks.end_thread]):
+        assert (record.state, len(record.errors)) == (State.DEAD, 2)
+        assert record.errors[-1].traceback
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("way", ["Unprintable", "sys.exit", "KeyboardInterrupt", "MemoryError", "segfault"])
+def test_what_a_task_does_in_a_child_process_never_harms_the_worker(way: str) -> None:
+    [record] = ends(way, [tasks.end_process])
+    assert (record.state, len(record.errors)) == (State.DEAD, 2)
+    assert record.errors[-1].traceback

@@ -1,0 +1,67 @@
+"""The apps, brokers and folders of the worker's tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.worker import program as children
+
+from offload import Offload
+from offload.testing.clock import TestClock
+from offload.worker import executor
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The broker, both engines in turn."""
+    return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/offload.db?synchronous=normal"
+
+
+@pytest.fixture
+async def app(url: str) -> AsyncIterator[Offload]:
+    """An app without tasks, whose workers beat fast so that what beats bring is not waited for."""
+    app = Offload(url, heartbeat=0.05, session_timeout=30)
+    yield app
+    await app.aclose()
+
+
+@pytest.fixture
+def clock() -> TestClock:
+    return TestClock()
+
+
+@pytest.fixture
+async def timed(url: str, clock: TestClock) -> AsyncIterator[Offload]:
+    """An app that goes by `clock`."""
+    app = Offload(url, clock=clock)
+    yield app
+    await app.aclose()
+
+
+@pytest.fixture
+async def program(url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Offload]:
+    """The app of `tests.worker.program`, on the broker; child processes that import it use the same."""
+    monkeypatch.setenv("OFFLOAD_URL", url)
+    async with children.app.testing(url):
+        yield children.app
+
+
+@pytest.fixture
+def marks(tmp_path: Path) -> children.Marks:
+    """What tasks wrote down with `mark`, in whatever process they ran."""
+    return children.Marks(tmp_path)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker tries again to stop an attempt, and gives up on it, within tenths of a second."""
+    monkeypatch.setattr(executor, "NUDGE_EVERY", {"async": 0.1, "thread": 0.1, "process": 0.1})
+    monkeypatch.setattr(executor, "STUCK_AFTER", 0.4)
+    monkeypatch.setattr(executor, "CLEANUP", 0.3)

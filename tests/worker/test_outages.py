@@ -1,0 +1,209 @@
+"""The parts of a worker try until the broker answers again, and lose nothing meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+import pytest
+from tests.worker.running import ended, left, running
+
+from offload import BrokerError, Offload, Retry, State, Worker, current
+from offload.broker import Session
+from offload.brokers.memory import MemoryBroker
+from offload.clock import SystemClock
+from offload.job import Beat, Due, Isolation, Job, Lease, Outcome, Pulse, Upkeep, WorkerInfo
+from offload.worker import patience
+
+pytestmark = pytest.mark.anyio
+
+Eventually = Callable[..., Awaitable[Any]]
+
+
+class ShakySession(Session):
+    """A session whose verbs fail as often as asked for, and then do what they should."""
+
+    def __init__(self, session: Session, failing: Counter[str], calls: list[tuple[str, int]]) -> None:
+        self.id = session.id
+        self._session = session
+        self._failing = failing
+        self._calls = calls
+
+    def _shake(self, verb: str, size: int = 0) -> None:
+        self._calls.append((verb, size))
+        if self._failing[verb] > 0:
+            self._failing[verb] -= 1
+            raise BrokerError(f"{verb} failed")
+
+    async def fetch(self, queues: Sequence[str] | None, limit: int, room: Mapping[Isolation, int]) -> list[Lease]:
+        self._shake("fetch", limit)
+        return await self._session.fetch(queues, limit, room)
+
+    async def settle(self, settlements: Sequence[tuple[Lease, Outcome]]) -> list[Lease]:
+        self._shake("settle", len(settlements))
+        return await self._session.settle(settlements)
+
+    async def beat(self, pulse: Pulse) -> Beat:
+        self._shake("beat")
+        return await self._session.beat(pulse)
+
+    async def remember(self, lease: Lease, step: str, value: bytes) -> bool:
+        self._shake("remember")
+        return await self._session.remember(lease, step, value)
+
+    async def wait(self, timeout: float) -> None:
+        await self._session.wait(timeout)
+
+    async def maintain(self) -> Upkeep:
+        self._shake("maintain")
+        return await self._session.maintain()
+
+    async def due(self) -> list[Due]:
+        return await self._session.due()
+
+    async def tick(self, due: Due, next_at: datetime | None, jobs: Sequence[Job]) -> bool:
+        return await self._session.tick(due, next_at, jobs)
+
+
+class ShakyBroker(MemoryBroker):
+    """A store in memory whose sessions are shaky; `failing` says how many calls of which verb fail next."""
+
+    def __init__(self) -> None:
+        super().__init__(SystemClock())
+        self.failing: Counter[str] = Counter()
+        self.calls: list[tuple[str, int]] = []
+
+    @asynccontextmanager
+    async def session(self, worker: WorkerInfo) -> AsyncIterator[Session]:
+        self.calls.append(("session", 0))
+        if self.failing["session"] > 0:
+            self.failing["session"] -= 1
+            raise BrokerError("session failed")
+        async with super().session(worker) as session:
+            yield ShakySession(session, self.failing, self.calls)
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> ShakyBroker:
+    """A shaky broker, which is asked again soon."""
+    monkeypatch.setattr(patience, "FIRST", 0.01)
+    return ShakyBroker()
+
+
+@pytest.fixture
+def shaky(broker: ShakyBroker) -> Offload:
+    """An app on it."""
+    app = Offload("memory://", heartbeat=0.05, session_timeout=30)
+    app.producer.clients.broker = broker
+    return app
+
+
+async def test_outcomes_are_settled_once_the_broker_answers_again(
+    shaky: Offload, broker: ShakyBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs: list[int] = []
+
+    @shaky.task
+    async def work(number: int) -> int:
+        runs.append(number)
+        return number
+
+    broker.failing["settle"] = 3
+    async with Worker(shaky):
+        handles = [await work.aenqueue(number) for number in range(5)]
+        assert [await handle.aresult(10) for handle in handles] == list(range(5))
+    assert sorted(runs) == list(range(5))
+    lines = [(record.levelno, record.message) for record in caplog.records if record.message.startswith("settling:")]
+    assert lines == [
+        (logging.ERROR, "settling: the broker does not answer (settle failed); trying until it does"),
+        (logging.WARNING, "settling: the broker answers again, after 3 tries"),
+    ]
+
+
+async def test_a_large_harvest_is_settled_in_atomic_thousands(shaky: Offload, broker: ShakyBroker, eventually: Eventually) -> None:
+    go_on = asyncio.Event()
+
+    @shaky.task
+    async def work() -> None:
+        await go_on.wait()
+
+    async def all_are(state: State) -> bool:
+        return (await shaky.acounts())["default"] == {state: 2_500}
+
+    await shaky.aenqueue_many([work.job() for _ in range(2_500)])
+    async with Worker(shaky, concurrency=2_500):
+        await eventually(lambda: all_are(State.RUNNING))
+        go_on.set()
+        await eventually(lambda: all_are(State.SUCCEEDED))
+    sizes = [size for verb, size in broker.calls if verb == "settle"]
+    assert sum(sizes) == 2_500
+    assert max(sizes) <= 1_000
+
+
+@pytest.mark.parametrize("verb", ["fetch", "beat", "maintain", "session"])
+async def test_every_part_tries_until_the_broker_answers(
+    shaky: Offload, broker: ShakyBroker, verb: str, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    @shaky.task
+    async def work() -> str:
+        return "done"
+
+    broker.failing[verb] = 3
+    async with running(Worker(shaky)):
+        handle = await work.using(delay=0.05).aenqueue()
+        assert await handle.aresult(10) == "done"
+        await eventually(lambda: broker.failing[verb] == 0)
+        await eventually(lambda: "the broker answers again, after 3 tries" in caplog.text)
+    assert [record.levelno for record in caplog.records if "the broker does not answer" in record.message] == [logging.ERROR]
+
+
+async def test_a_step_that_cannot_be_stored_fails_the_attempt(shaky: Offload, broker: ShakyBroker) -> None:
+    calls: list[int] = []
+
+    @shaky.task(retry=Retry(max_retries=1, initial=0))
+    def work() -> int:
+        return current.step("charge", lambda: calls.append(1) or 7)
+
+    broker.failing["remember"] = 1
+    async with Worker(shaky):
+        record = await ended(await work.aenqueue())
+    assert (record.state, record.result, [failure.type for failure in record.errors]) == (
+        State.SUCCEEDED,
+        7,
+        ["offload.errors.BrokerError"],
+    )
+    assert len(calls) == 2
+
+
+async def test_a_leaving_worker_settles_before_it_goes(shaky: Offload, broker: ShakyBroker) -> None:
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    @shaky.task
+    async def work() -> str:
+        started.set()
+        await go_on.wait()
+        return "done"
+
+    worker = Worker(shaky)
+    async with running(worker) as run:
+        handle = await work.aenqueue()
+        await started.wait()
+        broker.failing["settle"] = 4
+        go_on.set()
+        worker.stop()
+        assert await left(run) == "stopped"
+    assert await handle.aresult(0) == "done"
+
+
+async def test_waits_grow_and_are_bounded() -> None:
+    tries = patience.Patience("testing")
+    waits = [tries.failed(OSError("away")) for _ in range(20)]
+    assert all(patience.FIRST * 2**n * 0.5 <= wait <= patience.FIRST * 2**n for n, wait in enumerate(waits[:5]))
+    assert all(patience.LONGEST * 0.5 <= wait <= patience.LONGEST for wait in waits[10:])
+    tries.succeeded()
+    assert tries.failed(OSError("away")) <= patience.FIRST
