@@ -9,7 +9,8 @@ OffloadError
 ├── IdConflict           the id was used before with another payload
 ├── BrokerError          the broker could not be reached or answered oddly (`__cause__` is the driver's error)
 │   ├── BrokerNotInstalled  the engine's package is missing
-│   └── SchemaTooNew     the database was written by a newer Offload
+│   └── BrokerUnusable   as it is set up it will not work, however often it is tried
+│       └── SchemaTooNew     the database was written by a newer Offload
 ├── SessionLost          the worker's session is gone; its leases are void
 ├── LoopRunning          a sync call inside a running event loop
 ├── NotInTask            `current` outside an attempt
@@ -80,7 +81,11 @@ class BrokerNotInstalled(BrokerError):
     """The package that the engine needs is missing; the message names the extra."""
 
 
-class SchemaTooNew(BrokerError):
+class BrokerUnusable(BrokerError):
+    """The broker will not work as it is set up, however often it is tried: a missing folder, a damaged or foreign file, no permission."""
+
+
+class SchemaTooNew(BrokerUnusable):
     """The database was written by a newer Offload than this one."""
 
 

@@ -12,6 +12,12 @@ from tests.worker.program import ONCE, Marks
 from tests.worker.running import ended
 
 from offload import JobCancelled, Offload, State, Unique, Worker, current
+from offload.broker import Session
+from offload.job import Cancelled, Isolation, Lease, Outcome, Progress, WorkerInfo
+from offload.worker.attempt import LocalAttempt
+from offload.worker.children import Children
+from offload.worker.executor import Executor
+from offload.worker.news import News
 
 pytestmark = pytest.mark.anyio
 
@@ -206,3 +212,35 @@ def attempt_of() -> Any:
     from offload.current import attempt_var
 
     return attempt_var.get()
+
+
+class Ends:
+    """Takes the outcomes of an executor, as the settler does."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.outcomes: list[Outcome] = []
+
+    def put(self, attempt: LocalAttempt, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+    def report(self, lease: Lease, progress: Progress, /) -> None: ...
+
+
+async def test_what_is_stopped_before_its_first_step_still_ends_and_gives_its_slot_back(app: Offload) -> None:
+    @app.task(name="coroutine")
+    async def coroutine() -> None:
+        await asyncio.Event().wait()
+
+    tasks: dict[str, Isolation] = {"coroutine": "async"}
+    async with (await app.client()).session(WorkerInfo(name="w", host="h", pid=1, tasks=tasks)) as session:
+        await coroutine.aenqueue()
+        [lease] = await session.fetch(None, 1, {"async": 1, "thread": 1, "process": 1})
+        executor, ends = Executor(app, 1, 1, Children(0, None), News(app), None), Ends(session)
+        executor.start([lease], ends)
+        executor.cancel([(lease.job.id, lease.claim)])
+        async with asyncio.timeout(10):
+            await executor.idle()
+        await executor.close()
+    assert ends.outcomes == [Cancelled()]
+    assert executor.lanes["async"].running == 0

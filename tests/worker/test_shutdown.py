@@ -11,7 +11,7 @@ from tests.worker import program as tasks
 from tests.worker.program import Marks
 from tests.worker.running import left, running
 
-from offload import Offload, State, Worker, current
+from offload import Offload, State, Worker
 from offload.worker import executor
 
 pytestmark = pytest.mark.anyio
@@ -221,17 +221,19 @@ async def test_above_max_memory_the_worker_asks_for_a_fresh_process_and_lets_job
     go_on = asyncio.Event()
 
     @app.task
-    async def work() -> int:
-        await go_on.wait()
-        return current.attempt
+    async def work(long: bool) -> str:
+        if long:
+            await go_on.wait()
+        return "done"
 
-    handle = await work.aenqueue()
-    async with running(Worker(app, max_memory=1_000_000, grace=30)) as run:
+    async with running(Worker(app, max_memory=1_000_000, grace=0)) as run:
+        long, short = await work.aenqueue(True), await work.aenqueue(False)
+        assert await short.aresult(10) == "done"
         await eventually(lambda: "due to be recycled: it uses" in caplog.text)
+        assert (await long.arecord()).state is State.RUNNING
         go_on.set()
         assert await left(run) == "recycle"
-    record = await handle.arecord()
-    assert record.state in (State.SUCCEEDED, State.READY)
+    assert await long.aresult(0) == "done"
 
 
 async def test_a_worker_that_is_cancelled_from_outside_hands_its_jobs_back(app: Offload, eventually: Eventually) -> None:

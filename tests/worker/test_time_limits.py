@@ -194,6 +194,27 @@ async def test_a_thread_stuck_in_c_gives_its_slot_back_and_makes_the_worker_recy
     assert (record.state, record.errors[0].type) == (State.DEAD, "TimeoutError")
 
 
+async def test_inside_another_program_a_stuck_thread_does_not_end_the_worker(
+    app: Offload, impatient: None, stuck: threading.Lock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offload.worker.LOOK_AT_LIMITS_EVERY", 0.02)
+
+    @app.task(retry=NEVER)
+    def block(forever: bool) -> str:
+        if forever:
+            stuck.acquire()
+        return "done"
+
+    async with Worker(app, threads=1, concurrency=1):
+        handle = await block.using(timeout=0.05).aenqueue(True)
+        for _ in range(20):
+            assert await (await block.aenqueue(False)).aresult(10) == "done"
+        assert (await handle.arecord()).state is State.RUNNING
+        stuck.release()
+        assert (await ended(handle)).state is State.DEAD
+        assert await (await block.aenqueue(False)).aresult(10) == "done"
+
+
 async def test_a_stuck_thread_that_ends_after_all_settles_why_it_was_stopped(
     app: Offload, impatient: None, stuck: threading.Lock, eventually: Eventually, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -287,7 +287,7 @@ class Worker:
                 reason = f"it has run {executor.ended} jobs"
             elif self._max_memory is not None and (executor.ended or executor.busy) and (used := resident_bytes()) > self._max_memory:
                 reason = f"it uses {used / 2**20:.0f} MiB"
-            elif executor.stuck:
+            elif executor.stuck and self._opened is None:  # inside another program there is no process to replace: it works on
                 reason = f"a thread will not end: {', '.join(title(attempt) for attempt in executor.stuck)}"
             if reason is not None and not self._recycle:
                 log.warning("worker %s is due to be recycled: %s", self.name, reason)

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Self
 
 from offload.broker import Session
-from offload.errors import BrokerError, SessionLost
+from offload.errors import BrokerError, BrokerUnusable, SessionLost
 from offload.job import Beat, Lease, Progress, Pulse
 from offload.worker.patience import Patience
 from offload.worker.stacks import stack_of
@@ -114,6 +114,8 @@ class Keeper:
             progress, self._progress = self._progress, {}
         try:
             beat = await self._session.beat(Pulse(tuple(progress.values())))
+        except BrokerUnusable:  # the other parts meet it too, and end the worker
+            return self._heartbeat
         except BrokerError as error:
             with self._lock:
                 self._progress = progress | self._progress

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import random
 
+from offload.errors import BrokerUnusable
+
 log = logging.getLogger("offload.worker")
 
 FIRST = 0.2
@@ -24,7 +26,9 @@ class Patience:
         return self._failures > 0
 
     def failed(self, error: BaseException) -> float:
-        """Note a failure. Returns the seconds to wait before the next try."""
+        """Note a failure. Returns the seconds to wait before the next try; raises `error` itself where no try will ever do better."""
+        if isinstance(error, BrokerUnusable):
+            raise error
         if self._failures == 0:
             log.error("%s: the broker does not answer (%s); trying until it does", self._part, error)
         self._failures += 1

@@ -52,7 +52,9 @@ async def _work(make: Callable[[], Worker], told: list[int]) -> str:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     try:
-        return await worker.run()
+        ended = await worker.run()
+        log.info("worker %s has left: %s", worker.name, ended)
+        return ended
     finally:
         # A task's `asyncio.to_thread` that never ends may hold the threads of the loop; neither closing nor asyncio.run may wait for it.
         loop.set_default_executor(ThreadPoolExecutor(1))
@@ -60,7 +62,7 @@ async def _work(make: Callable[[], Worker], told: list[int]) -> str:
 
 
 def _stop(worker: Worker) -> None:
-    log.warning("worker %s was told to stop; running jobs may end, then it leaves (tell it again to leave at once)", worker.name)
+    log.info("worker %s was told to stop; running jobs may end, then it leaves (tell it again to leave at once)", worker.name)
     worker.stop()
 
 

@@ -1,7 +1,7 @@
 """Keeps N worker processes running. Holds no user code, so nothing that a task does can bring it down.
 
-A process that ends is replaced: at once when it asked to be recycled, after a growing wait when it keeps dying young. One that cannot do
-what its command asks for ends them all, unless a change of the source may mend it.
+A process that ends is replaced: at once when it asked to be recycled, after a growing wait when it keeps dying young. When the command
+cannot be carried out, or its very first processes fail at once, all end, unless a change of the source may mend it.
 """
 
 from __future__ import annotations
@@ -37,9 +37,13 @@ class Supervisor:
         self._burst = burst
         self._alive: set[asyncio.subprocess.Process] = set()
         self._stopping = asyncio.Event()
+        self._told: set[asyncio.subprocess.Process] = set()
+        """Those that a reload told to end."""
         self._wake = asyncio.Event()
         """Ends the wait before a process is replaced."""
         self._reloads = False
+        self._proven = False
+        """Whether any process lived long enough to show that the command can work at all."""
 
     async def run(self, changes: AsyncIterable[object] | None = None) -> int:
         """Supervise until told to stop. Each of `changes` restarts all processes. Returns 0, or the code of a process that ended badly."""
@@ -57,20 +61,22 @@ class Supervisor:
 
     def stop(self) -> None:
         """Pass SIGTERM on; again when told again."""
+        spared = set[asyncio.subprocess.Process]() if self._stopping.is_set() else self._told
         self._stopping.set()
         self._wake.set()
-        self._signal_all()
-
-    def _signal_all(self) -> None:
-        for process in tuple(self._alive):
+        for process in self._alive - spared:
             _terminate(process)
 
     async def _reload(self, changes: AsyncIterable[object]) -> None:
         async for _ in changes:
-            log.warning("source files changed: restarting %d worker process(es)", len(self._alive))
+            fresh = self._alive - self._told  # one that was told already lets its jobs end; told twice it would hand them back
+            if fresh:
+                log.info("source files changed: restarting the workers, each once its jobs have ended")
             self._wake.set()
             self._wake.clear()
-            self._signal_all()
+            self._told |= fresh
+            for process in fresh:
+                _terminate(process)
 
     async def _keep_one(self) -> int:
         young = 0
@@ -79,7 +85,8 @@ class Supervisor:
             code = await self._one()
             if self._stopping.is_set() or (self._burst and code == 0):
                 return 0 if code in (0, RECYCLE, -signal.SIGTERM) else _badly(code)
-            if code == UNUSABLE and not self._reloads:
+            self._proven = self._proven or code in (0, RECYCLE) or monotonic() - born >= YOUNG
+            if not self._reloads and (code == UNUSABLE or (code > 0 and not self._proven)):
                 self.stop()
                 return code
             if code in (0, RECYCLE):
@@ -110,6 +117,7 @@ class Supervisor:
             return await process.wait()
         finally:
             self._alive.discard(process)
+            self._told.discard(process)
 
 
 SUPERVISED = "OFFLOAD_SUPERVISED_BY"

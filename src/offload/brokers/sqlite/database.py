@@ -15,7 +15,7 @@ from typing import Self
 from offload.brokers.sqlite import file
 from offload.brokers.sqlite.checkpoint import Checkpointer
 from offload.brokers.sqlite.transaction import Operation, T, Transaction
-from offload.errors import BrokerError
+from offload.errors import BrokerUnusable
 
 
 class Link:
@@ -66,9 +66,9 @@ class Database:
             self.links.remove(link)
 
     def check(self) -> None:
-        """Refuse to write into a file that is no longer the one at the path. Raises BrokerError."""
+        """Refuse to write into a file that is no longer the one at the path. Raises BrokerUnusable."""
         if file.identity(self.path) != self._identity:
-            raise BrokerError(
+            raise BrokerUnusable(
                 f"{self.path} was removed or replaced while it was open, so what is stored now would be lost; restart this process"
             )
 

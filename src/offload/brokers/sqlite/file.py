@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from offload.brokers._sql import script
-from offload.errors import BrokerError, SchemaTooNew
+from offload.errors import BrokerError, BrokerUnusable, SchemaTooNew
 
 APPLICATION = 0x0FF10AD
 """Marks a database file as one of Offload."""
@@ -25,26 +25,26 @@ PATIENCE = 30.0
 
 
 def check_place(path: Path) -> None:
-    """Refuse early what cannot become or be a database. Raises BrokerError."""
+    """Refuse early what cannot become or be a database. Raises BrokerUnusable."""
     if sqlite3.sqlite_version_info < OLDEST:
-        raise BrokerError(
+        raise BrokerUnusable(
             f"this Python has SQLite {sqlite3.sqlite_version}; Offload needs 3.35 or newer: use a newer Python, or PostgreSQL or Redis"
         )
     if not path.parent.is_dir():
-        raise BrokerError(
+        raise BrokerUnusable(
             f"the folder {path.parent} for the database {path.name} does not exist; create it, or give another path in the URL"
         )
     if path.is_dir():
-        raise BrokerError(f"{path} is a folder; give the path of a file in it, as in sqlite:///{path}/offload.db")
+        raise BrokerUnusable(f"{path} is a folder; give the path of a file in it, as in sqlite:///{path}/offload.db")
     if path.exists() and not os.access(path, os.R_OK | os.W_OK):
-        raise BrokerError(f"{path} cannot be written by this user; give it read and write permission, or another path in the URL")
+        raise BrokerUnusable(f"{path} cannot be written by this user; give it read and write permission, or another path in the URL")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise BrokerError(
+        raise BrokerUnusable(
             f"the folder {path.parent} cannot be written by this user; SQLite keeps its log beside the database, so give write permission"
         )
     kind = file_system(path)
     if kind in NETWORK:
-        raise BrokerError(
+        raise BrokerUnusable(
             f"{path} lies on a network file system ({kind}), where SQLite's locks do not hold; "
             "put it on a local disk, or use PostgreSQL or Redis"
         )
@@ -80,11 +80,11 @@ def connect(path: Path, synchronous: str) -> sqlite3.Connection:
 
 
 def version_of(connection: sqlite3.Connection, path: Path) -> int:
-    """The schema version of the database; 0 for an empty one. Raises BrokerError for another program's, SchemaTooNew."""
+    """The schema version of the database; 0 for an empty one. Raises BrokerUnusable for another program's, SchemaTooNew."""
     application = connection.execute("pragma application_id").fetchone()[0]
     version: int = connection.execute("pragma user_version").fetchone()[0]
     if application != APPLICATION and connection.execute("select count(*) from sqlite_master").fetchone()[0]:
-        raise BrokerError(f"{path} is a database of another program; give Offload a file of its own, as in sqlite:///offload.db")
+        raise BrokerUnusable(f"{path} is a database of another program; give Offload a file of its own, as in sqlite:///offload.db")
     if version > SCHEMA and application == APPLICATION:
         raise SchemaTooNew(f"{path} has schema {version}, this Offload knows {SCHEMA}; install the newer Offload here too")
     return version if application == APPLICATION else 0
@@ -114,6 +114,10 @@ def identity(path: Path) -> tuple[int, int] | None:
     return (found.st_dev, found.st_ino)
 
 
+LASTING = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+"""What will not pass by itself."""
+
+
 def busy(error: sqlite3.Error) -> bool:
     """Whether another connection holds a lock that will pass."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -138,7 +142,8 @@ def told(error: sqlite3.Error, path: Path) -> BrokerError:
             text = f"{path} is locked by {holder(path)}; end that transaction, or that process, and call again"
         case _:
             text = f"SQLite failed on {path}"
-    return BrokerError(f"{text} ({error})")
+    kind = BrokerUnusable if getattr(error, "sqlite_errorcode", 0) & 0xFF in LASTING else BrokerError
+    return kind(f"{text} ({error})")
 
 
 def holder(path: Path, locks: Path = Path("/proc/locks")) -> str:
