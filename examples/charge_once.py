@@ -17,6 +17,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.request import Request, urlopen
 from uuid import uuid4
@@ -85,7 +86,7 @@ class Charges(BaseHTTPRequestHandler):
 
 
 def start_worker(provider: Provider, dawdle: float) -> subprocess.Popen[str]:
-    here = {"PROVIDER_URL": provider.url, "DAWDLE": str(dawdle), "PYTHONPATH": str(Path(__file__).parent)}
+    here = {"OFFLOAD_URL": app.url, "PROVIDER_URL": provider.url, "DAWDLE": str(dawdle), "PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, "-m", "offload", "worker", "charge_once:app", "--log-level", "error"]
     return subprocess.Popen(command, env={**os.environ, **here}, stdout=subprocess.PIPE, text=True)
 
@@ -120,4 +121,5 @@ def play() -> None:
 
 
 if __name__ == "__main__":
-    play()
+    with TemporaryDirectory() as folder, app.testing(f"sqlite:///{folder}/offload.db"):  # the play leaves nothing behind
+        play()

@@ -72,7 +72,7 @@ def test_enqueue_by_name_goes_through_the_task_where_it_is_known(app: Offload) -
     app.task(name="greet", queue="mail", priority=7)(greet)
     record = app.enqueue("greet", "Ann").record()
     assert (record.queue, record.priority, record.payload) == ("mail", 7, b'{"name":"Ann"}')
-    with pytest.raises(BadPayload, match="Expected `str`"):
+    with pytest.raises(BadPayload, match="expected str"):
         app.enqueue("greet", 7)
 
 
@@ -193,7 +193,7 @@ def test_cancelling_retrying_deleting(app: Offload) -> None:
 def test_a_retry_with_arguments_that_do_not_fit_changes_nothing(app: Offload) -> None:
     job = app.task(name="greet")(greet).enqueue("Ann")
     app.cancel(job.id)
-    with pytest.raises(BadPayload, match="unknown field `nick`"):
+    with pytest.raises(BadPayload, match="there is no parameter 'nick'"):
         app.retry(job.id, {"name": "Bob", "nick": "B"})
     assert job.record().state is State.CANCELLED
 

@@ -183,15 +183,15 @@ def send(user_id: int, name: str = "") -> None: ...
 @pytest.mark.parametrize(
     ("args", "kwargs", "message"),
     [
-        (("x",), {}, r"send\(user_id: int, name: str = ''\) .*Expected `int`, got `str` - at `\$.user_id`"),
-        ((), {}, "missing a required argument: 'user_id'"),
-        ((), {"name": "x"}, "missing a required argument: 'user_id'"),
-        ((1, "a", 2), {}, "too many positional arguments"),
-        ((1,), {"user_id": 1}, "multiple values for argument 'user_id'"),
-        ((1,), {"nick": "x"}, "unexpected keyword argument 'nick'"),
-        ((1, None), {}, "Expected `str`, got `null`"),
-        ((1.5,), {}, "Expected `int`, got `float`"),
-        ((True,), {}, "Expected `int`, got `bool`"),
+        (("x",), {}, r"send\(user_id: int, name: str = ''\) .*argument 'user_id': expected int, got str"),
+        ((), {}, "'user_id' is missing"),
+        ((), {"name": "x"}, "'user_id' is missing"),
+        ((1, "a", 2), {}, "it takes at most 2 positional arguments, not 3"),
+        ((1,), {"user_id": 1}, "'user_id' is given twice"),
+        ((1,), {"nick": "x"}, "there is no parameter 'nick'"),
+        ((1, None), {}, "expected str, got None"),
+        ((1.5,), {}, "expected int, got float"),
+        ((True,), {}, "expected int, got bool"),
         ((1, object()), {}, "argument 'name' cannot be carried as JSON: object is no JSON value"),
         ((1, "\ud800"), {}, "argument 'name' cannot be carried as JSON"),
     ],
@@ -227,7 +227,7 @@ def test_a_text_that_looks_like_a_naive_datetime_is_a_text() -> None:
 
 
 def test_a_payload_that_is_too_large_is_refused_with_the_way_out() -> None:
-    with pytest.raises(BadPayload, match=r"262,1\d\d bytes of JSON; the most are 262,144: store the data elsewhere and pass its key"):
+    with pytest.raises(BadPayload, match=r"262,1\d\d bytes of JSON, of at most 262,144: store the data elsewhere and pass its key"):
         Arguments(takes(str)).encode(("x" * MOST_PAYLOAD_BYTES,), {})
     exact = MOST_PAYLOAD_BYTES - len('{"value":""}')
     assert len(Arguments(takes(str)).encode(("x" * exact,), {})) == MOST_PAYLOAD_BYTES
@@ -236,10 +236,10 @@ def test_a_payload_that_is_too_large_is_refused_with_the_way_out() -> None:
 @pytest.mark.parametrize(
     ("payload", "message"),
     [
-        (b'{"user_id":"x"}', "Expected `int`"),
-        (b"{}", "missing required field `user_id`"),
-        (b'{"user_id":1,"nick":"x"}', "unknown field `nick`"),
-        (b"[1]", "Expected `object`"),
+        (b'{"user_id":"x"}', "expected int"),
+        (b"{}", "'user_id' is missing"),
+        (b'{"user_id":1,"nick":"x"}', "no parameter 'nick'"),
+        (b"[1]", "expected object"),
         (b'{"user_id":', "truncated"),
         (b"", "truncated"),
         (b'{"user_id":1,"name":"\xff"}', "utf-8"),
@@ -255,12 +255,12 @@ def test_an_annotation_that_cannot_be_found_counts_as_any() -> None:
 
     arguments = Arguments(deliver)
     assert arguments.decode(arguments.encode(({"a": 1}, 2), {})) == ((), {"parcel": {"a": 1}, "count": 2})
-    with pytest.raises(BadPayload, match="Expected `int`"):
+    with pytest.raises(BadPayload, match="expected int"):
         arguments.encode((1, "x"), {})
 
 
 def test_constraints_in_annotations_are_checked_at_enqueue() -> None:
-    with pytest.raises(BadPayload, match="Expected `int` >= 1"):
+    with pytest.raises(BadPayload, match="expected int >= 1"):
         Arguments(takes(Annotated[int, msgspec.Meta(ge=1)])).encode((0,), {})
 
 
@@ -330,7 +330,7 @@ def test_a_result_that_cannot_be_carried_is_refused() -> None:
 
 
 def test_a_result_that_is_not_what_was_annotated_is_said_to_be_so() -> None:
-    with pytest.raises(BadPayload, match="does not fit its return annotation: Expected `int`, got `str`"):
+    with pytest.raises(BadPayload, match="does not fit its return annotation: expected int, got str"):
         returns(int).decode(b'"x"')
 
 

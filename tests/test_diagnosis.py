@@ -54,6 +54,7 @@ class Case:
 
 
 FAILED = (Failure(attempt=2, at=ago(minutes=1), type="SMTPError", message="down"),)
+RUNNING = "It is running on worker web-1 since 2026-11-21 11:59:00 UTC, attempt 1."
 RETRIED = " `offload jobs retry j1` makes it ready again."
 CASES = {
     "scheduled": Case(
@@ -146,15 +147,29 @@ CASES = {
         {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
         sessions=(worker(),),
     ),
+    "running on a quiet worker": Case(
+        f"{RUNNING} Its worker has shown no sign of life for 9 s; after 15 s the job is run again.",
+        {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
+        sessions=(worker(beat_at=ago(seconds=9)),),
+    ),
     "running on a silent worker": Case(
-        "It is running on worker web-1 since 2026-11-21 11:59:00 UTC, attempt 1. That worker has not been heard of since "
-        "2026-11-21 11:59:10 UTC; any live worker hands the job to another within 20 seconds.",
+        f"{RUNNING} Its worker has shown no sign of life for 50 s; the job is run again within moments.",
+        {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
+        sessions=(worker(beat_at=ago(seconds=50)), worker("web-2")),
+    ),
+    "running on the last worker, which is silent": Case(
+        f"{RUNNING} Its worker has shown no sign of life for 50 s; "
+        "the job is run again as soon as a worker is alive: start one with `offload worker`.",
         {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
         sessions=(worker(beat_at=ago(seconds=50)),),
     ),
+    "asked to stop": Case(
+        f"{RUNNING} Its cancellation was asked for; its worker is told with its next heartbeat and stops it.",
+        {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1, "cancel_asked": True},
+        sessions=(worker(),),
+    ),
     "running on a lost worker": Case(
-        "It is running on worker web-1 since 2026-11-21 11:59:00 UTC, attempt 1. That worker is gone; "
-        "any live worker hands the job to another within 20 seconds.",
+        f"{RUNNING} That worker is gone; any live worker hands the job to another.",
         {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
         sessions=(worker("web-2"),),
     ),
@@ -171,8 +186,25 @@ CASES = {
         {"state": State.DEAD, "finished_at": ago(minutes=1), "reason": "no such user", "attempt": 1},
     ),
     "cancelled": Case(
-        "It was cancelled at 2026-11-21 11:59:00 UTC: cancelled." + RETRIED,
+        "It was cancelled at 2026-11-21 11:59:00 UTC." + RETRIED,
         {"state": State.CANCELLED, "finished_at": ago(minutes=1), "reason": "cancelled"},
+    ),
+    "cancelled for a reason": Case(
+        "It was cancelled at 2026-11-21 11:59:00 UTC: too late, after attempt 2 failed with SMTPError: down." + RETRIED,
+        {"state": State.CANCELLED, "finished_at": ago(minutes=1), "reason": "too late", "errors": FAILED},
+    ),
+    "dead by its payload": Case(
+        "It is dead since 2026-11-21 11:59:00 UTC: its arguments do not fit the task that its worker knows, "
+        "after attempt 2 failed with SMTPError: down." + RETRIED,
+        {"state": State.DEAD, "finished_at": ago(minutes=1), "reason": "payload", "errors": FAILED},
+    ),
+    "dead by its result": Case(
+        "It is dead since 2026-11-21 11:59:00 UTC: its work was done, but what it returned cannot be stored as its result." + RETRIED,
+        {"state": State.DEAD, "finished_at": ago(minutes=1), "reason": "result"},
+    ),
+    "dead by crashes": Case(
+        "It is dead since 2026-11-21 11:59:00 UTC: the process that ran it died once more, after 2 crashes of its workers." + RETRIED,
+        {"state": State.DEAD, "finished_at": ago(minutes=1), "reason": "crashed", "crashes": 2},
     ),
     "expired": Case(
         "It expired at 2026-11-21 11:59:00 UTC, for it had not started by 2026-11-21 11:58:00 UTC." + RETRIED,
@@ -256,8 +288,18 @@ class TestDoctor:
 
     def test_sees_a_silent_worker(self) -> None:
         finding = only(sessions=(worker(), worker("web-2", running=3, beat_at=ago(hours=3))))
-        assert (finding.severity, finding.title) == ("warning", "worker web-2 is silent")
-        assert finding.detail == "Its last beat came 3 h ago, by its own clock; it holds 3 jobs."
+        assert (finding.severity, finding.title) == ("warning", "worker web-2 has shown no sign of life for 3 h")
+        assert finding.detail == "It holds 3 jobs; a live worker runs them again within moments."
+
+    def test_sees_a_worker_fall_silent(self) -> None:
+        finding = only(sessions=(worker(running=1, beat_at=ago(seconds=9)),))
+        assert finding.title == "worker web-1 has shown no sign of life for 9 s"
+        assert finding.detail == "It holds 1 job; after 15 s another worker runs it again."
+
+    def test_knows_that_nobody_takes_over_from_the_last_worker(self) -> None:
+        [about_all, finding] = findings(sessions=(worker(running=1, beat_at=ago(minutes=1)),))[::-1]
+        assert about_all.title == "no worker is alive"
+        assert finding.detail == "It holds 1 job, to be run again as soon as a worker is alive."
 
     def test_sees_mixed_versions(self) -> None:
         finding = only(sessions=(worker(), worker("b", version="1.1"), worker("c", version="1.1")))

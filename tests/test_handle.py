@@ -129,9 +129,16 @@ def test_an_expired_job_raises(app: Offload, clock: TestClock) -> None:
 def test_waiting_has_a_limit_and_the_job_goes_on(app: Offload) -> None:
     handle = app.task(born).enqueue(2000)
     for timeout in (0, 0.01):
-        with pytest.raises(ResultTimeout, match=r"has not ended within .* it goes on"):
+        with pytest.raises(ResultTimeout, match=r"has not ended .*it goes on"):
             handle.result(timeout=timeout)
     assert handle.record().state is State.READY
+
+
+def test_who_waits_in_vain_is_told_that_no_worker_is_alive_and_what_to_ask(app: Offload) -> None:
+    handle = app.task(born).enqueue(2000)
+    said = rf"within 0.01 seconds; it goes on\. No worker is alive; .*`offload worker`.*`offload why {handle.id}`"
+    with pytest.raises(ResultTimeout, match=said):
+        handle.result(timeout=0.01)
 
 
 def test_a_job_whose_record_was_forgotten_is_not_found(app: Offload) -> None:

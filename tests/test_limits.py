@@ -65,5 +65,5 @@ def test_a_key_that_cannot_be_made_is_refused_at_enqueue(key: Any, message: str)
 
 def test_a_key_has_a_greatest_length() -> None:
     assert literal(Unique("k"), "x" * LONGEST_KEY, "x").key == "x" * LONGEST_KEY
-    with pytest.raises(BadPayload, match="has 201 characters; the most are 200"):
+    with pytest.raises(BadPayload, match="has 201 characters, of at most 200"):
         literal(Unique("k"), "x" * (LONGEST_KEY + 1), "x")

@@ -103,6 +103,11 @@ def test_no_time_limit(app: Offload) -> None:
         ({"mask": "nick"}, "mask names 'nick'"),
         ({"unique": "{nick}"}, "names 'nick'"),
         ({"retry": "often"}, "retry must be"),
+        ({"unique": 5}, r"greet: unique must be a Unique, or the template of its key, not 5"),
+        ({"name": 5}, r"@app.task\(name=...\) must be a text"),
+        ({"log": 5}, "log must be names of parameters, not 5"),
+        *(({"queue": queue}, f"queue {queue!r} could not be named by `offload worker -q`") for queue in ("a,b", "a:3", "my queue")),
+        ({"queue": "mail*"}, r"queue 'mail\*' could not be named"),
     ],
 )
 def test_options_that_cannot_work_are_refused(app: Offload, options: dict[str, Any], message: str) -> None:
@@ -111,9 +116,12 @@ def test_options_that_cannot_work_are_refused(app: Offload, options: dict[str, A
     assert app.tasks == {}
 
 
-def test_an_option_that_does_not_exist_is_a_type_error(app: Offload) -> None:
-    with pytest.raises(TypeError, match="order_by"):
+def test_an_option_that_does_not_exist_is_refused_with_the_task_and_those_that_do(app: Offload) -> None:
+    with pytest.raises(BadDeclaration, match=r"task .*\.greet: there is no option 'order_by'; known are name, queue, priority, .* mask$"):
         app.task(order_by="x")(greet)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(BadDeclaration, match=r"task mail: there is no option 'isolated' \(did you mean 'isolation'\?\)"):
+        app.task(name="mail", isolated=True)(greet)  # pyright: ignore[reportCallIssue]
+    assert app.tasks == {}
 
 
 def test_an_async_def_cannot_run_in_a_thread(app: Offload) -> None:
@@ -143,6 +151,38 @@ async def agenerator() -> AsyncIterator[int]:
 def test_what_is_no_function_with_a_name_is_refused(app: Offload, function: Any, message: str) -> None:
     with pytest.raises(BadDeclaration, match=message):
         app.task(function)
+
+
+class Shop:
+    def sell(self, order: int) -> int: ...
+
+    @classmethod
+    def open(cls) -> None: ...
+
+    @staticmethod
+    def price(order: int) -> int:
+        return order * 2
+
+
+@pytest.mark.parametrize("method", [Shop.sell, Shop().sell, Shop.open])
+def test_a_method_is_refused_where_it_is_declared(app: Offload, method: Any) -> None:
+    with pytest.raises(BadDeclaration, match=r"Shop\.(sell|open) is a method, and a worker has no '(self|cls)' to call it with; make it a"):
+        app.task(method)
+    assert app.tasks == {}
+
+
+def test_a_static_method_is_a_function(app: Offload) -> None:
+    task = app.task(Shop.price)
+    assert (task.name.endswith(".Shop.price"), task(3), task.job(3).payload) == (True, 6, b'{"order":3}')
+
+
+@pytest.mark.parametrize("name", ["delay", "send", "apply_async"])
+def test_what_others_call_enqueue_is_no_attribute_and_says_what_is(app: Offload, name: str) -> None:
+    for task in (app.task(greet), app.task(agreet)):
+        with pytest.raises(AttributeError, match=rf"a task has no '{name}'; use {task.function.__name__}\.enqueue\(\.\.\.\), or"):
+            getattr(task, name)
+    with pytest.raises(AttributeError, match=r"a task has no 'nonsense'$"):
+        task.nonsense  # pyright: ignore[reportAttributeAccessIssue] # noqa: B018
 
 
 def test_a_lambda_and_a_partial_may_be_given_a_name(app: Offload) -> None:

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from offload import Offload, Retry
-from offload.errors import LoopRunning
+from offload import Offload, Retry, Worker
+from offload.errors import LoopRunning, ResultTimeout
 from offload.job import Record, State
 from offload.testing.clock import START, TestClock
 
@@ -114,6 +114,21 @@ async def test_the_sync_forms_refuse_a_running_loop_and_name_the_async_ones(drai
         drain()
 
 
+@pytest.mark.parametrize("timeout", [None, 60.0, 0])
+def test_to_wait_for_what_nothing_runs_is_an_error_at_once(drain: Callable[[], int], timeout: float | None) -> None:
+    handle = greet.enqueue("ada")
+    with pytest.raises(ResultTimeout, match=r"has not ended, and nothing runs it here: call drain\(\) or advance\(\) first"):
+        handle.result(timeout=timeout)
+    assert drain() == 1
+    assert handle.result(timeout=timeout) == "hello ada"
+
+
+@pytest.mark.anyio
+async def test_a_worker_beside_the_test_is_waited_for(offload_rehearsal: object) -> None:
+    async with Worker(app):
+        assert await (await greet.aenqueue("ada")).aresult(timeout=10) == "hello ada"
+
+
 def test_each_test_starts_with_nothing(enqueued: Enqueued) -> None:
     assert enqueued() == []
 
@@ -126,6 +141,18 @@ def test_a_project_without_an_app_is_told_what_to_define(pytestconfig: pytest.Co
     )
     assert done.returncode == 1
     assert "define a fixture `offload_app`" in done.stdout
+
+
+def test_a_fixture_that_gives_no_app_is_told_so(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "test_it.py").write_text(
+        "import pytest\n@pytest.fixture\ndef offload_app(): return 'shop:app'\ndef test_it(drain): drain()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(folder)], capture_output=True, text=True, cwd=folder, check=False
+    )
+    assert done.returncode == 1
+    assert "the fixture `offload_app` must return your app, an Offload, not 'shop:app'" in done.stdout
 
 
 def test_the_plugin_costs_those_nothing_who_do_not_use_it() -> None:

@@ -17,7 +17,7 @@ from offload.clients import Clients
 from offload.clock import Clock, SystemClock
 from offload.codec import encode_plain
 from offload.control import Control
-from offload.duration import Duration
+from offload.duration import Duration, seconds
 from offload.errors import BadDeclaration, BadPayload
 from offload.events import Event, EventName, F
 from offload.handle import Handle
@@ -27,7 +27,7 @@ from offload.portal import portal, refuse_inside_loop, sync
 from offload.producer import Producer
 from offload.retry import RetryPolicy
 from offload.scheduling import Scheduling
-from offload.task import AsyncTask, Changes, Options, Task, task_of
+from offload.task import AsyncTask, Changes, Task, called, task_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,11 +68,14 @@ class Offload(Control, Scheduling):
         session_timeout: float = 15.0,
         heartbeat: float = 3.0,
     ) -> None:
+        if url is not None and not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise BadDeclaration(f"Offload takes the URL of a broker, such as {DEFAULT_URL!r}, not {url!r}")
+        session_timeout, heartbeat = seconds(session_timeout, "session_timeout"), seconds(heartbeat, "heartbeat")
         if not 0 < heartbeat <= session_timeout / 2:
             raise BadDeclaration(f"heartbeat ({heartbeat!r} s) must be above 0 and at most half of session_timeout ({session_timeout!r} s)")
         self.producer = Producer(Clients(url or os.environ.get("OFFLOAD_URL") or DEFAULT_URL, clock or SystemClock()))
-        self.session_timeout = float(session_timeout)
-        self.heartbeat = float(heartbeat)
+        self.session_timeout = session_timeout
+        self.heartbeat = heartbeat
         self.tasks: dict[str, Task[..., Any]] = {}
         self.declared: dict[str, Schedule] = {}
         self.middlewares: list[Middleware] = []
@@ -127,10 +130,9 @@ class Offload(Control, Scheduling):
         `keep`: seconds that record and result are kept once succeeded, 0 for not at all. `log`, `mask`: arguments shown on each
         log line, or never shown. Raises BadDeclaration for what cannot work, Unsupported for what the broker cannot keep.
         """
-        declared = Options(**options)
 
         def declare(function: Callable[..., Any]) -> Task[..., Any]:
-            return self._register(task_of(function, declared, self.producer))
+            return self._register(task_of(function, options, self.producer))
 
         return declare if function is None else declare(function)
 
@@ -188,7 +190,10 @@ class Offload(Control, Scheduling):
         return [handle for chunk in _thousands(drafts) for handle in await self._enqueue_all(chunk)]
 
     def enqueue_many(self, drafts: Iterable[Draft[R]]) -> list[Handle[R]]:
-        """`aenqueue_many` for sync code; `drafts` is read in the caller's thread, a thousand at a time."""
+        """Enqueue what `task.job(...)` gave, in order, a thousand at a time; returns a handle each.
+
+        As `aenqueue_many`; `drafts` is read in the caller's thread.
+        """
         refuse_inside_loop("enqueue_many")
         return [handle for chunk in _thousands(drafts) for handle in portal.run(self._enqueue_all, chunk)]
 
@@ -219,15 +224,15 @@ class Offload(Control, Scheduling):
         return observe
 
     def observes(self, name: EventName) -> bool:
-        """Whether anyone asked to be told of events of that name."""
+        """Whether anyone asked to be told of events of that name. For workers, which make no others."""
         return self.producer.observers.observes(name)
 
     async def emit(self, events: Sequence[Event]) -> None:
-        """Tell the observers. Raises nothing that they raise."""
+        """Tell the observers, as workers do. Raises nothing that they raise."""
         await self.producer.observers.emit(events)
 
     def opened_lifespan(self) -> AbstractAsyncContextManager[Any]:
-        """What tasks share, to be opened with `async with`; its value is `current.state`. None without a `lifespan=`."""
+        """What tasks share, to be opened with `async with`, as workers do; its value is `current.state`. None without a `lifespan=`."""
         if self._lifespan is None:
             return nullcontext()
         opened = self._lifespan(self)
@@ -238,11 +243,11 @@ class Offload(Control, Scheduling):
         return asynccontextmanager(lambda: cast(AsyncGenerator[Any, None], opened))()
 
     async def client(self) -> Broker:
-        """The broker's client for the running event loop, open. Raises BrokerError."""
+        """The broker's client for the running event loop, open; for what the app itself has no call. Raises BrokerError."""
         return await self.producer.clients.client()
 
     async def store(self) -> Store:
-        """The same where it is a store. Raises Unsupported when the broker only carries jobs."""
+        """The same client, typed as the `Store` that it is. Raises Unsupported when the broker only carries jobs."""
         return await self.producer.clients.store()
 
     async def aclose(self) -> None:
@@ -272,6 +277,9 @@ class ByName:
 
     def job(self, name: str, /, *args: Any, **kwargs: Any) -> Draft[Any]:
         """A job of the task of that name that is not enqueued yet. Raises BadPayload."""
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance] - the mistake this is for
+            instead = f"; use {called(name)}.enqueue(...)" if isinstance(name, Task) else ""
+            raise BadDeclaration(f"app.enqueue takes the name of a task, not {name!r}{instead}")
         task = self._app.tasks.get(name)
         if task is not None:
             return self._changes.applied(task.job(*args, **kwargs), task.unique)
@@ -320,8 +328,13 @@ class Testing:
 
 
 def _thousands(drafts: Iterable[Draft[R]]) -> Iterator[list[Draft[R]]]:
+    if isinstance(drafts, Draft):
+        raise BadDeclaration("enqueue_many takes a list of what task.job(...) gives; for one job use task.enqueue(...)")
     iterator = iter(drafts)
     while chunk := list(islice(iterator, MOST_ATOMIC)):
+        for draft in chunk:
+            if not isinstance(draft, Draft):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+                raise BadDeclaration(f"enqueue_many takes what task.job(...) gives, not {draft!r}")
         yield chunk
 
 

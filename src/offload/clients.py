@@ -44,6 +44,8 @@ class Clients:
         self.broker = self.kind.connect(url, clock)
         self.lacking = [feature for feature in ASKS if feature not in self.kind.features]
         """The fields of a job that this broker cannot honour."""
+        self.rehearsed = False
+        """Whether jobs run only when a test says so, so that to wait for one without a worker would be to wait for ever."""
         self._lock = threading.Lock()
         self._openings: dict[asyncio.AbstractEventLoop | None, Opening] = {}
         """By loop; under None the one client of a broker that serves all loops with it."""

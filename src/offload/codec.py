@@ -6,8 +6,9 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import PurePath
 from types import SimpleNamespace
@@ -20,6 +21,9 @@ from offload.job import MOST_PAYLOAD_BYTES
 
 _ABSENT = object()
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_PYTHON = {"null": "None", "array": "list"}
+"""Words of JSON, and ours for them."""
 _SAFE = (int, str, bool, bytes, float)
 """Annotations under which nothing is lost in JSON without the typed decoder noticing."""
 _SUSPECT = re.compile(rb'null|T\d\d:\d\d:\d\d(?:\.\d+)?"')
@@ -92,7 +96,7 @@ class Returns:
         try:
             return self._decoder.decode(plain)
         except (msgspec.MsgspecError, ValueError) as error:
-            raise BadPayload(f"the result of {self.name} does not fit its return annotation: {error}") from error
+            raise BadPayload(f"the result of {self.name} does not fit its return annotation: {_translated(error)}") from None
 
 
 class Arguments:
@@ -114,8 +118,10 @@ class Arguments:
         self._positional_only = tuple(name for name, kind in kinds.items() if kind is inspect.Parameter.POSITIONAL_ONLY)
         self._var_positional = next((name for name, kind in kinds.items() if kind is inspect.Parameter.VAR_POSITIONAL), None)
         self._var_keyword = next((name for name, kind in kinds.items() if kind is inspect.Parameter.VAR_KEYWORD), None)
+        self._by_name = [name for name, kind in kinds.items() if kind in _NAMED]
         self._simple = not (self._positional_only or self._var_positional or self._var_keyword)
         self._defaults = {name: each.default for name, each in self.parameters.items() if each.default is not inspect.Parameter.empty}
+        self._required = [name for name in self._names if name not in (*self._defaults, self._var_positional, self._var_keyword)]
 
     def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
         """The payload of a call, proved by decoding it as the worker will. Raises BadPayload for a call that cannot work."""
@@ -124,32 +130,26 @@ class Arguments:
             payload = _ENCODER.encode(values)
         except Exception as error:
             raise self._unencodable(values, error) from error
-        try:
-            self.prove(payload)
-        except BadPayload:
-            self._bind_slowly(args, kwargs)  # names a missing argument better
-            _refuse_lost(values, payload, self.name)  # or the NaN that became null
-            raise
+        fault = self._fault(payload)
+        if fault is not None or not self._safe:
+            _refuse_lost(values, payload, self.name)  # a NaN that became null says more than that null is no number
+        if fault is not None:
+            raise fault
         if not self._safe:
-            _refuse_lost(values, payload, self.name)
             self._refuse_ambiguous(values)
         return payload
 
     def prove(self, payload: bytes) -> None:
         """Raise BadPayload unless `payload` is small enough and fits the signature."""
-        if len(payload) > MOST_PAYLOAD_BYTES:
-            raise _too_large(self.name, "arguments", len(payload))
-        try:
-            self._decoder.decode(payload)
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise BadPayload(f"{self._shown} cannot be called so: {error}") from error
+        if (fault := self._fault(payload)) is not None:
+            raise fault
 
     def decode(self, payload: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The positional and keyword arguments of a payload. Raises BadPayload when it does not fit the signature."""
         try:
             values = msgspec.structs.asdict(self._decoder.decode(payload))
         except (msgspec.MsgspecError, ValueError) as error:
-            raise BadPayload(f"the payload does not fit {self._shown}: {error}") from error
+            raise self._misfit(payload, error) from None
         if self._defaults or not self._simple:
             values = {name: value for name, value in values.items() if value is not _ABSENT}
         return ((), values) if self._simple else self._call(values)
@@ -186,7 +186,53 @@ class Arguments:
         try:
             return dict(self.signature.bind(*args, **kwargs).arguments)
         except TypeError as error:
-            raise BadPayload(f"{self._shown} cannot be called so: {error}") from error
+            raise self._refused(self._call_faults(args, kwargs) or [str(error)]) from None
+
+    def _call_faults(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+        """What is wrong with a call, but for the types of its arguments."""
+        taken = self._positional[: len(args)]
+        faults: list[str] = []
+        if len(args) > len(self._positional) and self._var_positional is None:
+            faults.append(f"it takes at most {len(self._positional)} positional arguments, not {len(args)}")
+        faults += [f"{name!r} is given twice" for name in kwargs if name in taken and name in self._by_name]
+        unknown = [name for name in kwargs if name not in self._by_name] if self._var_keyword is None else []
+        missing = [name for name in self._required if name not in taken and name not in kwargs]
+        return faults + self._name_faults(unknown, missing, {*taken, *kwargs})
+
+    def _name_faults(self, unknown: Sequence[str], missing: Sequence[str], given: Collection[str]) -> list[str]:
+        free = [name for name in self._by_name if name not in given]
+        faults: list[str] = []
+        for name in unknown:
+            alike = get_close_matches(name, free, n=1)
+            hint = f" (did you mean {alike[0]!r}?)" if alike else " that is passed by name" if name in self._positional_only else ""
+            faults.append(f"there is no parameter {name!r}{hint}")
+        return faults + [f"{name!r} is missing" for name in missing]
+
+    def _fault(self, payload: bytes) -> BadPayload | None:
+        """What is wrong with a payload, if anything is."""
+        if len(payload) > MOST_PAYLOAD_BYTES:
+            return _too_large(self.name, "arguments", len(payload))
+        try:
+            self._decoder.decode(payload)
+        except (msgspec.MsgspecError, ValueError) as error:
+            return self._misfit(payload, error)
+        return None
+
+    def _misfit(self, payload: bytes, error: Exception) -> BadPayload:
+        """The decoder's `error` in our words; where names are wrong, all of them."""
+        try:
+            given: Any = msgspec.json.decode(payload)
+        except (msgspec.MsgspecError, ValueError):
+            given = None
+        faults: list[str] = []
+        if isinstance(given, dict):
+            names = list(cast(dict[str, Any], given))
+            unknown = [name for name in names if name not in self.parameters]
+            faults = self._name_faults(unknown, [name for name in self._required if name not in names], names)
+        return self._refused(faults or [_translated(error)])
+
+    def _refused(self, faults: Sequence[str]) -> BadPayload:
+        return BadPayload(f"{self._shown} cannot be called so: {', and '.join(faults)}")
 
     def _call(self, values: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments for a signature that has `/`, `*args` or `**kwargs`."""
@@ -253,6 +299,15 @@ class Arguments:
         return BadPayload(f"{self.name}: the arguments cannot be carried as JSON: {error}")
 
 
+def _translated(error: Exception) -> str:
+    """What the decoder says, in the words of Python: "argument 'ids', at [0]: expected int, got str"."""
+    said, _, path = str(error).partition(" - at `$")
+    said = re.sub(r"`([^`]*)`", lambda quoted: re.sub(r"\b(null|array)\b", lambda word: _PYTHON[word[0]], quoted[1]), said)
+    name, rest = cast(re.Match[str], re.match(r"(?:\.(\w+))?(.*)", path.rstrip("`"), re.DOTALL)).groups()
+    where = [*([f"argument {name!r}"] if name else []), *([f"at {rest}"] if rest else [])]
+    return f"{', '.join(where)}{': ' if where else ''}{said[:1].lower()}{said[1:]}"
+
+
 def _encode(value: Any, what: str, kind: str) -> bytes:
     try:
         encoded = _ENCODER.encode(value)
@@ -265,7 +320,7 @@ def _encode(value: Any, what: str, kind: str) -> bytes:
 
 def _too_large(what: str, kind: str, size: int) -> BadPayload:
     return BadPayload(
-        f"{what}: the {kind} take {size:,} bytes of JSON; the most are {MOST_PAYLOAD_BYTES:,}: store the data elsewhere and pass its key"
+        f"{what}: the {kind} take {size:,} bytes of JSON, of at most {MOST_PAYLOAD_BYTES:,}: store the data elsewhere and pass its key"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from offload.broker import Store
 from offload.errors import JobCancelled, JobExpired, JobFailed, JobNotFound, ResultTimeout
 from offload.job import Record, State
 from offload.portal import sync
@@ -47,15 +48,18 @@ class Handle(Generic[R]):
         clock = asyncio.get_running_loop().time  # how long the caller waits, whatever clock the jobs go by
         store = await self._producer.clients.store()
         deadline = math.inf if timeout is None else clock() + timeout
+        alone = self._producer.clients.rehearsed and not await store.sessions()
         while True:
-            left = max(0.0, deadline - clock())
+            left = 0.0 if alone else max(0.0, deadline - clock())
             record = (await store.finished([self.id], min(left, LONGEST_WAIT))).get(self.id)
             if record is not None:
                 return self._value(record)
             if not await store.get([self.id]):
                 raise self._not_found()
+            if alone:
+                raise ResultTimeout(f"job {self.id} has not ended, and nothing runs it here: call drain() or advance() first")
             if clock() >= deadline:
-                raise ResultTimeout(f"job {self.id} has not ended within {timeout:g} seconds; it goes on, and `result` can be called again")
+                raise await self._timed_out(store, timeout)
 
     async def arecord(self) -> Record:
         """All that is known of the job. Raises JobNotFound."""
@@ -78,12 +82,23 @@ class Handle(Generic[R]):
             case State.DEAD:
                 raise JobFailed(f"{what} is dead: {_last_error(record)}", record)
             case State.CANCELLED:
-                raise JobCancelled(f"{what} was cancelled: {record.reason}", record)
+                reason = "" if record.reason in (None, "cancelled") else f": {record.reason}"
+                raise JobCancelled(f"{what} was cancelled{reason}", record)
             case State.EXPIRED:
                 raise JobExpired(f"{what} expired: no worker started it before {record.expires_at}", record)
             case _:
                 arguments = self._producer.signatures.get(record.task)
                 return record.result if arguments is None else arguments.decode_result(msgspec.json.encode(record.result))
+
+    async def _timed_out(self, store: Store, timeout: float | None) -> ResultTimeout:
+        if not timeout:  # who only looks, looks often
+            return ResultTimeout(f"job {self.id} has not ended yet; it goes on")
+        from offload.diagnosis import why
+
+        standing = await store.standing(self.id)
+        reason = "" if standing is None else f" {why(standing)}"
+        later = f"`offload why {self.id}` says how it stands later."
+        return ResultTimeout(f"job {self.id} has not ended within {timeout:g} seconds; it goes on.{reason} {later}")
 
     def _not_found(self) -> JobNotFound:
         return JobNotFound(

@@ -51,6 +51,8 @@ class Unique:
 
 def declared(unique: Unique | str, parameters: Mapping[str, object], what: str) -> Unique:
     """`unique` as a task declares it, its template checked against the task's parameters. Raises BadDeclaration."""
+    if not isinstance(unique, str | Unique):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+        raise BadDeclaration(f"{what}: unique must be a Unique, or the template of its key, not {unique!r}")
     unique = Unique(unique) if isinstance(unique, str) else unique
     if isinstance(unique.key, str):
         for field in _fields(unique.key, what):
@@ -74,7 +76,7 @@ def literal(unique: Unique, key: Any, what: str) -> UniqueKey:
     if not isinstance(key, str) or not key:
         raise BadPayload(f"{what}: a unique key must be a text that is not empty, not {key!r}")
     if len(key) > LONGEST_KEY:
-        raise BadPayload(f"{what}: the unique key {key[:40]!r}... has {len(key)} characters; the most are {LONGEST_KEY}: use a hash of it")
+        raise BadPayload(f"{what}: the unique key {key[:40]!r}... has {len(key)} characters, of at most {LONGEST_KEY}: use a hash of it")
     until: Until = unique.until.total_seconds() if isinstance(unique.until, timedelta) else unique.until
     return UniqueKey(key, until, unique.on_conflict)
 

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
-from offload.errors import LoopRunning
+from offload.errors import LoopRunning, OffloadError
 
 log = logging.getLogger("offload.portal")
 
@@ -78,7 +78,10 @@ class Portal:
         self._farewells: list[weakref.WeakMethod[Callable[[], Coroutine[Any, Any, None]]]] = []
 
     def run(self, function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a coroutine function on the portal's loop and wait for it. The caller's context variables are seen there."""
+        """Call a coroutine function on the portal's loop and wait for it. The caller's context variables are seen there.
+
+        An OffloadError begins its traceback here: what is within is no business of the caller, and its text says all.
+        """
         call = Call(function(*args, **kwargs))
         loop = self.loop()
         try:
@@ -90,6 +93,8 @@ class Portal:
             raise
         try:
             return call.outcome()
+        except OffloadError as error:
+            raise error.with_traceback(None)  # noqa: B904 - the very error, without the frames that it has collected
         finally:
             del call  # an error holds this frame, which must not hold the error
 

@@ -63,6 +63,9 @@ def validate(schedule: Schedule) -> None:
         raise BadDeclaration(
             f"{what}: missed='all' needs overlap='allow', for its made-up ticks run beside each other; add it, or use missed='latest'"
         )
+    for option, text in (("cron", schedule.cron), ("timezone", schedule.timezone)):
+        if text is not None and not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise BadDeclaration(f"{what}: {option} must be a text, not {text!r}")
     _zone(schedule.timezone, what)
     if schedule.every is not None:
         _check_every(schedule.every, what)

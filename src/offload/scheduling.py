@@ -39,6 +39,8 @@ class Scheduling:
         says what a tick does while the job of an earlier one has not ended; `missed` what becomes of ticks for which no worker
         was there. Raises BadDeclaration for what cannot work.
         """
+        if not isinstance(expression, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise BadDeclaration(f"@app.cron takes an expression, as in @app.cron('0 9 * * MON'), not {expression!r}")
 
         def declare(task: T) -> T:
             if not isinstance(task, Task):  # pyright: ignore[reportUnnecessaryIsInstance] - the mistake this is for
@@ -157,6 +159,8 @@ class Scheduling:
 def _rule(
     name: str, draft: Draft[Any], every: Duration | None, cron: str | None, timezone: str, overlap: Overlap, missed: Missed
 ) -> Schedule:  # fmt: skip
+    if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+        raise BadDeclaration(f"app.schedule takes a name first, as a text that is not empty, not {name!r}")
     if not isinstance(draft, Draft):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
         raise BadDeclaration(f"schedule {name!r} takes what task.job(...) gives, not {draft!r}")
     if draft.id is not None or draft.delay is not None or draft.run_at is not None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import PurePath
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
 
@@ -30,6 +32,10 @@ R = TypeVar("R")
 
 HIGHEST_PRIORITY = 100
 ISOLATIONS = ("async", "thread", "process")
+NAMES_OF_OTHERS = ("delay", "send", "apply_async")
+"""What other job queues call `enqueue`."""
+IN_NO_QUEUE = re.compile(r"[\s,:*]")
+"""What the name of a queue must not hold: `-q vip:3,default` reads lists and weights, and a shell reads the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +72,18 @@ class Changes:
     def __post_init__(self) -> None:
         if self.delay is not None and self.run_at is not None:
             raise BadDeclaration("using(delay=..., run_at=...): a job has one time; give one of the two")
+        if self.run_at is not None and not isinstance(self.run_at, datetime):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise BadDeclaration(f"using(run_at={self.run_at!r}) must be an aware datetime; using(delay=...) takes seconds")
         if self.run_at is not None and self.run_at.tzinfo is None:
             raise BadDeclaration(
                 f"using(run_at={self.run_at!r}) has no time zone; make it aware, for example datetime.now(UTC) + timedelta(hours=1)"
             )
+        if self.id is not None and not isinstance(self.id, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise BadDeclaration(f"using(id={self.id!r}) must be a text, such as 'signup-7'")
         if self.id is not None and not self.id:
             raise BadDeclaration("using(id='') is empty; leave it out to have one made")
+        if self.unique is not None and not isinstance(self.unique, str | Unique):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise BadDeclaration(f"using(unique={self.unique!r}): give a key as a text, or a Unique")
         if self.unique is not None and not self.unique:
             raise BadDeclaration("using(unique='') is empty; leave it out for no key")
         if self.queue is not None:
@@ -105,7 +117,7 @@ class Task(Generic[P, R]):
 
     def __init__(self, function: Callable[P, Any], options: Options, producer: Producer) -> None:
         functools.update_wrapper(self, function)
-        self.name = options.name or default_name(function)
+        self.name = default_name(function) if options.name is None else _name(options.name)
         what = f"task {self.name}"
         self.function: Callable[P, Any] = function
         self.arguments = Arguments(function, self.name)
@@ -128,6 +140,12 @@ class Task(Generic[P, R]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Just call the function, here and now."""
         return self.function(*args, **kwargs)
+
+    if not TYPE_CHECKING:  # with it, type checkers would take every attribute for one that is there
+
+        def __getattr__(self, name: str) -> Any:
+            hint = f"; use {called(self)}.enqueue(...), or {called(self)}.using(delay=60).enqueue(...)" if name in NAMES_OF_OTHERS else ""
+            raise AttributeError(f"a task has no {name!r}{hint}", name=name, obj=self)
 
     def job(self, /, *args: P.args, **kwargs: P.kwargs) -> Draft[R]:
         """A job of these arguments that is not enqueued yet. Raises BadPayload when the call could not work."""
@@ -196,6 +214,8 @@ class Task(Generic[P, R]):
         return asked
 
     def _parameters(self, names: Sequence[str], what: str) -> tuple[str, ...]:
+        if not isinstance(names, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise BadDeclaration(f"{what} must be names of parameters, not {names!r}")
         names = (names,) if isinstance(names, str) else tuple(names)
         known = ", ".join(self.arguments.parameters) or "none"
         for name in names:
@@ -250,8 +270,8 @@ class Bound(Generic[P, R]):
     enqueue = sync(aenqueue)
 
 
-def task_of(function: Callable[..., Any], options: Options, producer: Producer) -> Task[..., Any]:
-    """The task that a function becomes. Raises BadDeclaration."""
+def task_of(function: Callable[..., Any], given: Mapping[str, Any], producer: Producer) -> Task[..., Any]:
+    """The task that a function becomes, with the options that were `given`. Raises BadDeclaration."""
     if isinstance(function, Task):
         raise BadDeclaration(f"{function!r} is a task already; put @app.task on a function once")
     if not callable(function) or isinstance(function, type):
@@ -259,9 +279,38 @@ def task_of(function: Callable[..., Any], options: Options, producer: Producer) 
     plain = inspect.unwrap(function)
     if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
         raise BadDeclaration(f"{plain.__qualname__} is a generator: a task returns one value; return a list, or enqueue a job for each")
+    _refuse_method(plain)
+    options = _options(function, given)
     if inspect.iscoroutinefunction(function):
         return AsyncTask(function, options, producer)
     return Task(function, options, producer)
+
+
+def called(task: Task[..., Any]) -> str:
+    """What the code calls a task; its name where it has none."""
+    return getattr(task.function, "__name__", None) or task.name
+
+
+def _options(function: Callable[..., Any], given: Mapping[str, Any]) -> Options:
+    known = [field.name for field in fields(Options)]
+    if unknown := [name for name in given if name not in known]:
+        task = given.get("name") or default_name(function)
+        alike = get_close_matches(unknown[0], known, n=1, cutoff=0.7)
+        hint = f" (did you mean {alike[0]!r}?)" if alike else ""
+        raise BadDeclaration(f"task {task}: there is no option {unknown[0]!r}{hint}; known are {', '.join(known)}")
+    return Options(**given)
+
+
+def _refuse_method(function: Any) -> None:
+    """Raise BadDeclaration for a function in the body of a class that wants the object, or the class, first."""
+    holder = getattr(function, "__qualname__", "").rpartition(".")[0]
+    names: tuple[str, ...] = getattr(getattr(function, "__code__", None), "co_varnames", ())
+    first = next(iter(names), None)
+    if holder and not holder.endswith("<locals>") and first in ("self", "cls"):
+        raise BadDeclaration(
+            f"{function.__qualname__} is a method, and a worker has no {first!r} to call it with;"
+            " make it a function that takes an id and finds the rest, or put @staticmethod above @app.task"
+        )
 
 
 def default_name(function: Callable[..., Any]) -> str:
@@ -283,9 +332,17 @@ def _module_name(module: str) -> str:
     return PurePath(file).stem if file else module
 
 
+def _name(name: Any) -> str:
+    if not isinstance(name, str) or not name.strip():
+        raise BadDeclaration(f"@app.task(name=...) must be a text that is not empty, not {name!r}")
+    return name
+
+
 def _queue(queue: Any, what: str) -> str:
     if not isinstance(queue, str) or not queue.strip():
         raise BadDeclaration(f"{what} must be a name that is not empty, not {queue!r}")
+    if IN_NO_QUEUE.search(queue):
+        raise BadDeclaration(f"{what} {queue!r} could not be named by `offload worker -q`: leave out white space, ',', ':' and '*'")
     return queue
 
 

@@ -5,8 +5,9 @@ A page's ```python blocks are one program, run from top to bottom as if they sto
 Words after the language say more:
 
     python file=NAME     saved under that name beside the other files of the page, not run; later blocks and commands can import it
+    python add=NAME      added to the end of the file of that name
     python needs=NAME    only compiled where the package NAME is not installed
-    python raises=NAME   must raise an exception of that name
+    python raises=NAME   must raise an exception of that name, and with the text that a comment `# NAME: ...` gives
     console              each `$ command` is run by bash, in the page's own folder; the lines below it must be what it prints, where
                          `...` stands for anything. A block whose first command line ends in ` &` runs beside the rest of the page.
     sh                   shown, not run; its `offload` commands must be ones that the program accepts
@@ -100,6 +101,10 @@ class Program:
             Path(block.words["file"]).write_text(block.code)
             importlib.invalidate_caches()
             return
+        if "add" in block.words:
+            with Path(block.words["add"]).open("a") as file:
+                file.write(f"\n\n{block.code}")
+            return
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         code = compile("\n" * block.line + block.code, str(self.page), "exec", flags=flags, dont_inherit=True)
         if "needs" in block.words and importlib.util.find_spec(block.words["needs"]) is None:
@@ -114,6 +119,9 @@ class Program:
         except Exception as error:
             if type(error).__name__ != expected:
                 raise
+            shown = re.search(rf"# {expected}: (.*)", block.code)
+            if shown is not None and not matches(shown[1], str(error)):
+                raise AssertionError(f"{self.page}:{block.line}: the text is: {error}") from error
         else:
             assert expected is None, f"{self.page}:{block.line}: the block should raise {expected}"
 

@@ -1,8 +1,8 @@
 """Writes the generated parts of docs/reference.md: signatures, options and texts from the code itself.
 
-    python tests/docs/reference.py
+    make docs
 
-A part stands between `<!-- reference: NAME -->` and `<!-- reference: end -->`; test_reference.py fails when one is stale.
+A part stands between `<!-- reference: NAME -->` and `<!-- reference: end -->`; `make check` and test_reference.py fail when one is stale.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from offload.current import Current
 from offload.task import Bound
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "reference.md"
+FOR_WORKERS = ("observes", "emit", "opened_lifespan")
+"""Methods of the app that the worker needs, and nobody else."""
 PART = re.compile(r"(<!-- reference: (?!end)([\w.]+) -->\n).*?(<!-- reference: end -->)", re.DOTALL)
 
 
@@ -34,8 +36,8 @@ def written(text: str) -> str:
 def sentence(documented: Any) -> str:
     """The first sentence of a docstring, as one line of a table."""
     text = " ".join((inspect.getdoc(documented) or "").split("\n\n")[0].split())
-    first = re.match(r".*?[.:](?= [A-Z`]|$)", text)
-    return cell((first[0] if first else text).rstrip(":"))
+    first = re.match(r".*?[.](?= [A-Z`]|$)", text)
+    return cell(first[0] if first else text)
 
 
 def cell(text: str) -> str:
@@ -85,14 +87,13 @@ def overload_of_task() -> Callable[..., Any]:
     return next(each for each in get_overloads(offload.Offload.task) if "queue" in inspect.signature(each).parameters)
 
 
-def methods(*owners: type) -> str:
+def methods(owner: type) -> str:
     """The public methods and properties of a class: sync forms, with their async twin named beside them."""
     rows = table("call", "does")
-    for owner in owners:
-        for name, member in public(owner):
-            twin = f"a{name}" in dir(owner)
-            call = name if isinstance(member, property) else f"{name}({parameters(member)})"
-            rows.append(f"| `{call}`{f' · `a{name}`' if twin else ''} | {sentence(member)} |")
+    for name, member in public(owner):
+        twin = f"a{name}" in dir(owner)
+        call = name if isinstance(member, property) else f"{name}({parameters(member)})"
+        rows.append(f"| `{call}`{f' · `a{name}`' if twin else ''} | {sentence(member)} |")
     return "\n".join(rows)
 
 
@@ -100,7 +101,12 @@ def public(owner: type) -> Iterator[tuple[str, Any]]:
     inherited = [each for each in reversed(owner.__mro__) if each.__module__.startswith("offload.")]
     own = {name: member for each in inherited for name, member in vars(each).items()}
     for name, member in own.items():
-        hidden = name.startswith("_") or (name.startswith("a") and name[1:] in own) or not (inspect.getdoc(member) or "").strip()
+        hidden = (
+            name.startswith("_")
+            or name in FOR_WORKERS
+            or (name.startswith("a") and name[1:] in own)
+            or not (inspect.getdoc(member) or "").strip()
+        )
         if not hidden and (callable(member) or isinstance(member, property)) and not isinstance(member, type):
             yield name, member
 
@@ -186,7 +192,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "cron": lambda: options(offload.Offload.cron),
     "schedule": lambda: options(offload.Offload.schedule),
     "Worker": lambda: options(offload.Worker),
-    "tasks": lambda: methods(offload.Task, Bound),
+    "tasks": lambda: methods(offload.Task),
+    "bound": lambda: methods(Bound),
     "app": lambda: methods(offload.Offload),
     "handle": lambda: methods(offload.Handle),
     "current": lambda: methods(Current),
@@ -196,7 +203,3 @@ PARTS: dict[str, Callable[[], str]] = {
     "errors": errors,
     "commands": commands,
 }
-
-
-if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text()))

@@ -23,11 +23,12 @@ def run(name: str, **environment: str) -> str:
 
 @pytest.mark.process
 def test_a_card_is_charged_once_although_the_worker_is_killed_after_the_charge(tmp_path: Path) -> None:
-    said = run("charge_once.py", OFFLOAD_URL=f"sqlite:///{tmp_path}/offload.db")
+    said = run("charge_once.py", OFFLOAD_URL=f"sqlite:///{tmp_path}/unused.db")
     assert "was killed after the charge (exit code -9); the job is RUNNING" in said
     assert "state SUCCEEDED, crashes 1" in said
     assert "the provider saw 2 requests and charged 1 time" in said
     assert len(set(re.findall(r"receipt-\w+", said))) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.process

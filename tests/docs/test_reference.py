@@ -17,7 +17,7 @@ from offload.cli import main
 def test_the_generated_parts_are_fresh() -> None:
     text = PAGE.read_text()
     assert set(PARTS) == {match[2] for match in PART.finditer(text)}
-    assert written(text) == text, "docs/reference.md is stale; run: python tests/docs/reference.py"
+    assert written(text) == text, "docs/reference.md is stale; run `make docs`"
 
 
 def test_every_public_name_is_in_the_reference() -> None:

@@ -160,7 +160,7 @@ async def test_a_payload_that_does_not_fit_is_dead_by_its_payload(app: Offload, 
     async with Worker(app):
         record = await ended(app.handle("j"))
         assert (record.state, record.reason, record.attempt) == (State.DEAD, "payload", 1)
-        assert "the payload does not fit greet(user_id: int)" in record.errors[0].message
+        assert "greet(user_id: int) -> int cannot be called so: " in record.errors[0].message
         assert await app.aretry("j", payload={"user_id": 7}) == {"j"}
         assert await app.handle("j").aresult(10) == 7
         assert await (await task.aenqueue(8)).aresult(10) == 8

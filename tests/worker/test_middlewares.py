@@ -182,7 +182,7 @@ async def test_stopping_works_through_middlewares(
 
     worker = Worker(wrapped, grace=0)
     async with running(worker) as run:
-        late = await ended(await task.using(timeout=0.1).aenqueue(marks.folder))
+        late = await ended(await task.using(timeout=0.5).aenqueue(marks.folder))
         assert (late.state, late.errors[0].type) == (State.DEAD, "TimeoutError")
         handle = await task.aenqueue(marks.folder)
         await eventually(lambda: len(marks()) == 2)

@@ -398,9 +398,11 @@ async def test_a_bad_payload_raised_by_the_task_itself_is_a_failure_also_under_m
 
 async def test_a_worker_that_is_cancelled_stops_what_it_runs_before_others_may_run_it(app: Offload, eventually: Eventually) -> None:
     seen: list[tuple[str, State]] = []
+    begun = asyncio.Event()
 
     @app.task
     async def endless() -> None:
+        begun.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -411,7 +413,7 @@ async def test_a_worker_that_is_cancelled_stops_what_it_runs_before_others_may_r
 
     handle = await endless.aenqueue()
     task = asyncio.create_task(Worker(app).run())
-    await eventually(lambda: _in_state(handle, State.RUNNING))
+    await eventually(begun.is_set)
     task.cancel()
     await asyncio.wait({task}, timeout=10)
     assert task.cancelled()

@@ -80,9 +80,15 @@ async def test_processes_that_keep_dying_young_are_replaced_more_and_more_slowly
     def waits() -> list[str]:
         return [record.message for record in caplog.records if record.name == "offload.supervisor"]
 
-    async with supervising(Supervisor(pids.program("exit 3"), 1)):
+    at_first_well = f"[ $(wc -l < {pids.file}) -gt 1 ] || exit {RECYCLE}; exit 3"
+    async with supervising(Supervisor(pids.program(at_first_well), 1)):
         await eventually(lambda: len(waits()) == 2)
     assert waits() == [f"a worker process ended with exit code 3; a new one starts in {seconds} s" for seconds in (1, 3)]
+
+
+async def test_a_command_that_has_never_worked_ends_the_supervisor_with_its_code(pids: Pids) -> None:
+    assert await asyncio.wait_for(Supervisor(pids.program("exit 3"), 1).run(), 10) == 3
+    assert len(pids()) == 1
 
 
 async def test_a_process_that_asks_for_a_fresh_one_gets_it_at_once(

@@ -119,9 +119,9 @@ async def test_a_value_returned_after_the_time_limit_comes_too_late(app: Offload
 
 async def test_a_thread_gets_an_exception_where_it_stands(program: Offload, marks: Marks) -> None:
     async with Worker(program):
-        record = await ended(await hang_thread.using(timeout=0.1).aenqueue(marks.folder))
+        record = await ended(await hang_thread.using(timeout=0.5).aenqueue(marks.folder))
     assert record.state is State.DEAD
-    assert (record.errors[0].type, record.errors[0].message) == ("TimeoutError", "timed out after 0.1 s")
+    assert (record.errors[0].type, record.errors[0].message) == ("TimeoutError", "timed out after 0.5 s")
     assert "hang_thread" in record.errors[0].traceback
 
 
@@ -135,14 +135,14 @@ async def test_a_thread_whose_task_was_stopped_runs_the_next_one(app: Offload) -
     async with Worker(app, threads=1):
         first = await work.aenqueue(False)
         thread = await first.aresult(10)
-        assert (await ended(await work.using(timeout=0.05).aenqueue(True))).state is State.DEAD
+        assert (await ended(await work.using(timeout=0.3).aenqueue(True))).state is State.DEAD
         assert await (await work.aenqueue(False)).aresult(10) == thread
 
 
 async def test_a_thread_that_swallows_the_exception_gets_another(app: Offload, impatient: None) -> None:
     swallowed = 0
 
-    @app.task(timeout=0.05, retry=NEVER)
+    @app.task(timeout=0.5, retry=NEVER)
     def stubborn() -> None:
         nonlocal swallowed
         while swallowed < 2:
@@ -179,7 +179,7 @@ async def test_a_thread_stuck_in_c_gives_its_slot_back_and_makes_the_worker_recy
         return what
 
     async with running(Worker(app, threads=1, concurrency=1, grace=0.1)) as run:
-        handle = await block.using(timeout=0.1).aenqueue("for ever")
+        handle = await block.using(timeout=0.5).aenqueue("for ever")
         other = await block.aenqueue("short")
         assert await other.aresult(10) == "short"
         assert (await handle.arecord()).state is State.RUNNING
@@ -206,7 +206,7 @@ async def test_inside_another_program_a_stuck_thread_does_not_end_the_worker(
         return "done"
 
     async with Worker(app, threads=1, concurrency=1):
-        handle = await block.using(timeout=0.05).aenqueue(True)
+        handle = await block.using(timeout=0.5).aenqueue(True)
         for _ in range(20):
             assert await (await block.aenqueue(False)).aresult(10) == "done"
         assert (await handle.arecord()).state is State.RUNNING
@@ -231,7 +231,7 @@ async def test_a_stuck_thread_that_ends_after_all_settles_why_it_was_stopped(
 
     async with running(Worker(app)) as run:
         other = await keeps_the_worker.aenqueue()
-        handle = await block.using(timeout=0.1).aenqueue()
+        handle = await block.using(timeout=0.5).aenqueue()
         await eventually(lambda: "due to be recycled" in caplog.text)
         stuck.release()
         record = await ended(handle)
@@ -293,7 +293,7 @@ async def test_a_time_limit_holds_in_a_middleware_too(app: Offload) -> None:
             await asyncio.Event().wait()
         return await call_next()
 
-    @app.task(timeout=0.05, retry=ONCE)
+    @app.task(timeout=0.4, retry=ONCE)
     def quick() -> int:
         return current.attempt
 

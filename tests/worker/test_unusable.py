@@ -11,6 +11,7 @@ import pytest
 from offload import BrokerError, BrokerUnusable, Offload, Worker
 from offload.worker.patience import Patience
 from offload.worker.supervisor import Supervisor
+from tests.conftest import Eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -21,16 +22,19 @@ async def test_a_worker_on_a_database_that_cannot_be_opened_ends_with_the_reason
             await Worker(Offload(f"sqlite:///{tmp_path}/missing/q.db")).run()
 
 
-async def test_a_worker_whose_database_is_replaced_under_it_ends_with_the_reason(tmp_path: Path) -> None:
+async def test_a_worker_whose_database_is_replaced_under_it_ends_with_the_reason(tmp_path: Path, eventually: Eventually) -> None:
     app = Offload(f"sqlite:///{tmp_path}/q.db")
 
     @app.task
     async def nothing() -> None: ...
 
     worker = asyncio.create_task(Worker(app).run())
+
+    async def at_work() -> bool:
+        return bool(await app.aworkers())
+
+    await eventually(at_work)
     async with asyncio.timeout(20):
-        while not await app.aworkers():
-            await asyncio.sleep(0.01)
         (tmp_path / "q.db").unlink()
         with pytest.raises(BrokerUnusable, match="was removed or replaced"):
             await worker

@@ -48,8 +48,11 @@ def offload_clock() -> TestClock:
 @pytest.fixture
 def offload_rehearsal(offload_app: Offload, offload_clock: TestClock) -> Iterator[Rehearsal]:
     """The app under test, on a private memory broker; all that the other fixtures call."""
+    from offload.app import Offload
     from offload.testing.rehearsal import Rehearsal
 
+    if not isinstance(offload_app, Offload):  # pyright: ignore[reportUnnecessaryIsInstance] - the mistake this is for
+        raise pytest.UsageError(f"the fixture `offload_app` must return your app, an Offload, not {offload_app!r}")
     with offload_app.testing("memory://", clock=offload_clock):
         yield Rehearsal(offload_app, offload_clock)
 

@@ -16,9 +16,14 @@ EVERYTHING = 1_000_000
 
 
 class Rehearsal:
-    """What the pytest fixtures call. Each method has a sync form under the plain name, for tests without an event loop."""
+    """What the pytest fixtures call. Each method has a sync form under the plain name, for tests without an event loop.
+
+    Made inside `app.testing(...)`. Until that ends, `result()` of a job that has not ended raises ResultTimeout at once where no worker
+    is at work: nothing would run the job.
+    """
 
     def __init__(self, app: Offload, clock: TestClock) -> None:
+        app.producer.clients.rehearsed = True
         self.app = app
         self.clock = clock
 

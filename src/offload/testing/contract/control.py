@@ -54,6 +54,7 @@ class Control(Fixtures):
             assert (await one.beat(Pulse())).stop == (("a", a.claim),)
             assert (await two.beat(Pulse())).stop == ()
             assert await store.cancel(["a"]) == {"a"}
+            assert [(await record(store, id)).cancel_asked for id in ("a", "b")] == [True, False]
             await settle(one, a, Cancelled())
             assert (await one.beat(Pulse())).stop == ()
 
@@ -66,6 +67,7 @@ class Control(Fixtures):
             await settle(session, lease, end)
         shown = await record(store, "a")
         assert (shown.state, shown.reason, shown.finished_at) == (State.CANCELLED, "cancelled", clock.now())
+        assert not shown.cancel_asked
 
     async def test_a_job_that_succeeded_before_it_was_stopped_stays_succeeded(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([job(clock, "a")])
@@ -74,7 +76,7 @@ class Control(Fixtures):
             await store.cancel(["a"])
             await settle(session, lease, Done(b"1"))
         shown = await record(store, "a")
-        assert (shown.state, shown.result, shown.reason) == (State.SUCCEEDED, 1, None)
+        assert (shown.state, shown.result, shown.reason, shown.cancel_asked) == (State.SUCCEEDED, 1, None, False)
 
     async def test_a_job_asked_to_stop_does_not_come_back_when_its_worker_leaves(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([job(clock, "a")])
