@@ -8,9 +8,12 @@ import os
 import shutil
 from collections.abc import Awaitable, Callable
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
+
+Eventually: TypeAlias = Callable[..., Awaitable[Any]]
+"""What the fixture `eventually` gives."""
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +28,7 @@ def faketime() -> str:
 
 
 @pytest.fixture
-def eventually() -> Callable[..., Awaitable[Any]]:
+def eventually() -> Eventually:
     """`await eventually(condition, within=10)`: its value once the condition, plain or async, holds; fails after `within` seconds."""
 
     async def eventually(condition: Callable[[], Any], within: float = 10.0) -> Any:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from tests.conftest import Eventually
 from tests.worker import program as tasks
 from tests.worker.program import ONCE, Marks
 from tests.worker.running import ended
@@ -21,7 +21,6 @@ from offload.worker.news import News
 
 pytestmark = pytest.mark.anyio
 
-Eventually = Callable[..., Awaitable[Any]]
 
 in_a_child = pytest.mark.process
 

@@ -6,11 +6,11 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psutil
 import pytest
+from tests.conftest import Eventually
 from tests.worker import program as tasks
 from tests.worker.program import Marks
 from tests.worker.running import ended
@@ -22,7 +22,6 @@ from offload.worker.source import Source, source_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.process]
 
-Eventually = Callable[..., Awaitable[Any]]
 
 ROOM: Any = {"async": 100, "thread": 100, "process": 100}
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from tests.conftest import Eventually
 from tests.worker import program as tasks
 from tests.worker.program import Marks
 
 from offload import BadDeclaration, Offload, State, Worker, current
 
 pytestmark = pytest.mark.anyio
-
-Eventually = Callable[..., Awaitable[Any]]
 
 
 class Gauge:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import Eventually
 from tests.worker import program as tasks
 from tests.worker.program import Marks
 
@@ -15,7 +15,6 @@ from offload import NotInTask, Offload, Progress, Worker, current
 
 pytestmark = pytest.mark.anyio
 
-Eventually = Callable[..., Awaitable[Any]]
 child = pytest.mark.process
 
 

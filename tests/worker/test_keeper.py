@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from tests.conftest import Eventually
 
 from offload.brokers.memory import MemoryBroker
 from offload.brokers.memory.session import MemorySession
@@ -18,7 +19,6 @@ from offload.worker.keeper import Keeper
 
 pytestmark = pytest.mark.anyio
 
-Eventually = Callable[..., Awaitable[Any]]
 
 INFO = WorkerInfo(name="worker", host="h", pid=1, tasks={"work": "async"}, session_timeout=15, heartbeat=3)
 

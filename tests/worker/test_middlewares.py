@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+from tests.conftest import Eventually
 from tests.worker import program as tasks
 from tests.worker.program import NEVER, ONCE, Marks
 from tests.worker.running import ended, left, running
@@ -16,7 +17,6 @@ from offload import Discard, Job, Offload, State, Worker, current
 pytestmark = pytest.mark.anyio
 
 CallNext = Callable[[], Awaitable[Any]]
-Eventually = Callable[..., Awaitable[Any]]
 
 every_isolation = pytest.mark.parametrize(
     "task",

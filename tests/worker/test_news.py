@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
+from tests.conftest import Eventually
 from tests.worker.program import ONCE
 from tests.worker.running import ended, left, running
 
@@ -17,8 +17,6 @@ from offload.job import Job, WorkerInfo
 from offload.testing.clock import TestClock
 
 pytestmark = pytest.mark.anyio
-
-Eventually = Callable[..., Awaitable[Any]]
 
 
 def observed(app: Offload, *names: EventName) -> list[Event]:

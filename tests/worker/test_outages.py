@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any
 
 import pytest
+from tests.conftest import Eventually
 from tests.worker.running import ended, left, running
 
 from offload import BrokerError, Offload, Retry, State, Worker, current
@@ -21,8 +21,6 @@ from offload.job import Beat, Due, Isolation, Job, Lease, Outcome, Pulse, Upkeep
 from offload.worker import patience
 
 pytestmark = pytest.mark.anyio
-
-Eventually = Callable[..., Awaitable[Any]]
 
 
 class ShakySession(Session):

@@ -6,19 +6,16 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.conftest import Eventually
 from tests.worker.program import Marks, app, end_async, hang_async, hang_thread
 
 from offload import Offload, State
 from offload.worker.process import RECYCLE
 
 pytestmark = [pytest.mark.anyio, pytest.mark.process]
-
-Eventually = Callable[..., Awaitable[Any]]
 
 
 @pytest.fixture

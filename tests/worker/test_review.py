@@ -6,12 +6,12 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import Eventually
 from tests.worker.running import ended, left, running
 
 from offload import Offload, Retry, State, Unique, Worker, current
@@ -22,7 +22,6 @@ from offload.worker import fetcher, keeper, maintainer
 
 pytestmark = pytest.mark.anyio
 
-Eventually = Callable[..., Awaitable[Any]]
 NEVER = Retry(max_retries=0)
 
 

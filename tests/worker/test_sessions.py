@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
+from tests.conftest import Eventually
 from tests.worker.running import left, running
 
 from offload import Offload, Snooze, State, Worker, current
@@ -15,8 +15,6 @@ from offload.broker import Session
 from offload.job import Done, Pulse, WorkerInfo
 
 pytestmark = pytest.mark.anyio
-
-Eventually = Callable[..., Awaitable[Any]]
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from tests.conftest import Eventually
 from tests.worker import program as tasks
 from tests.worker.program import Marks
 from tests.worker.running import left, running
@@ -15,8 +15,6 @@ from offload import Offload, State, Worker
 from offload.worker import executor
 
 pytestmark = pytest.mark.anyio
-
-Eventually = Callable[..., Awaitable[Any]]
 
 
 async def states(app: Offload) -> dict[State, int]:

@@ -6,21 +6,19 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+from tests.conftest import Eventually
 
 from offload.worker import supervisor
 from offload.worker.process import RECYCLE
 from offload.worker.supervisor import SUPERVISED, Supervisor, follow_supervisor
 
 pytestmark = [pytest.mark.anyio, pytest.mark.process]
-
-Eventually = Callable[..., Awaitable[Any]]
 
 
 class Pids:

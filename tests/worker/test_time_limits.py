@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+from tests.conftest import Eventually
 from tests.worker.program import (
     NEVER,
     ONCE,
@@ -26,8 +27,6 @@ from tests.worker.running import ended, left, running
 from offload import Offload, Retry, State, Worker, current
 
 pytestmark = pytest.mark.anyio
-
-Eventually = Callable[..., Awaitable[Any]]
 
 
 async def test_a_coroutine_gets_cancelled_error_and_may_clean_up(app: Offload) -> None:

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.conftest import Eventually
 
 from offload import BrokerError, BrokerUnusable, Offload, Worker
 from offload.worker.patience import Patience
 from offload.worker.supervisor import Supervisor
-from tests.conftest import Eventually
 
 pytestmark = pytest.mark.anyio
 

@@ -7,11 +7,10 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.conftest import Eventually
 
 from offload.brokers.sqlite import SqliteBroker, checkpoint, file, sharing
 from offload.clock import SystemClock
@@ -21,8 +20,6 @@ from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import ROOM, info, job
 
 pytestmark = pytest.mark.anyio
-
-Eventually = Callable[..., Awaitable[Any]]
 
 
 def commits(path: Path) -> int:
@@ -151,10 +148,13 @@ async def test_a_reader_that_holds_the_log_does_not_stop_writers(broker: SqliteB
     assert await broker.counts() == {"default": {State.READY: 3}}
 
 
-async def test_doctor_is_told_of_the_log_and_of_an_old_sqlite(broker: SqliteBroker) -> None:
+async def test_doctor_is_told_of_a_large_log_and_of_an_old_sqlite(broker: SqliteBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = (await broker.inspect()).notes
+    assert not any("write-ahead log" in text for _, text, _ in notes)
+    monkeypatch.setattr("offload.brokers.sqlite.broker.LARGE_LOG_BYTES", 0)
     notes = (await broker.inspect()).notes
     assert any("write-ahead log" in text for _, text, _ in notes)
-    assert any("checkpoints race" in text for _, text, _ in notes) == (sqlite3.sqlite_version_info < (3, 51, 3))
+    assert any("as long as only Offload writes" in text for _, text, _ in notes) == (sqlite3.sqlite_version_info < (3, 51, 3))
 
 
 PRODUCER = """
