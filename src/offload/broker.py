@@ -117,6 +117,10 @@ class Broker(ABC):
     def connect(cls, url: str, clock: Clock) -> Self:
         """The broker at `url`. Does no I/O yet; raises BadDeclaration when the URL cannot be understood."""
 
+    def missing(self) -> str | None:
+        """What is not there yet and opening would make, in words; None when there is something to look at. Makes nothing."""
+        return None
+
     def client(self) -> Self:
         """The broker as one more event loop may use it; brokers that are bound to a loop return a new one."""
         return self

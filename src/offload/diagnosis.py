@@ -19,6 +19,7 @@ OLD_READY = 300.0
 LATE_TICK = 300.0
 """Seconds that a schedule's next tick may be overdue before `diagnose` speaks of it."""
 SLOWEST = 5
+CORRECT = "If it lives, correct the clock of its machine."
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -47,7 +48,7 @@ def why(standing: Standing) -> str:
         case State.DEAD:
             return f"It is dead since {_moment(record.finished_at)}: {_ended(standing)}. {_revival(record.id)}"
         case State.CANCELLED:
-            return f"It was cancelled {_at(record.finished_at)}: {_ended(standing)}. {_revival(record.id)}"
+            return f"It was cancelled {_at(record.finished_at)}{_cancelled(standing)}. {_revival(record.id)}"
         case State.EXPIRED:
             return f"It expired {_at(record.finished_at)}, for it had not started by {_moment(record.expires_at)}. {_revival(record.id)}"
         case _:
@@ -57,10 +58,29 @@ def why(standing: Standing) -> str:
 def _ended(standing: Standing) -> str:
     """The reason it ended, with the last error where there is one."""
     record = standing.record
-    reason = record.reason or "no reason was given"
-    if not record.errors:
-        return reason
-    return f"{reason}, after attempt {record.errors[-1].attempt} failed with {_last_error(standing)}"
+    match record.reason:
+        case "payload":
+            reason = "its arguments do not fit the task that its worker knows"
+        case "result":
+            reason = "its work was done, but what it returned cannot be stored as its result"
+        case "crashed":
+            reason = f"the process that ran it died once more, after {_number(record.crashes, 'crash', 'crashes')} of its workers"
+        case None:
+            reason = "no reason was given"
+        case said:
+            reason = said
+    return f"{reason}{_after_error(standing)}"
+
+
+def _cancelled(standing: Standing) -> str:
+    """The reason it was cancelled where one was given besides, and the last error where there is one."""
+    reason = standing.record.reason
+    return f"{'' if reason in (None, 'cancelled') else f': {reason}'}{_after_error(standing)}"
+
+
+def _after_error(standing: Standing) -> str:
+    errors = standing.record.errors
+    return f", after attempt {errors[-1].attempt} failed with {_last_error(standing)}" if errors else ""
 
 
 def _revival(id: str) -> str:
@@ -136,15 +156,31 @@ def _why_in_line(standing: Standing, serving: Sequence[SessionRecord]) -> str:
 def _why_running(standing: Standing) -> str:
     record = standing.record
     first = f"It is running on worker {record.worker or '(unknown)'} since {_moment(record.started_at)}, attempt {record.attempt}."
-    holders = [session for session in standing.sessions if session.info.name == record.worker]
-    if _live(holders, standing.now):
+    if record.cancel_asked:
+        first += " Its cancellation was asked for; its worker is told with its next heartbeat and stops it."
+    holder = next((session for session in standing.sessions if session.info.name == record.worker), None)
+    if holder is None:
+        return f"{first} That worker is gone; any live worker hands the job to another."
+    age = _age(holder.beat_at, standing.now)
+    if not quiet(holder, standing.now):
         return first
-    heard = f"has not been heard of since {_moment(holders[0].beat_at)}" if holders else "is gone"
-    return f"{first} That worker {heard}; any live worker hands the job to another within 20 seconds."
+    shown = f"{first} Its worker has shown no sign of life for {_whole(age)}"
+    again = "ended" if record.cancel_asked else "run again"
+    if not silent(holder, standing.now):
+        return f"{shown}; after {_whole(holder.info.session_timeout)} the job is {again}."
+    if _live(standing.sessions, standing.now):
+        return f"{shown}; the job is {again} within moments."
+    return f"{shown}; the job is {again} as soon as a worker is alive: start one with `offload worker`."
 
 
 def _paused_sentence(queue: str) -> str:
     return f"Queue {queue!r} is paused; `offload queues resume {queue}` lets it go on."
+
+
+def unserved(standing: Standing) -> str | None:
+    """That no live worker serves the job's queue, and what to do; None where one does."""
+    served = any(_serves(session, standing.record.queue) for session in _live(standing.sessions, standing.now))
+    return None if served or standing.paused else _workers_sentence(standing)
 
 
 def _workers_sentence(standing: Standing) -> str:
@@ -192,22 +228,19 @@ def _about_schema(facts: Facts) -> Iterator[Finding]:
 
 def _about_workers(facts: Facts) -> Iterator[Finding]:
     live = _live(facts.sessions, facts.now)
-    if not live and facts.oldest_ready:
+    if not facts.durable:
+        advice = "Use sqlite:///offload.db to share jobs between processes and to keep them."
+        yield Finding("info", "the jobs live in this process only", "No worker elsewhere can see them; they end with it.", advice)
+    elif not live and facts.oldest_ready:
         queues = ", ".join(sorted(facts.oldest_ready))
         yield Finding(
             "error", "no worker is alive while jobs are ready", f"Jobs are ready in: {queues}.", "Start one with `offload worker`."
         )
-    elif not live:
+    elif not live and not any(session.running for session in facts.sessions):
         yield Finding("info", "no worker is alive", "No job is ready either.", "Start one with `offload worker` before enqueueing.")
     for session in facts.sessions:
-        if session not in live:
-            yield Finding(
-                "warning",
-                f"worker {session.info.name} is silent",
-                f"Its last beat came {_span(_age(session.beat_at, facts.now))} ago, by its own clock; "
-                f"it holds {_number(session.running, 'job', 'jobs')}.",
-                "If it is gone, any live worker takes its jobs over within 20 seconds. If it lives, correct the clock of its machine.",
-            )
+        if quiet(session, facts.now):
+            yield _about_quiet(session, facts)
     by_version: defaultdict[str, int] = defaultdict(int)
     for session in live:
         by_version[session.info.version] += 1
@@ -216,6 +249,20 @@ def _about_workers(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "warning", "workers of several Offload versions are alive", f"Versions: {counted}.", "Fine during a deployment; finish it."
         )
+
+
+def _about_quiet(session: SessionRecord, facts: Facts) -> Finding:
+    title = f"worker {session.info.name} has shown no sign of life for {_whole(_age(session.beat_at, facts.now))}"
+    if not session.running:
+        return Finding("warning", title, "It holds no job.", CORRECT)
+    holds, them = f"It holds {_number(session.running, 'job', 'jobs')}", "it" if session.running == 1 else "them"
+    if not silent(session, facts.now):
+        return Finding(
+            "warning", title, f"{holds}; after {_whole(session.info.session_timeout)} another worker runs {them} again.", CORRECT
+        )
+    if _live(facts.sessions, facts.now):
+        return Finding("warning", title, f"{holds}; a live worker runs {them} again within moments.", CORRECT)
+    return Finding("warning", title, f"{holds}, to be run again as soon as a worker is alive.", "Start one with `offload worker`.")
 
 
 def _about_queues(facts: Facts) -> Iterator[Finding]:
@@ -297,9 +344,14 @@ def p95(values: Sequence[float]) -> float:
     return sorted(values)[math.ceil(0.95 * len(values)) - 1]
 
 
+def quiet(session: SessionRecord, now: datetime) -> bool:
+    """True when two beats are missing, by the clocks of two machines: for people's eyes."""
+    return _age(session.beat_at, now) > 2 * session.info.heartbeat
+
+
 def silent(session: SessionRecord, now: datetime) -> bool:
-    """True when the last beat shown is older than two session timeouts: for people's eyes, never to rescue by."""
-    return _age(session.beat_at, now) > 2 * session.info.session_timeout
+    """True when the last beat shown is older than the session timeout: for people's eyes, never to rescue by."""
+    return _age(session.beat_at, now) > session.info.session_timeout
 
 
 def _live(sessions: Sequence[SessionRecord], now: datetime) -> list[SessionRecord]:
@@ -324,6 +376,11 @@ def _at(moment: datetime | None) -> str:
 
 def _number(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
+
+
+def _whole(seconds: float) -> str:
+    """A duration that is known to about a second."""
+    return f"{seconds:.0f} s" if 0.5 <= seconds < 10 else _span(seconds)
 
 
 def _span(seconds: float) -> str:

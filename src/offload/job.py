@@ -203,6 +203,8 @@ class Record(Job, frozen=True, kw_only=True):
     reason: str | None = None
     worker: str | None = None
     """The name of the worker that holds it, or held it last."""
+    cancel_asked: bool = False
+    """True while it runs and its worker is yet to stop it, for its cancellation was asked for."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
 
@@ -338,6 +340,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     schema: int
     newest_schema: int
+    place: str = ""
+    """Where it keeps the jobs, such as the absolute path of a file."""
+    durable: bool = True
+    """False where the jobs live in one process only."""
     paused: tuple[str, ...] = ()
     sessions: tuple[SessionRecord, ...] = ()
     schedules: tuple[ScheduleRecord, ...] = ()

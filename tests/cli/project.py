@@ -87,6 +87,11 @@ class Project:
         assert result.exit_code == 0, result.output
         return result.stdout
 
+    def empty(self) -> Project:
+        """With a database that holds nothing: commands that only look do not make one."""
+        self.ok("migrate", "shop:app")
+        return self
+
     def start(self, *args: str) -> subprocess.Popen[str]:
         """Call `offload` in a process of its own; standard error goes to the file `log`."""
         with (self.folder / "log").open("a") as log:

@@ -38,7 +38,11 @@ def test_filters_narrow_the_list(graves: Project, filter: tuple[str, str], tasks
 
 
 def test_nothing_dead_says_so(project: Project) -> None:
-    assert project.run("dead").stderr == "No job is dead.\n"
+    assert project.empty().run("dead").stderr == "No job is dead.\n"
+
+
+def test_none_that_matches_says_so(graves: Project) -> None:
+    assert graves.run("dead", "list", "--error", "TypeError").stderr == "No dead job matches.\n"
 
 
 def test_retry_takes_ids_or_what_the_filters_find(graves: Project) -> None:

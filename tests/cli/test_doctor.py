@@ -32,15 +32,36 @@ def test_doctor_exits_0_when_nothing_is_and_says_what_is_worth_knowing(project: 
     assert {finding["severity"] for finding in answer["findings"]} <= {"warning", "info"}
 
 
-def test_doctor_and_queues_list_the_workers(project: Project) -> None:
-    async def looked_at() -> tuple[str, Result, Result]:
-        async with Worker(project.app, "default,vip") as worker:
-            doctor = await asyncio.to_thread(project.run, "doctor", "--url", "sqlite:///shop.db")
-            return worker.name, doctor, await asyncio.to_thread(project.run, "queues", "--url", "sqlite:///shop.db", "--json")
+def test_doctor_names_the_file(project: Project) -> None:
+    assert str(project.folder / "shop.db") in project.empty().ok("doctor").splitlines()[0]
 
-    name, doctor, queues = asyncio.run(looked_at())
-    assert name in doctor.stdout
-    assert "default, vip" in doctor.stdout
+
+def test_of_jobs_in_memory_doctor_says_that_no_worker_elsewhere_sees_them(project: Project) -> None:
+    said = project.ok("doctor", "--url", "memory://")
+    assert said.splitlines()[:3] == ["memory", "", "All is well."]
+    assert "in this process only" in said
+    assert "offload worker" not in said
+
+
+def test_no_worker_says_so(project: Project) -> None:
+    assert "start one with `offload worker`" in project.empty().run("workers").stderr
+
+
+def test_doctor_and_workers_and_queues_list_the_workers(project: Project) -> None:
+    async def look(*args: str) -> Result:
+        return await asyncio.to_thread(project.run, *args, "--url", "sqlite:///shop.db")
+
+    async def looked_at() -> tuple[str, Result, Result, Result, Result]:
+        async with Worker(project.app, "default,vip") as worker:
+            return worker.name, await look("doctor"), await look("queues", "--json"), await look("workers"), await look("workers", "--json")
+
+    name, doctor, queues, workers, plain = asyncio.run(looked_at())
+    assert "All is well." in doctor.stdout
+    assert "1 worker with 0 running jobs; see `offload workers`." in doctor.stdout
+    assert workers.stdout.splitlines()[0].split()[:4] == ["worker", "queues", "tasks", "running"]
+    assert workers.stdout.splitlines()[1].split()[:5] == [name, "default,", "vip", "6", "0"]
+    [worker] = json.loads(plain.stdout)
+    assert (worker["name"], worker["queues"], worker["running"], worker["silent"]) == (name, ["default", "vip"], 0, False)
     assert [(each["queue"], each["workers"]) for each in json.loads(queues.stdout)] == [("default", [name]), ("vip", [name])]
 
 

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from tests.cli.project import Project
 
-from offload import State
+from offload import Offload, State
+from offload.job import WorkerInfo
+from offload.portal import portal
+
+URL = ("--url", "sqlite:///shop.db")
+
+
+@contextmanager
+def running(project: Project) -> Iterator[str]:
+    """A job that runs for the time of the block; then its worker leaves."""
+    app = Offload("sqlite:///shop.db")
+    left = asyncio.Event()
+
+    async def work(claimed: threading.Event) -> None:
+        worker = WorkerInfo(name="w", host="here", pid=1, tasks={"greet": "async"})
+        async with (await app.store()).session(worker) as session:
+            await session.fetch(None, 1, {"async": 1})
+            claimed.set()
+            await left.wait()
+
+    id = project.ok("enqueue", "greet", "user_id=1", *URL).strip()
+    claimed = threading.Event()
+    thread = threading.Thread(target=portal.run, args=(work, claimed))
+    thread.start()
+    try:
+        assert claimed.wait(30)
+        yield id
+    finally:
+        portal.run(_set, left)
+        thread.join()
+        app.close()
+
+
+async def _set(event: asyncio.Event) -> None:
+    event.set()
 
 
 def test_the_list_shows_whole_ids_states_and_what_went_wrong(project: Project) -> None:
@@ -22,7 +60,7 @@ def test_the_list_shows_whole_ids_states_and_what_went_wrong(project: Project) -
 
 
 def test_an_empty_list_says_so_beside_the_answer(project: Project) -> None:
-    result = project.run("jobs")
+    result = project.empty().run("jobs")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "No job matches.\n")
 
 
@@ -100,7 +138,7 @@ def test_nothing_that_a_terminal_would_obey_is_printed(project: Project) -> None
 
 def test_what_is_not_there_exits_1(project: Project) -> None:
     for args in (("jobs", "show", "nothing"), ("why", "nothing")):
-        result = project.run(*args)
+        result = project.empty().run(*args)
         assert result.exit_code == 1
         assert "no job nothing" in result.stderr
 
@@ -115,8 +153,102 @@ def test_what_was_left_alone_is_named_and_exits_1(project: Project) -> None:
     id = project.ok("enqueue", "greet", "user_id=1").strip()
     result = project.run("jobs", "cancel", id, "nothing", "--json")
     assert result.exit_code == 1
-    assert json.loads(result.stdout) == {"cancelled": [id], "left_alone": ["nothing"]}
-    assert "nothing was left alone: unknown" in result.stderr
+    assert json.loads(result.stdout) == {"cancelled": [id], "asked_to_stop": [], "left_alone": ["nothing"]}
+    assert "nothing was left alone: there is no such job" in result.stderr
+
+
+def test_each_job_left_alone_is_told_why(project: Project) -> None:
+    done, first = project.ok("enqueue", "greet", "user_id=1").strip(), project.ok("enqueue", "boom", "--unique", "b").strip()
+    project.drain()
+    second = project.ok("enqueue", "boom", "--unique", "b").strip()
+    refused = project.run("jobs", "retry", done, first, second, "nothing")
+    assert refused.exit_code == 1
+    assert refused.stderr.splitlines() == [
+        f"{done} was left alone: it is SUCCEEDED already.",
+        f"{first} was left alone: its unique key 'b' is held by job {second}, which is READY.",
+        f"{second} was left alone: it is READY.",
+        "nothing was left alone: there is no such job: it was never enqueued, was deleted, or its record is forgotten.",
+    ]
+
+
+def test_a_running_job_is_asked_to_stop_and_says_so_everywhere(project: Project) -> None:
+    with running(project) as id:
+        assert project.ok("jobs", "cancel", id, *URL) == "1 running job was asked to stop.\n"
+        waiting = project.ok("enqueue", "greet", "user_id=1", "--queue", "later", *URL).strip()
+        assert project.ok("jobs", "cancel", id, waiting, *URL) == "1 job cancelled.\n1 running job was asked to stop.\n"
+        assert project.json("jobs", "cancel", id, *URL) == {"cancelled": [], "asked_to_stop": [id], "left_alone": []}
+        assert "Its cancellation was asked for" in project.ok("why", id, *URL)
+        assert "RUNNING (asked to stop)" in project.ok("jobs", "show", id, *URL)
+        assert project.json("jobs", "show", id, *URL)["cancel_asked"] is True
+        assert "asked to stop" in project.ok("jobs", *URL)
+        deleted = project.run("jobs", "delete", id, "--yes", *URL)
+        assert f"{id} was left alone: it is RUNNING: cancel it first." in deleted.stderr
+    assert project.json("jobs", "show", id)["cancel_asked"] is False
+
+
+def test_a_job_is_followed_until_it_has_ended(project: Project) -> None:
+    with running(project) as id:
+        followed = project.start("jobs", "show", id, "--follow", *URL)
+        assert followed.stdout is not None
+        assert followed.stdout.readline() == "RUNNING, attempt 1\n"
+        project.ok("jobs", "cancel", id, *URL)
+    output, _ = followed.communicate(timeout=30)
+    assert "CANCELLED, attempt 1" in output
+    assert "arguments" in output
+
+
+def test_following_a_job_as_json_keeps_standard_output_for_the_record(project: Project) -> None:
+    id = project.ok("enqueue", "greet", "user_id=1").strip()
+    project.drain()
+    result = project.run("jobs", "show", id, "--follow", "--json")
+    assert json.loads(result.stdout)["state"] == "SUCCEEDED"
+    assert result.stderr == "SUCCEEDED, attempt 1\n"
+
+
+def test_the_page_after_a_job_that_is_not_there_is_refused(project: Project) -> None:
+    result = project.empty().run("jobs", "list", "--after", "nope")
+    assert result.exit_code == 1
+    assert "--after nope: there is no such job" in result.stderr
+
+
+def test_no_text_finds_a_job_by_what_is_masked(project: Project) -> None:
+    id = project.ok("enqueue", "greet", "user_id=7", "token=hush", "note=Loud").strip()
+    assert project.json("jobs", "--text", "hush") == []
+    assert project.ok("jobs", "delete", "--all-matching", "--text", "hush", "--yes") == "0 jobs deleted.\n"
+    assert [each["id"] for each in project.json("jobs", "--text", "loud")] == [id]
+    assert [each["id"] for each in project.json("jobs", "--text", "hush", "--reveal")] == [id]
+    assert project.json("jobs", "--text", "loud", "--url", "sqlite:///shop.db") == []
+    assert len(project.json("jobs", "--text", "GREET", "--url", "sqlite:///shop.db")) == 1
+
+
+def test_a_page_is_filled_although_masked_matches_fall_out(project: Project) -> None:
+    for number in range(6):
+        secret, shown = ("word", "") if number % 2 else ("", "word")
+        project.ok("enqueue", "greet", "user_id=1", f"token={secret}", f"note={shown}", "--id", f"job-{number}")
+    assert [each["id"] for each in project.json("jobs", "--text", "word", "--limit", "2")] == ["job-4", "job-2"]
+
+
+def test_show_speaks_of_durations_and_shares_as_people_do(project: Project) -> None:
+    id = project.ok("enqueue", "greet", "user_id=1").strip()
+    assert "keep         1 day\n" in project.ok("jobs", "show", id)
+
+
+def test_errors_from_before_a_retry_by_hand_are_told_apart(project: Project) -> None:
+    id = project.ok("enqueue", "boom", "n=3").strip()
+    project.drain()
+    assert "by hand" not in project.ok("jobs", "show", id)
+    project.ok("jobs", "retry", id)
+    shown = project.ok("jobs", "show", id)
+    assert "READY (retried by hand, with fresh attempts)" in shown
+    assert "attempt 1 (before it was last retried by hand) failed at" in shown
+    assert "retried after ValueError: no user 3" in project.ok("jobs")
+    project.drain()
+    assert project.ok("jobs", "show", id).count("(before it was last retried by hand)") == 1
+
+
+def test_a_question_that_nobody_answers_is_followed_by_the_error_on_its_own_line(project: Project) -> None:
+    id = project.ok("enqueue", "greet", "user_id=1").strip()
+    assert "\nError: nothing was changed" in project.run("jobs", "delete", id, input="").stderr
 
 
 def test_retry_revives_with_another_payload_that_is_checked(project: Project) -> None:

@@ -6,13 +6,44 @@ import pytest
 from tests.cli.project import SHOP, Project
 
 
-def test_the_app_comes_from_the_environment(project: Project) -> None:
-    assert project.json("jobs") == []
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("jobs",),
+        ("jobs", "show", "one"),
+        ("jobs", "cancel", "one"),
+        ("why", "one"),
+        ("queues",),
+        ("queues", "pause", "default"),
+        ("dead",),
+        ("schedules",),
+        ("workers",),
+        ("doctor",),
+    ],
+)
+def test_commands_that_look_make_no_database(project: Project, args: tuple[str, ...]) -> None:
+    (project.folder / "elsewhere").mkdir()
+    for given, name in (((), "shop.db"), (("--url", "sqlite:///elsewhere/other.db"), "elsewhere/other.db")):
+        result = project.run(*args, *given)
+        assert (result.exit_code, result.stdout) == (1, "")
+        said = f"Error: no such database: {project.folder / name} (nothing was enqueued there yet, or this is another folder)\n"
+        assert result.stderr == said
+    assert [path for path in project.folder.rglob("*") if ".db" in path.name] == []
+
+
+@pytest.mark.parametrize("args", [("enqueue", "greet", "user_id=1"), ("migrate",)])
+def test_others_make_it(project: Project, args: tuple[str, ...]) -> None:
+    project.ok(*args)
     assert (project.folder / "shop.db").exists()
+
+
+def test_the_app_comes_from_the_environment(project: Project) -> None:
+    assert project.empty().json("jobs") == []
 
 
 def test_the_app_comes_from_the_argument_before_the_environment(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OFFLOAD_APP", "nowhere:app")
+    project.empty()
     assert project.json("jobs", "list", "shop:app") == []
     assert project.json("jobs", "shop:app") == []
     assert project.json("jobs", "-A", "shop:app") == []
@@ -21,13 +52,13 @@ def test_the_app_comes_from_the_argument_before_the_environment(project: Project
 def test_the_app_comes_from_pyproject(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OFFLOAD_APP")
     project.write("pyproject.toml", '[tool.offload]\napp = "shop:app"\n')
-    assert project.json("jobs") == []
+    assert project.empty().json("jobs") == []
 
 
 def test_the_app_may_stand_deep_in_a_package(project: Project) -> None:
     project.write("market/__init__.py", "")
     project.write("market/tasks.py", SHOP + "\nclass Holder:\n    inner = app\n")
-    assert project.json("jobs", "-A", "market.tasks:Holder.inner") == []
+    assert project.empty().json("jobs", "-A", "market.tasks:Holder.inner") == []
 
 
 def test_a_broker_alone_is_enough_to_look_at(project: Project) -> None:
@@ -38,7 +69,8 @@ def test_a_broker_alone_is_enough_to_look_at(project: Project) -> None:
 def test_the_url_may_come_from_the_environment(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OFFLOAD_APP")
     monkeypatch.setenv("OFFLOAD_URL", "sqlite:///other.db")
-    assert project.json("jobs") == []
+    id = project.ok("enqueue", "greet", "user_id=1").strip()
+    assert [each["id"] for each in project.json("jobs")] == [id]
     assert (project.folder / "other.db").exists()
 
 
@@ -67,8 +99,12 @@ def test_app_and_url_together_are_refused(project: Project) -> None:
         ("shop:greet", ("Task, not an Offload", "its apps are: app")),
         ("empty:app", ("no 'app'", "makes no Offload")),
         ("shop", ("say which one: shop:app",)),
-        ("shop.py:app", ("is a file", "shop:app")),
-        ("market/tasks.py", ("is a file", "market.tasks:app")),
+        ("shop.py:app", ("as a file", "as a module: shop:app")),
+        ("market/tasks.py", ("as a file", "as a module: market.tasks:app")),
+        ("./market/tasks.py", ("as a module: market.tasks:app",)),
+        ("shop/app", ("as a module: shop:app",)),
+        ("jobs/app", ("no such file in", "such as shop.tasks:app")),
+        ("shop:asynchronous", ("is an AsyncTask, not an Offload",)),
         ("sh op:app", ("not of the form MODULE:APP",)),
     ],
 )
@@ -76,6 +112,7 @@ def test_a_name_that_leads_nowhere_is_told_with_what_is_near(project: Project, n
     project.write("market/__init__.py", "")
     project.write("market/tasks.py", "")
     project.write("empty.py", "")
+    project.write("shop.py", SHOP + "\n@app.task\nasync def asynchronous() -> None: ...\n")
     result = project.run("jobs", "-A", name)
     assert result.exit_code == 2
     assert "Traceback" not in result.stderr

@@ -42,6 +42,13 @@ def test_colours_are_for_terminals_only(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 @pytest.mark.usefixtures("untouched")
+def test_the_watcher_of_files_is_not_heard(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("debug", json_lines=False)
+    logging.getLogger("watchfiles.main").info("3 changes detected")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("untouched")
 def test_json_lines_carry_the_extra_fields_and_the_exception(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("debug", json_lines=True)
     try:

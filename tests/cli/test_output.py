@@ -45,6 +45,11 @@ def test_every_command_and_subcommand_has_help(project: Project) -> None:
             assert command.help is not None
 
 
+@pytest.mark.parametrize("group", ["jobs", "queues", "dead", "schedules"])
+def test_no_summary_of_a_command_is_cut(project: Project, group: str) -> None:
+    assert "..." not in project.ok(group, "--help").partition("Commands:")[2]
+
+
 def test_an_unknown_command_is_told_with_what_is_near(project: Project) -> None:
     result = project.run("jbos")
     assert result.exit_code == 2
@@ -102,6 +107,14 @@ def test_ids_are_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, cap
 )
 def test_moments_are_told_as_people_say_them(seconds: float, said: str) -> None:
     assert output.ago(NOW - timedelta(seconds=seconds), NOW) == said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s"), (86_400, "1 day"), (172_800, "2 days"), (3_600, "1 h"), (300, "5 min"), (90, "90 s"), (0.5, "0.5 s")],
+)
+def test_what_was_set_is_told_exactly(seconds: float, said: str) -> None:
+    assert output.exact(seconds) == said
 
 
 def test_markup_in_the_users_data_is_left_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.cli.project import Project
 
 
@@ -31,4 +32,21 @@ def test_a_paused_queue_is_shown_and_goes_on_when_resumed(project: Project) -> N
 
 
 def test_no_queue_says_so(project: Project) -> None:
-    assert "There is no queue yet" in project.run("queues").stderr
+    assert "There is no queue yet" in project.empty().run("queues").stderr
+
+
+def test_a_queue_that_nobody_knows_is_paused_with_a_warning(project: Project) -> None:
+    result = project.empty().run("queues", "pause", "defualt")
+    assert result.exit_code == 0
+    assert "knows a queue 'defualt'; did you mean default?" in result.stderr
+    assert project.app.paused() == {"defualt"}
+    assert project.run("queues", "pause", "bad").stderr == ""  # no job is there yet, but a task names it
+    assert "'defalt' was not paused; did you mean defualt?" in project.ok("queues", "resume", "defalt")
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+def test_an_empty_name_is_refused(project: Project, verb: str) -> None:
+    result = project.empty().run("queues", verb, "")
+    assert result.exit_code == 2
+    assert "the name is empty" in result.stderr
+    assert project.app.paused() == set()

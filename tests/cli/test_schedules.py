@@ -44,6 +44,12 @@ def test_preview_shows_the_next_ticks_in_the_schedules_own_time_zone(scheduled: 
     assert "did you mean hello?" in unknown.stderr
 
 
+def test_preview_of_a_schedule_in_utc_shows_each_time_once(scheduled: Project) -> None:
+    header, *ticks = scheduled.ok("schedules", "preview", "hello", "2").splitlines()
+    assert header.split() == ["UTC"]
+    assert all(tick.count(":") == 2 for tick in ticks)
+
+
 def test_a_paused_schedule_is_shown_and_goes_on_when_resumed(scheduled: Project) -> None:
     assert "offload schedules resume hello" in scheduled.ok("schedules", "pause", "hello")
     assert scheduled.json("schedules")[0]["paused"] is True
@@ -85,4 +91,4 @@ def test_what_is_not_there_exits_1(scheduled: Project, verb: str) -> None:
 
 
 def test_no_schedule_says_so(project: Project) -> None:
-    assert project.run("schedules", "--url", "sqlite:///shop.db").stderr == "There is no schedule.\n"
+    assert project.empty().run("schedules", "--url", "sqlite:///shop.db").stderr == "There is no schedule.\n"

@@ -13,7 +13,7 @@ import pytest
 from tests.cli.project import Project, eventually
 
 from offload import State
-from offload.cli.worker import shown_url
+from offload.cli.worker import _some, shown_url
 
 
 class Running:
@@ -124,7 +124,10 @@ def test_after_max_jobs_it_replaces_itself(project: Project, running: Running) -
 @pytest.mark.process
 def test_above_max_memory_it_replaces_itself_and_still_ends_when_told(project: Project, running: Running) -> None:
     worker = running.start("--max-memory", "1KB")
-    eventually(lambda: project.log().count("it knows") >= 3, "a third start")
+    for number in (1, 2):
+        project.ok("enqueue", "whoami")
+        running.ran(number)
+        eventually(lambda number=number: project.log().count("it knows") > number, "a fresh start")
     worker.terminate()
     ended(worker)
     assert "MiB" in project.log()
@@ -270,6 +273,7 @@ def test_a_memory_broker_is_warned_of(project: Project, running: Running) -> Non
     ("args", "said"),
     [
         (("shop:app", "-q", "a,a"), "give each queue once"),
+        (("shop:app", "-q", ""), "give each queue once"),
         (("shop:app", "-c", "0"), "0"),
         (("shop:app", "--max-memory", "huge"), "500MB"),
         (("shop:app", "--log-level", "loud"), "loud"),
@@ -280,6 +284,11 @@ def test_what_cannot_work_exits_2_at_once(project: Project, args: tuple[str, ...
     result = project.run("worker", *args)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+def test_of_many_names_some_are_said() -> None:
+    assert _some(["a", "b"]) == "a, b"
+    assert _some([str(number) for number in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
 
 
 def test_a_password_is_not_shown() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import socket
@@ -23,6 +24,7 @@ from offload.demo.client import Visitor
 from offload.demo.data import Data
 from offload.demo.diary import Diary
 from offload.demo.mail import MailServer
+from offload.demo.performance import command
 from offload.demo.place import FOLDER, Place
 from offload.demo.ports import free_port
 from offload.demo.site import web_site
@@ -46,6 +48,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     place.prepare()
     for name, value in place.environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tasks, "_enqueued", set[str]())
     return place
 
 
@@ -225,6 +228,12 @@ class TestSite:
         assert [user.verified for user in data.users()] == [True]
         assert site.get("/verify?token=guessed").status_code == 400
 
+    def test_says_once_that_a_welcome_was_enqueued(self, site: TestClient, data: Data, place: Place) -> None:
+        self.sign_up(site)
+        for _ in range(2):
+            site.get("/verify", params={"token": data.token(1, "verify")})
+        assert [entry.text for entry in place.diary.read()[0]].count("send_welcome welcome-1 enqueued") == 1
+
     def test_lets_a_code_be_used_once_and_puts_its_mail_first(
         self, site: TestClient, data: Data, enqueued: Callable[..., list[Record]]
     ) -> None:
@@ -306,6 +315,18 @@ class TestDiary:
 
 
 class TestStarting:
+    def test_shows_a_command_that_works_from_here(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv/bin/python"))
+        monkeypatch.chdir(tmp_path)
+        assert command() == f"{tmp_path}/.venv/bin/python -m offload"
+        (tmp_path / ".venv/bin").mkdir(parents=True)
+        (tmp_path / ".venv/bin/offload").touch()
+        assert command() == ".venv/bin/offload"
+        monkeypatch.chdir("/")
+        assert command().endswith("/.venv/bin/offload")
+        monkeypatch.setenv("PATH", f"{tmp_path}/.venv/bin:/bin")
+        assert command() == "offload"
+
     def test_a_used_port_is_explained(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
@@ -356,6 +377,23 @@ class TestCommand:
             assert shown in ran.stdout
         assert processes_of(folder) == []
 
+    def test_a_temporary_folder_is_deleted_and_that_is_said(self, tmp_path: Path) -> None:
+        demo = subprocess.Popen(
+            [sys.executable, "-m", "offload", "demo", "--port", "0"],
+            env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert demo.stdout is not None
+            assert any("at work" in line for line in demo.stdout)
+            demo.send_signal(signal.SIGINT)
+            said, _ = demo.communicate(timeout=30)
+        finally:
+            demo.kill()
+            demo.communicate()
+        assert demo.returncode == 0
+        assert re.search(r"offload-demo-\S+ is deleted with all that was in it", said)
+        assert list(tmp_path.glob("offload-demo-*")) == []
+
     @pytest.mark.anyio
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
     async def test_nothing_is_left_behind(self, tmp_path: Path, number: signal.Signals, eventually: Callable[..., Awaitable[Any]]) -> None:
@@ -375,6 +413,7 @@ class TestCommand:
             assert len(processes_of(folder)) >= 3
             demo.send_signal(number)
             output, _ = await demo.communicate()
+            assert (f"All is kept in {folder}" in output.decode()) == (number == signal.SIGINT)
             assert demo.returncode == (0 if number == signal.SIGINT else -number), output.decode()
             await eventually(lambda: not processes_of(folder), within=20)
             socket.create_server(("127.0.0.1", port)).close()  # raises where somebody still listens

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
 from offload.cli import output
-from offload.cli.confirm import ask, in_chunks
-from offload.job import State
+from offload.cli.confirm import CHUNK, ask, in_chunks
+from offload.job import Record, State
+from offload.portal import portal
+
+if TYPE_CHECKING:
+    from offload.app import Offload
 
 UNSTARTED = (State.SCHEDULED, State.WAITING, State.READY)
 ENDED_BADLY = (State.DEAD, State.CANCELLED, State.EXPIRED)
@@ -23,20 +28,24 @@ class Action:
     doing: str
     done: str
     states: Sequence[State]
-    why_not: str
     irrevocable: bool = False
 
 
-CANCEL = Action("cancel", "Cancelling", "cancelled", (*UNSTARTED, State.RUNNING), "unknown, or it had ended already")
-RETRY = Action("retry", "Retrying", "retried", ENDED_BADLY, "unknown, not ended unsuccessfully, or its unique key is taken")
-DELETE = Action(
-    "delete", "Deleting", "deleted", tuple(state for state in State if state is not State.RUNNING), "unknown, or running: cancel it first",
-    irrevocable=True,
-)  # fmt: skip
+CANCEL = Action("cancel", "Cancelling", "cancelled", (*UNSTARTED, State.RUNNING))
+RETRY = Action("retry", "Retrying", "retried", ENDED_BADLY)
+DELETE = Action("delete", "Deleting", "deleted", tuple(state for state in State if state is not State.RUNNING), irrevocable=True)
 
 
 def carry_out(
-    action: Action, ids: Sequence[str], act: Callable[[list[str]], Iterable[str]], *, named: bool, yes: bool, dry: bool, as_json: bool
+    app: Offload,
+    action: Action,
+    ids: Sequence[str],
+    act: Callable[[list[str]], Iterable[str]],
+    *,
+    named: bool,
+    yes: bool,
+    dry: bool,
+    as_json: bool,
 ) -> None:
     """Do it to `ids`, which were `named` one by one or found by a filter. Exits 1 when some that were named were left alone."""
     ids = list(dict.fromkeys(ids))
@@ -48,16 +57,53 @@ def carry_out(
         ask(f"{action.verb.capitalize()} {jobs}?" + (" This cannot be undone." if action.irrevocable else ""), yes=yes)
     done = in_chunks(ids, action.doing, act)
     left = [id for id in ids if id not in done]
-    number = output.count(len(done), "job")
-    _say({action.done: [id for id in ids if id in done], "left_alone": left}, f"{number} {action.done}.", as_json=as_json)
+    _tell(app, action, [id for id in ids if id in done], left, as_json=as_json)
     if not left:
         return
     if not named:
         output.note(f"{output.count(len(left), 'job')} changed meanwhile and left alone.")
         return
+    records = _records(app, left)
     for id in left:
-        output.note(f"{id} was left alone: {action.why_not}.")
+        output.note(f"{id} was left alone: {_why_not(app, action, records.get(id))}.")
     raise SystemExit(1)
+
+
+def _tell(app: Offload, action: Action, done: Sequence[str], left: list[str], *, as_json: bool) -> None:
+    """What was done. Cancelling has two answers: what had not started has ended, what runs is yet to be stopped by its worker."""
+    if action is not CANCEL:
+        _say({action.done: list(done), "left_alone": left}, f"{output.count(len(done), 'job')} {action.done}.", as_json=as_json)
+        return
+    asked = {id for id, record in _records(app, done).items() if record.state is not State.CANCELLED}
+    ended = [id for id in done if id not in asked]
+    lines = [f"{output.count(len(ended), 'job')} cancelled."] if ended or not asked else []
+    if asked:
+        lines.append(f"{output.count(len(asked), 'running job')} {'was' if len(asked) == 1 else 'were'} asked to stop.")
+    value = {"cancelled": ended, "asked_to_stop": [id for id in done if id in asked], "left_alone": left}
+    _say(value, "\n".join(lines), as_json=as_json)
+
+
+def _records(app: Offload, ids: Sequence[str]) -> Mapping[str, Record]:
+    async def got() -> Mapping[str, Record]:
+        store = await app.store()
+        return {id: record for start in range(0, len(ids), CHUNK) for id, record in (await store.get(ids[start : start + CHUNK])).items()}
+
+    return portal.run(got)
+
+
+def _why_not(app: Offload, action: Action, record: Record | None) -> str:
+    if record is None:
+        return "there is no such job: it was never enqueued, was deleted, or its record is forgotten"
+    if record.state not in action.states:
+        way_out = ": cancel it first" if action is DELETE else ""
+        return f"it is {record.state}{way_out}" if not record.state.terminal else f"it is {record.state} already"
+    if action is RETRY and record.unique is not None:
+        states = UNSTARTED if record.unique.until == "started" else (*UNSTARTED, State.RUNNING)
+        for holder in (each for state in states for each in app.find(key=record.unique.key, state=state, limit=1)):
+            return f"its unique key {record.unique.key!r} is held by job {holder.id}, which is {holder.state}"
+    if action is RETRY and record.schedule is not None:
+        return f"another job of schedule {record.schedule!r} has not ended"
+    return "it changed meanwhile; try again"
 
 
 def _say(value: dict[str, list[str]], text: str, *, as_json: bool) -> None:

@@ -20,6 +20,7 @@ def ask(question: str, *, yes: bool) -> None:
     try:
         agreed = click.confirm(question, err=True)
     except click.Abort:
+        click.echo(err=True)  # the question has no end of line of its own
         raise click.ClickException("nothing was changed: nobody was there to answer; give --yes to do it without being asked") from None
     if not agreed:
         raise click.ClickException("nothing was changed")

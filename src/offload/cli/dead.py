@@ -54,7 +54,7 @@ def kind(record: Record) -> str:
 def wanted_options(function: F) -> F:
     """Add --task, --queue, --error and --text."""
     for option in (
-        click.option("--text", help="Only jobs with this text in id, task, payload or errors."),
+        click.option("--text", help="Only jobs with this text in id, task, shown arguments or errors."),
         click.option("--error", help="Only jobs listed under this error."),
         click.option("--queue", help="Only jobs of this queue."),
         click.option("--task", help="Only jobs of this task."),
@@ -88,7 +88,8 @@ def list_dead(app: Offload, task: str | None, queue: str | None, error: str | No
         latest = _latest(group)
         message = latest.errors[-1].message if latest.errors else latest.reason or ""
         rows.append((f"{len(group):,}", name, failure, output.ago(latest.finished_at, now), latest.id, message))
-    show_table(COLUMNS, rows, empty="No job is dead.")
+    any_dead = any(State.DEAD in states for states in app.counts().values())
+    show_table(COLUMNS, rows, empty="No dead job matches." if any_dead else "No job is dead.")
 
 
 def _latest(group: list[Record]) -> Record:
@@ -124,7 +125,7 @@ def _act(
         known = [id for id in ids if app.handle(id).record().state is State.DEAD]
         if stray := [id for id in ids if id not in known]:
             raise click.ClickException(f"not dead: {', '.join(stray)}; nothing was changed")
-    carry_out(action, list(ids) or [record.id for record in wanted.find(app)], act, named=bool(ids), **how)
+    carry_out(app, action, list(ids) or [record.id for record in wanted.find(app)], act, named=bool(ids), **how)
 
 
 @dead.command()

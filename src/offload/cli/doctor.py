@@ -8,23 +8,14 @@ import click
 
 from offload.cli import output
 from offload.cli.loading import app_argument, takes_app
-from offload.cli.tables import STYLES, Column, show_table
-from offload.diagnosis import Finding, diagnose, silent
-from offload.job import Facts, SessionRecord
+from offload.cli.tables import STYLES
+from offload.cli.workers import plain
+from offload.diagnosis import Finding, diagnose
+from offload.job import Facts
 from offload.portal import portal
 
 if TYPE_CHECKING:
     from offload.app import Offload
-
-WORKERS = (
-    Column("worker", whole=True),
-    Column("running", whole=True, justify="right"),
-    Column("queues"),
-    Column("last beat", whole=True, spare=4),
-    Column("started", whole=True, spare=3),
-    Column("tasks", whole=True, spare=1, justify="right"),
-    Column("version", whole=True, spare=2),
-)
 
 
 @click.command()
@@ -41,8 +32,9 @@ def doctor(app: Offload, as_json: bool) -> None:
                 "engine": facts.engine,
                 "version": facts.version,
                 "schema": facts.schema,
+                "place": facts.place,
                 "findings": [_finding(each) for each in findings],
-                "workers": [_worker(each, facts) for each in facts.sessions],
+                "workers": [plain(each, facts.now) for each in facts.sessions],
             }
         )
     else:
@@ -56,15 +48,16 @@ async def _facts(app: Offload) -> Facts:
 
 
 def _print(facts: Facts, findings: list[Finding]) -> None:
-    click.echo(f"{facts.engine} {facts.version}, schema {facts.schema}")
+    about = [f"{facts.engine} {facts.version}".rstrip(), f"schema {facts.schema}" if facts.durable else "", output.line(facts.place)]
+    click.echo(", ".join(part for part in about if part))
+    if all(finding.severity == "info" for finding in findings):
+        click.echo("\nAll is well.")
     for finding in findings:
         click.echo()
         _print_finding(finding)
-    if not findings:
-        click.echo("\nNothing is wrong.")
     if facts.sessions:
-        click.echo()
-        show_table(WORKERS, [_row(each, facts) for each in facts.sessions], empty="")
+        running = sum(each.running for each in facts.sessions)
+        click.echo(f"\n{output.count(len(facts.sessions), 'worker')} with {output.count(running, 'running job')}; see `offload workers`.")
 
 
 def _print_finding(finding: Finding) -> None:
@@ -78,30 +71,5 @@ def _print_finding(finding: Finding) -> None:
             output.show(Padding(Text(output.line(more)), (0, 0, 0, 2)))
 
 
-def _row(session: SessionRecord, facts: Facts) -> tuple[str, ...]:
-    info = session.info
-    beat = output.ago(session.beat_at, facts.now) + (" (silent)" if silent(session, facts.now) else "")
-    queues = "all" if info.queues is None else ", ".join(info.queues)
-    started = output.ago(session.started_at, facts.now)
-    return (info.name, f"{session.running} of {info.concurrency}", queues, beat, started, str(len(info.tasks)), info.version)
-
-
 def _finding(finding: Finding) -> dict[str, Any]:
     return {"severity": finding.severity, "title": finding.title, "detail": finding.detail, "advice": finding.advice}
-
-
-def _worker(session: SessionRecord, facts: Facts) -> dict[str, Any]:
-    info = session.info
-    return {
-        "name": info.name,
-        "host": info.host,
-        "pid": info.pid,
-        "queues": None if info.queues is None else list(info.queues),
-        "tasks": sorted(info.tasks),
-        "running": session.running,
-        "concurrency": info.concurrency,
-        "version": info.version,
-        "started_at": output.iso(session.started_at),
-        "beat_at": output.iso(session.beat_at),
-        "silent": silent(session, facts.now),
-    }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
 
+from offload.cli import records
 from offload.job import Filter, Record, State
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ def takes_filter(function: Callable[..., R]) -> Callable[..., R]:
     @click.option("--task", help="Only jobs of this task.")
     @click.option("--queue", help="Only jobs of this queue.")
     @click.option("--key", help="Only jobs with this unique key.")
-    @click.option("--text", help="Only jobs with this text in id, task, payload or errors.")
+    @click.option("--text", help="Only jobs with this text in id, task, shown arguments or errors.")
     @functools.wraps(function)
     def command(*args: Any, state: str | None, task: str | None, queue: str | None, key: str | None, text: str | None, **kwargs: Any) -> R:
         filter = Filter(state=None if state is None else State(state), task=task, queue=queue, key=key, text=text)
@@ -35,19 +37,29 @@ def takes_filter(function: Callable[..., R]) -> Callable[..., R]:
     return command
 
 
-def find(app: Offload, filter: Filter, limit: int, after: str | None = None) -> list[Record]:
+def find(app: Offload, filter: Filter, limit: int, after: str | None = None, *, reveal: bool = False) -> list[Record]:
     """One page of the records that match, newest enqueued first."""
+    return list(islice(matching(app, filter, after, min(limit, PAGE), reveal=reveal), limit))
+
+
+def matching(app: Offload, filter: Filter, after: str | None = None, most: int = PAGE, *, reveal: bool = False) -> Iterator[Record]:
+    """All the records that match, newest enqueued first, asked for `most` at a time. Nobody learns by a text what is masked."""
+    while page := _page(app, filter, most, after):
+        yield from (record for record in page if filter.text is None or _shows(record, app, filter.text, reveal=reveal))
+        if len(page) < most:
+            return
+        after = page[-1].id
+
+
+def _page(app: Offload, filter: Filter, limit: int, after: str | None) -> list[Record]:
     return app.find(state=filter.state, task=filter.task, queue=filter.queue, key=filter.key, text=filter.text, limit=limit, after=after)
 
 
-def matching(app: Offload, filter: Filter) -> Iterator[Record]:
-    """All the records that match, a page at a time, newest enqueued first."""
-    after = None
-    while page := find(app, filter, PAGE, after):
-        yield from page
-        if len(page) < PAGE:
-            return
-        after = page[-1].id
+def _shows(record: Record, app: Offload, text: str, *, reveal: bool) -> bool:
+    """Whether the text stands in what may be shown of a job."""
+    arguments = msgspec.json.encode(records.payload(record, app, reveal=reveal)).decode()
+    said = (record.id, record.task, arguments, *(error.message for error in record.errors))
+    return any(text.casefold() in each.casefold() for each in said)
 
 
 def ids_in(app: Offload, filter: Filter, states: Sequence[State]) -> list[str]:

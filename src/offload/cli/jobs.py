@@ -17,7 +17,9 @@ from offload.cli.groups import ListingGroup
 from offload.cli.loading import app_argument, takes_app
 from offload.cli.tables import Column, show_table
 from offload.cli.values import json_object
-from offload.job import Filter, Record
+from offload.errors import JobNotFound
+from offload.job import Filter, Record, State
+from offload.portal import portal
 
 if TYPE_CHECKING:
     from offload.app import Offload
@@ -33,6 +35,9 @@ COLUMNS = (
     Column("when", whole=True, spare=4),
     Column("note", spare=3, least=20),
 )
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at a job that is followed."""
 
 reveal_option = click.option("--reveal", is_flag=True, help="Show masked arguments too.")
 
@@ -52,7 +57,9 @@ def jobs() -> None:
 @takes_app
 def list_jobs(app: Offload, filter: Filter, limit: int, after: str | None, reveal: bool, as_json: bool) -> None:
     """List jobs, newest first."""
-    found = filters.find(app, filter, limit, after)
+    if after is not None:
+        _known(app, after)
+    found = filters.find(app, filter, limit, after, reveal=reveal)
     if as_json:
         output.emit([records.plain(record, app, reveal=reveal) for record in found])
         return
@@ -66,18 +73,70 @@ def list_jobs(app: Offload, filter: Filter, limit: int, after: str | None, revea
         output.note(f"There may be more: --after {found[-1].id}")
 
 
+def _known(app: Offload, after: str) -> None:
+    try:
+        app.handle(after).record()
+    except JobNotFound as error:
+        raise click.ClickException(f"--after {after}: there is no such job, so it is not known where to go on") from error
+
+
 @jobs.command()
 @click.argument("id")
+@click.option("--follow", is_flag=True, help="First show its state and progress as they change, until it has ended.")
 @reveal_option
 @output.json_option
 @takes_app
-def show(app: Offload, id: str, reveal: bool, as_json: bool) -> None:
-    """Show all that is known of the job ID, with the traceback of every failed attempt."""
+def show(app: Offload, id: str, follow: bool, reveal: bool, as_json: bool) -> None:
+    """Show all that is known of the job ID.
+
+    With the traceback of every failed attempt. With --follow and --json, what changes is told on standard error.
+    """
     record = app.handle(id).record()
+    if follow:
+        record = _followed(app, record, aside=as_json)
     if as_json:
         output.emit(records.plain(record, app, reveal=reveal))
     else:
         click.echo(_described(record, app, reveal=reveal))
+
+
+def _followed(app: Offload, record: Record, *, aside: bool) -> Record:
+    """Tell how the job goes on until it has ended. Returns its last record, which is all there is where none is kept."""
+    from rich.console import Console
+
+    console = Console(stderr=aside)
+    live = console.status(_stage(record)) if console.is_terminal else None
+    if live is not None:
+        live.start()
+    told = ""
+    try:
+        while True:
+            stage = _stage(record)
+            if live is not None:
+                live.update(stage)
+            elif stage != told:
+                click.echo(stage, err=aside)
+                told = stage
+            if record.state.terminal:
+                return record
+            portal.run(_ended, app, record.id, LOOK_EVERY)
+            record = app.handle(record.id).record()
+    except JobNotFound:
+        output.note("It has ended, and its record is not kept; this is the last that was seen of it.")
+        return record
+    finally:
+        if live is not None:
+            live.stop()
+
+
+async def _ended(app: Offload, id: str, within: float) -> None:
+    await (await app.store()).finished([id], within)
+
+
+def _stage(record: Record) -> str:
+    """State, attempt and remark in one line."""
+    attempt = f"attempt {record.attempt}" if record.attempt else ""
+    return output.line(", ".join(part for part in (record.state.value, attempt, records.remark(record)) if part))
 
 
 def _described(record: Record, app: Offload, *, reveal: bool) -> str:
@@ -85,19 +144,34 @@ def _described(record: Record, app: Offload, *, reveal: bool) -> str:
     errors: list[dict[str, Any]] = plain.pop("errors")
     payload: dict[str, Any] = plain.pop("payload")
     shown = {name: value for name, value in plain.items() if value not in (None, {}, "")}
-    for name in ("progress", "unique"):
+    shown.pop("cancel_asked")
+    shown["state"] = _state(record)
+    if record.unique is not None:
+        shown["unique"] = ", ".join(str(each) for each in shown["unique"].values())
+    if record.progress is not None:
+        shown["progress"] = records.progress(record.progress)
+    for name in ("timeout", "keep"):
         if name in shown:
-            shown[name] = ", ".join(str(each) for each in shown[name].values() if each != "")
+            shown[name] = output.exact(shown[name])
     lines = [f"{name.replace('_', ' '):<12} {_value(value)}" for name, value in shown.items()]
     lines += ["", "arguments", *(f"  {name} = {_value(value)}" for name, value in payload.items())]
     if not payload:
         lines[-1] = "arguments    none"
     if records.MASK in payload.values() and record.task not in app.tasks:
         lines.append("  (hidden, for the task is not known here and may mask them: give the app, or --reveal)")
-    for error in errors:
-        lines += ["", f"attempt {error['attempt']} failed at {error['at']} with {error['type']}: {error['message']}"]
+    earlier = records.earlier_lives(record)
+    for number, error in enumerate(errors):
+        before = " (before it was last retried by hand)" if number < earlier else ""
+        lines += ["", f"attempt {error['attempt']}{before} failed at {error['at']} with {error['type']}: {error['message']}"]
         lines += [f"  {line}" for line in error["traceback"].rstrip().splitlines()]
     return output.printable("\n".join(lines))
+
+
+def _state(record: Record) -> str:
+    if record.cancel_asked:
+        return f"{record.state} (asked to stop)"
+    retried = record.state is not State.SUCCEEDED and records.earlier_lives(record)
+    return f"{record.state} (retried by hand, with fresh attempts)" if retried else record.state.value
 
 
 def _value(value: Any) -> str:
@@ -127,14 +201,17 @@ def _act(
     app: Offload, action: Action, ids: tuple[str, ...], filter: Filter, act: Callable[[list[str]], Iterable[str]], **how: bool
 ) -> None:
     chosen = list(ids) or filters.ids_in(app, filter, action.states)
-    carry_out(action, chosen, act, named=bool(ids), **how)
+    carry_out(app, action, chosen, act, named=bool(ids), **how)
 
 
 @jobs.command()
 @takes_jobs
 @takes_app
 def cancel(app: Offload, ids: tuple[str, ...], filter: Filter, **how: bool) -> None:
-    """Cancel jobs: at once where they have not started, else by asking their worker."""
+    """Cancel jobs.
+
+    What has not started is cancelled at once. Of what runs the worker is asked to stop it.
+    """
     _act(app, CANCEL, ids, filter, app.cancel, **how)
 
 
@@ -143,7 +220,10 @@ def cancel(app: Offload, ids: tuple[str, ...], filter: Filter, **how: bool) -> N
 @takes_jobs
 @takes_app
 def retry(app: Offload, ids: tuple[str, ...], filter: Filter, payload: str | None, **how: bool) -> None:
-    """Make dead, cancelled and expired jobs ready again, with fresh attempts."""
+    """Make dead, cancelled and expired jobs ready again.
+
+    They get fresh attempts.
+    """
     other = None if payload is None else json_object(payload)
     _act(app, RETRY, ids, filter, lambda chunk: app.retry(chunk, other), **how)
 

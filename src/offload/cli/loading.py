@@ -58,8 +58,19 @@ def app_option(function: F) -> F:
 
 
 def takes_app(function: Callable[Concatenate[Offload, P], R]) -> Callable[..., R]:
-    """Give a command the app as its first argument, from -A and --url (or MODULE:APP with `app_argument`), and close it afterwards."""
+    """Give a command the app as its first argument, from -A and --url (or MODULE:APP with `app_argument`), and close it afterwards.
 
+    What holds the jobs must be there already: looking makes nothing.
+    """
+    return _taking(function, may_make=False)
+
+
+def takes_app_or_makes(function: Callable[Concatenate[Offload, P], R]) -> Callable[..., R]:
+    """As `takes_app`, for commands that also begin with nothing."""
+    return _taking(function, may_make=True)
+
+
+def _taking(function: Callable[Concatenate[Offload, P], R], *, may_make: bool) -> Callable[..., R]:
     @app_option
     @click.option("--url", help="The broker alone, such as sqlite:///offload.db, in place of an app.")
     @functools.wraps(function)
@@ -68,6 +79,9 @@ def takes_app(function: Callable[Concatenate[Offload, P], R]) -> Callable[..., R
         if given is not None and url is not None:
             raise click.UsageError("give the app or --url, not both: an app knows its broker")
         with opened(given, url) as app:
+            missing = None if may_make else app.broker.missing()
+            if missing is not None:
+                raise click.ClickException(missing)
             return function(app, *args, **kwargs)
 
     return command
@@ -118,13 +132,26 @@ def _parsed(name: str, said_by: str) -> Reference:
     module, colon, attribute = name.partition(":")
     source = f" ({said_by} says so)" if said_by else ""
     if "/" in module or module.endswith(".py"):
-        dotted = module.removesuffix(".py").strip("./").replace("/", ".")
-        raise NoApp(f"{name!r} is a file{source}; say it as a module: {dotted}:{attribute or 'app'}")
+        raise NoApp(f"{name!r} is written as a file{source}; {_as_module(module, attribute)}")
     if not colon or not attribute:
         raise NoApp(f"{name!r} names no app{source}; say which one: {module}:app")
     if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
         raise NoApp(f"{name!r} is not of the form MODULE:APP{source}, such as shop.tasks:app")
     return Reference(module, attribute, said_by)
+
+
+def _as_module(file: str, attribute: str) -> str:
+    """How to say a file as a module, where there is one."""
+    path = Path(file.removesuffix(".py"))
+    for module, app in ((path, attribute or "app"), (path.parent, attribute or path.name)):
+        dotted = ".".join(module.parts)
+        if module.parts and all(part.isidentifier() for part in module.parts) and _is_module(module):
+            return f"say it as a module: {dotted}:{app}"
+    return f"there is no such file in {Path.cwd()}; name the app as MODULE:APP, such as shop.tasks:app"
+
+
+def _is_module(path: Path) -> bool:
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
 def load_app(reference: Reference) -> Offload:
@@ -167,7 +194,9 @@ def _attribute(reference: Reference, module: ModuleType) -> Offload:
         found = getattr(found, part)
     if not isinstance(found, Offload):
         hint = f"; its apps are: {', '.join(apps)}" if apps else "; an app is made with Offload(...)"
-        raise NoApp(f"{reference} is a {type(found).__name__}, not an Offload{hint}{_said(reference)}")
+        kind = type(found).__name__
+        article = "an" if kind[0] in "AEIOUaeiou" else "a"
+        raise NoApp(f"{reference} is {article} {kind}, not an Offload{hint}{_said(reference)}")
     return found
 
 

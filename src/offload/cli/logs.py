@@ -22,6 +22,7 @@ def configure(level: str, *, json_lines: bool) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # the supervisor itself says that files have changed
 
 
 class Lines(logging.Formatter):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from offload.cli import output
-from offload.cli.loading import app_argument, takes_app
+from offload.cli.loading import app_argument, takes_app_or_makes
 from offload.portal import portal
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @app_argument
 @output.json_option
-@takes_app
+@takes_app_or_makes
 def migrate(app: Offload, as_json: bool) -> None:
     """Bring the schema of the app's broker to this version of Offload. Safe to repeat."""
     before, after = portal.run(_migrate, app)

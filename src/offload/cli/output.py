@@ -69,6 +69,14 @@ def span(seconds: float) -> str:
     return f"{seconds / 86_400:.0f} days"
 
 
+def exact(seconds: float) -> str:
+    """A duration that was set, in the largest unit that tells it exactly."""
+    for unit, size in (("day", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds and seconds % size == 0:
+            return count(int(seconds // size), unit, "days" if unit == "day" else unit)
+    return f"{seconds:g} s"
+
+
 def count(number: int, one: str, many: str | None = None) -> str:
     """`1 job`, `1,200 jobs`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

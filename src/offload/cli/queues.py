@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from offload.cli import output
-from offload.cli.groups import ListingGroup
+from offload.cli.groups import ListingGroup, near
 from offload.cli.loading import app_argument, takes_app
 from offload.cli.tables import Column, show_table
+from offload.cli.values import Name
 from offload.job import Facts, SessionRecord, State
 from offload.portal import portal
 
@@ -30,7 +31,10 @@ def queues() -> None:
 @output.json_option
 @takes_app
 def list_queues(app: Offload, as_json: bool) -> None:
-    """List queues with their jobs by state, how long the oldest ready one waits, and how many workers serve them."""
+    """List queues with their jobs by state.
+
+    With how long the oldest ready job waits, and how many workers serve the queue.
+    """
     counts, facts = app.counts(), portal.run(_facts, app)
     names = sorted({*counts, *facts.paused, *(name for session in facts.sessions for name in session.info.queues or ())})
     if as_json:
@@ -71,19 +75,31 @@ def _plain(name: str, counts: dict[State, int], facts: Facts) -> dict[str, Any]:
 
 
 @queues.command()
-@click.argument("queue")
+@click.argument("queue", type=Name())
 @takes_app
 def pause(app: Offload, queue: str) -> None:
-    """Let no job of QUEUE start until it is resumed; running ones go on."""
+    """Let no job of QUEUE start until it is resumed.
+
+    Running ones go on.
+    """
+    known = _known(app)
+    if queue not in known:
+        output.note(f"Warning: no job, task or worker here knows a queue {queue!r}{near(queue, sorted(known))}")
     app.pause(queue)
     click.echo(f"Queue {queue!r} is paused. `offload queues resume {queue}` lets it go on.")
 
 
 @queues.command()
-@click.argument("queue")
+@click.argument("queue", type=Name())
 @takes_app
 def resume(app: Offload, queue: str) -> None:
     """Let a paused QUEUE go on."""
-    was_paused = queue in app.paused()
+    paused = app.paused()
     app.resume(queue)
-    click.echo(f"Queue {queue!r} goes on." if was_paused else f"Queue {queue!r} was not paused.")
+    click.echo(f"Queue {queue!r} goes on." if queue in paused else f"Queue {queue!r} was not paused{near(queue, sorted(paused)) or '.'}")
+
+
+def _known(app: Offload) -> set[str]:
+    """The queues that somebody has named before."""
+    served = (name for session in app.workers() for name in session.info.queues or ())
+    return {*app.counts(), *app.paused(), *served, *(task.queue for task in app.tasks.values())}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 import msgspec
 
 from offload.cli.output import iso
-from offload.job import Record, State
+from offload.job import Progress, Record, State
 
 if TYPE_CHECKING:
     from offload.app import Offload
@@ -48,6 +48,7 @@ def plain(record: Record, app: Offload, *, reveal: bool) -> dict[str, Any]:
         "unique": None if unique is None else {"key": unique.key, "until": unique.until, "on_conflict": unique.on_conflict},
         "schedule": record.schedule,
         "worker": record.worker,
+        "cancel_asked": record.cancel_asked,
         "reason": record.reason,
         "progress": None if progress is None else {"fraction": progress.fraction, "message": progress.message},
         "result": record.result,
@@ -76,11 +77,32 @@ def since(record: Record) -> datetime | None:
 
 def remark(record: Record) -> str:
     """The one thing about a job that is most worth a glance."""
+    if record.cancel_asked:
+        return "asked to stop"
     if record.state is State.RUNNING and record.progress is not None:
-        return f"{record.progress.fraction:.0%} {record.progress.message}"
+        return progress(record.progress)
     if record.errors and record.state not in (State.SUCCEEDED, State.CANCELLED, State.EXPIRED):
-        return last_error(record)
-    return record.reason or ""
+        earlier = earlier_lives(record) == len(record.errors)
+        return f"retried after {last_error(record)}" if earlier else last_error(record)
+    return "" if record.reason == "cancelled" else record.reason or ""
+
+
+def progress(made: Progress) -> str:
+    """`40% resizing`."""
+    return f"{made.fraction:.0%} {made.message}".rstrip()
+
+
+def earlier_lives(record: Record) -> int:
+    """How many of its errors, the first ones, come from before it was last retried by hand, which starts counting attempts anew."""
+    if not record.errors:
+        return 0
+    failed = record.attempt - 1 if record.state in (State.RUNNING, State.SUCCEEDED) else record.attempt
+    if record.errors[-1].attempt > failed:
+        return len(record.errors)
+    first = len(record.errors) - 1
+    while first and record.errors[first - 1].attempt < record.errors[first].attempt:
+        first -= 1
+    return first
 
 
 def last_error(record: Record) -> str:

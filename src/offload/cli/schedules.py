@@ -41,7 +41,10 @@ def schedules() -> None:
 @output.json_option
 @takes_app
 def list_schedules(app: Offload, as_json: bool) -> None:
-    """List schedules, also those that the app declares and no worker has made known yet."""
+    """List schedules.
+
+    Also those that the app declares and no worker has made known yet.
+    """
     now, found = app.clock.now(), app.schedules()
     known = {record.schedule.name for record in found}
     new = [
@@ -121,7 +124,12 @@ def preview_ticks(app: Offload, name: str, number: int, as_json: bool) -> None:
     zone = ZoneInfo(rule.timezone)
     rows = [(f"{tick.astimezone(zone):%a %Y-%m-%d %H:%M:%S %Z}", output.iso(tick) or "", output.ago(tick, now)) for tick in ticks]
     columns = (Column(rule.timezone, whole=True), Column("UTC", whole=True, spare=1), Column("", whole=True, spare=2))
-    show_table(columns, rows, empty=f"Schedule {name!r} has no more ticks.")
+    shown = (0, 2) if rule.timezone == "UTC" else (0, 1, 2)
+    show_table(
+        [columns[index] for index in shown],
+        [[row[index] for index in shown] for row in rows],
+        empty=f"Schedule {name!r} has no more ticks.",
+    )
 
 
 @schedules.command()
@@ -149,7 +157,10 @@ def resume(app: Offload, name: str) -> None:
 @output.json_option
 @takes_app
 def run(app: Offload, name: str, as_json: bool) -> None:
-    """Enqueue one extra job of the schedule NAME now and print its id; its ticks stay as they are."""
+    """Enqueue one extra job of the schedule NAME now.
+
+    Prints the job's id. The ticks of the schedule stay as they are.
+    """
     if name not in _names(app):
         raise _missing(app, name)
     handle = app.run_schedule_now(name)

@@ -48,6 +48,17 @@ class Seconds(_Quantity):
     example = "90, 90s, 5m, 2h or 1d"
 
 
+class Name(click.ParamType[str]):
+    """A name that is not empty."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not str(value).strip():
+            self.fail("the name is empty", param, ctx)
+        return str(value)
+
+
 def arguments(given: Sequence[str]) -> dict[str, Any]:
     """The arguments of a job from JSON objects and `key=value` words; a value is JSON where it can be, else text."""
     named: dict[str, Any] = {}

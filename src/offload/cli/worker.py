@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,6 +28,7 @@ log = logging.getLogger("offload.cli")
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 POSITIVE = click.IntRange(min=1)
+MOST_NAMES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +73,27 @@ class Settings:
     help="The queues to serve: vip,default in strict order, vip:3,default:1 by weight; all unless given.",
 )
 @click.option(
-    "-c", "--concurrency", type=POSITIVE, metavar="N", default=100, show_default=True, help="The most jobs that run at once in a process."
+    "-c", "--concurrency", type=POSITIVE, metavar="N", default=100, show_default=True, help="The most jobs at once in each worker process."
 )
 @click.option(
-    "-p", "--processes", type=POSITIVE, metavar="N", default=1, show_default=True, help="Worker processes, kept running by a supervisor."
+    "-p",
+    "--processes",
+    type=POSITIVE,
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Whole workers, each a process with its own concurrency, threads and children; more than 1 run under a supervisor.",
 )
-@click.option("--threads", type=POSITIVE, metavar="N", default=16, show_default=True, help="The most of them in threads.")
-@click.option("--children", type=POSITIVE, metavar="N", help="The most of them in child processes; as many as there are CPUs unless given.")
+@click.option(
+    "--threads", type=POSITIVE, metavar="N", default=16, show_default=True, help="Of those jobs, the most in threads (plain functions)."
+)
+@click.option(
+    "--children",
+    type=POSITIVE,
+    metavar="N",
+    help='Of those jobs, the most in child processes (tasks with isolation="process"; in code `Worker(processes=N)`); as many as there '
+    "are CPUs unless given.",
+)
 @click.option("--grace", type=Seconds(), default=30, show_default=True, help="Seconds that running jobs have to end when told to stop.")
 @click.option("--reload", is_flag=True, help="Restart when a Python file below this folder changes (needs offload[reload]).")
 @click.option("--burst", is_flag=True, help="End when nothing is left to do.")
@@ -93,7 +108,7 @@ def worker(reference: str | None, app_name: str | None, queues: tuple[str, ...],
     """
     from offload.worker.queues import Queues
 
-    told = Settings(queues=",".join(queues) or None, **settings)
+    told = Settings(queues=",".join(queues) if queues else None, **settings)
     Queues.parse(told.queues)
     found = find_reference(app_name or reference)
     if found is None:
@@ -157,12 +172,18 @@ def _worker(app: Offload, reference: Reference, told: Settings) -> Worker:
 def _announced(worker: Worker, reference: Reference, told: Settings) -> Worker:
     """Say who works for what."""
     app = worker.app
-    tasks = f"{count(len(app.tasks), 'task')}: {', '.join(sorted(app.tasks))}" if app.tasks else "no task: nothing will run"
+    tasks = f"{count(len(app.tasks), 'task')}: {_some(sorted(app.tasks))}" if app.tasks else "no task: nothing will run"
     queues = f"queues {told.queues}" if told.queues else "all queues"
     log.info("worker %s serves %s of %s on %s; it knows %s", worker.name, queues, reference, shown_url(app.url), tasks)
     if not app.broker.durable:
         log.warning("%s keeps jobs in this process only: no other can enqueue here, and they end with it", shown_url(app.url))
     return worker
+
+
+def _some(names: Sequence[str]) -> str:
+    """The names, and of very many the first and how many more there are."""
+    more = len(names) - MOST_NAMES
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:MOST_NAMES])} and {more} more"
 
 
 def _supervise(reference: Reference, told: Settings, processes: int, *, reload: bool) -> int:

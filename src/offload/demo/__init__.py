@@ -41,7 +41,7 @@ def main(once: bool = False, port: int | None = None, folder: Path | None = None
         _check_packages()
         with _listening(port) as listening:
             home = _home(folder, once)
-            code = _run(home, listening, once)
+            code = _run(home, listening, once=once, kept=folder is not None)
     except CannotStart as error:
         Console(stderr=True).print(f"[red]The demo cannot start:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
     finally:
@@ -50,7 +50,7 @@ def main(once: bool = False, port: int | None = None, folder: Path | None = None
     return code
 
 
-def _run(home: Path, listening: socket.socket, once: bool) -> int:
+def _run(home: Path, listening: socket.socket, *, once: bool, kept: bool) -> int:
     from offload.demo.place import Place
     from offload.demo.ports import free_port
 
@@ -59,7 +59,7 @@ def _run(home: Path, listening: socket.socket, once: bool) -> int:
     place.enter()
     from offload.demo.performance import perform  # imports the app, which by now finds where its jobs are
 
-    return asyncio.run(perform(place, listening, once))
+    return asyncio.run(perform(place, listening, once=once, kept=kept))
 
 
 def _check_packages() -> None:

@@ -163,6 +163,8 @@ def tidy_up() -> None:
 
 # -- what the terminal and the page show -----------------------------------------------------------------------------------
 
+_enqueued = set[str]()
+
 
 @app.on("enqueued")
 @app.on("started")
@@ -176,6 +178,10 @@ def tell(event: Event) -> None:
     """Write into the diary what becomes of jobs. "enqueued" is told by the web site's process, the others by the workers'."""
     if event.task == tidy_up.name:
         return  # twelve times a minute, and it tells of itself when it found something
+    if event.name == "enqueued":
+        if event.id in _enqueued:
+            return  # told again when an id is enqueued again, which stores nothing
+        _enqueued.add(event.id)
     attempt = f", attempt {event.attempt}" if event.attempt > 1 else ""
     match event.name:
         case "succeeded":

@@ -269,6 +269,7 @@ class MemoryBroker(Store):
                 version="",
                 schema=1,
                 newest_schema=1,
+                durable=False,
                 paused=tuple(sorted(self.shelf.paused)),
                 sessions=tuple(self._sessions()),
                 schedules=tuple(planned.record() for _, planned in sorted(self.calendar.planned.items())),

@@ -63,6 +63,7 @@ class Entry:
             steps={name: msgspec.json.decode(value) for name, value in self.steps.items()},
             reason=self.reason,
             worker=self.worker,
+            cancel_asked=self.cancel_asked and self.state is State.RUNNING,
             started_at=self.started_at,
             finished_at=self.finished_at,
         )

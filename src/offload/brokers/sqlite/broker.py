@@ -30,6 +30,8 @@ from offload.job import Facts, Filter, Job, Record, Schedule, ScheduleRecord, Se
 
 FIXED = (3, 51, 3)
 """The first SQLite in which two checkpoints that race cannot corrupt the database."""
+LARGE_LOG_BYTES = 64 * 1_048_576
+"""From which size `doctor` speaks of the write-ahead log."""
 
 
 class SqliteBroker(Store):
@@ -64,6 +66,12 @@ class SqliteBroker(Store):
         if synchronous not in ("full", "normal"):
             raise BadDeclaration(f"{url!r}: synchronous is full or normal, not {synchronous!r}")
         return cls(Path(name), synchronous, clock)
+
+    def missing(self) -> str | None:
+        """The file, where there is none."""
+        if self.path.exists():
+            return None
+        return f"no such database: {self.path.resolve()} (nothing was enqueued there yet, or this is another folder)"
 
     def client(self) -> Self:
         """The same store for another event loop."""
@@ -231,19 +239,17 @@ class SqliteBroker(Store):
     async def inspect(self) -> Facts:
         """What `doctor` judges by."""
         facts = await self._read(lambda tx: reading.facts(tx, self._clock.now(), sqlite3.sqlite_version))
-        return replace(facts, notes=self._notes())
+        return replace(facts, place=str(self.opened.database.path), notes=self._notes())
 
     def _notes(self) -> tuple[tuple[Literal["error", "warning", "info"], str, str], ...]:
+        notes: list[tuple[Literal["error", "warning", "info"], str, str]] = []
         log = self.opened.database.checkpointer.log_bytes()
-        size = ("info", f"the write-ahead log of {self.path} holds {log / 1_048_576:.1f} MiB", "")
-        if sqlite3.sqlite_version_info >= FIXED:
-            return (size,)
-        race = (
-            f"SQLite {sqlite3.sqlite_version} can corrupt a database when two checkpoints race (fixed in 3.51.3); Offload lets one "
-            "process at a time checkpoint, so it is safe as long as no other program writes to this file"
-        )
-        advice = "keep other programs from writing to it, or use a Python with SQLite 3.51.3 or newer"
-        return (("info", race, advice), size)
+        if log >= LARGE_LOG_BYTES:
+            advice = "It is emptied while nobody reads; a transaction that is open for long, here or in another program, keeps it growing."
+            notes.append(("info", f"the write-ahead log holds {log / 1_048_576:,.0f} MiB", advice))
+        if sqlite3.sqlite_version_info < FIXED:  # Offload lets one process at a time checkpoint; others do not know of that
+            notes.append(("info", f"SQLite {sqlite3.sqlite_version} is safe here as long as only Offload writes to this file", ""))
+        return tuple(notes)
 
     async def migrate(self) -> tuple[int, int]:
         """Bring the schema up to date, as opening did already; so both versions are the newest."""

@@ -35,7 +35,8 @@ select json_group_array(n) from jobs where id in (select value from json_each(:i
 -- Jobs with their states, as rows.JobColumns.
 select json_group_array(json_array(
     n, id, task, queue, rank, payload, enqueued_at, keep, due, extra, state, claim, attempt, crashes, started_at, worker,
-    aside, pos, result, finished_at, reason, json(errors), json(steps), json(progress)))
+    aside, pos, result, finished_at, reason, json(errors), json(steps), json(progress),
+    exists (select 1 from running where running.n = records.n and cancel)))
 from records where n in (select value from json_each(:ns))
 
 -- name: hold

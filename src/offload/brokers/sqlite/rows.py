@@ -150,6 +150,7 @@ class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
     steps: dict[str, str]
     """JSON of each step's result, by its name."""
     progress: tuple[float, str] | None
+    cancel_asked: int
 
     def job(self) -> Job:
         """The job."""
@@ -181,6 +182,7 @@ class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
             steps={name: msgspec.json.decode(value) for name, value in self.steps.items()},
             reason=self.reason,
             worker=self.worker,
+            cancel_asked=bool(self.cancel_asked),
             started_at=optional_moment(self.started_at),
             finished_at=optional_moment(self.finished_at),
         )
