@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from offload.broker import ASKS, Feature, check
 from offload.clients import Clients
 from offload.codec import Arguments
+from offload.errors import BadDeclaration
 from offload.events import Event, Observers
 from offload.ids import new_ids
 from offload.job import MOST_ATOMIC, Draft, Job
@@ -15,6 +16,9 @@ from offload.job import MOST_ATOMIC, Draft, Job
 
 class Producer:
     """What tasks and handles need of their app."""
+
+    importing_in_child: ClassVar[bool] = False
+    """True in a child process of a worker while it imports the app."""
 
     def __init__(self, clients: Clients) -> None:
         self.clients = clients
@@ -28,6 +32,11 @@ class Producer:
 
         When a thousand fails, those before it stay enqueued. Raises UniqueConflict, IdConflict, Unsupported, BrokerError.
         """
+        if Producer.importing_in_child:
+            raise BadDeclaration(
+                "a job was enqueued while a child process of a worker imports this program, as each further one would do again; "
+                'put what enqueues below: if __name__ == "__main__":'
+            )
         clients = self.clients
         now = clients.clock.now()
         jobs = [draft.stamped(id, now) for draft, id in zip(drafts, new_ids(len(drafts), now), strict=True)]

@@ -93,6 +93,37 @@ async def test_a_middleware_may_turn_a_failure_into_a_result(wrapped: Offload, t
 
 
 @every_isolation
+async def test_a_middleware_that_forgives_failures_does_not_swallow_directives(wrapped: Offload, task: Any) -> None:
+    @wrapped.middleware
+    async def forgive(job: Job, call_next: CallNext) -> Any:
+        try:
+            return await call_next()
+        except Exception:  # noqa: BLE001 - what the test is about
+            return "forgiven"
+
+    async with Worker(wrapped, processes=1):
+        assert (await ended(await task.aenqueue("Discard"))).reason == "no such user"
+        assert (await ended(await task.aenqueue("Cancel"))).state is State.CANCELLED
+
+
+@every_isolation
+async def test_a_middleware_sees_what_the_task_raised(wrapped: Offload, task: Any) -> None:
+    seen: list[str] = []
+
+    @wrapped.middleware
+    async def watch(job: Job, call_next: CallNext) -> Any:
+        try:
+            return await call_next()
+        except Exception as error:
+            seen.append(str(error).removeprefix("ValueError: "))
+            raise
+
+    async with Worker(wrapped, processes=1):
+        await ended(await task.aenqueue("ValueError"))
+    assert seen == ["wrong"] * 2
+
+
+@every_isolation
 async def test_what_a_middleware_raises_is_the_failure(wrapped: Offload, task: Any) -> None:
     @wrapped.middleware
     async def refuse(job: Job, call_next: CallNext) -> Any:

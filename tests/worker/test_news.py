@@ -67,6 +67,29 @@ async def test_the_life_of_a_job_is_told(app: Offload) -> None:
                 assert events[-1].reason == "no such user"
 
 
+async def test_a_failure_is_told_with_what_was_raised(app: Offload) -> None:
+    told: list[tuple[str, str]] = []
+
+    def note(event: Event) -> None:
+        told.append((event.name, repr(event.error)))
+
+    app.on("retrying")(note)
+    app.on("dead")(note)
+
+    @app.task(retry=Retry(max_retries=1, initial=0))
+    async def fails() -> None:
+        raise ValueError("wrong")
+
+    @app.task(retry=False)
+    def fails_in_thread() -> None:
+        raise KeyError("gone")
+
+    await fails.aenqueue()
+    await fails_in_thread.aenqueue()
+    await Worker(app).drain()
+    assert sorted(told) == [("dead", "KeyError('gone')"), ("dead", "ValueError('wrong')"), ("retrying", "ValueError('wrong')")]
+
+
 async def test_a_release_is_told(app: Offload) -> None:
     events = observed(app, "released")
     started = asyncio.Event()

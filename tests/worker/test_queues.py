@@ -46,3 +46,32 @@ def test_each_queue_is_named_once(asked: Any) -> None:
 def test_weights_are_whole_numbers_above_zero_for_each_queue(asked: str) -> None:
     with pytest.raises(BadDeclaration, match="whole number above 0"):
         Queues.parse(asked)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 10, 400])
+def test_each_round_is_shared_out_by_weight(limit: int) -> None:
+    chance = random.Random(3)
+    queues = Queues.parse("vip:3,default:1")
+    got = {"vip": 0.0, "default": 0.0}
+    rounds = 2_000
+    for _ in range(rounds):
+        left = limit
+        for names, most in queues.portions(limit, chance):  # both queues are full: each gives what it is asked for
+            assert names is not None
+            taken = min(most, left)
+            got[names[0]] += taken
+            left -= taken
+        assert left == 0
+    assert got["vip"] / (limit * rounds) == pytest.approx(0.75, abs=0.06)
+
+
+def test_what_a_share_leaves_unclaimed_goes_to_the_other_queues() -> None:
+    *shares, rest = Queues.parse("vip:3,default:1").portions(8, random.Random(1))
+    assert sorted(shares) == [(("default",), 2), (("vip",), 6)]
+    assert set(rest[0] or ()) == {"vip", "default"}
+    assert rest[1] == 8
+
+
+def test_without_weights_a_round_is_one_claim() -> None:
+    assert Queues.parse(None).portions(8, random.Random(1)) == [(None, 8)]
+    assert Queues.parse("b,a").portions(8, random.Random(1)) == [(("b", "a"), 8)]

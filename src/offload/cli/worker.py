@@ -124,7 +124,7 @@ def _work(reference: Reference, told: Settings) -> NoReturn:
     from offload.worker.process import RECYCLE, leave, work
     from offload.worker.supervisor import follow_supervisor
 
-    for number in STOPS:
+    for number in (*STOPS, *([] if sys.platform == "win32" else [signal.SIGHUP])):
         signal.signal(number, _stopped_while_starting)
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)

@@ -35,7 +35,8 @@ from offload.worker.news import News, title
 from offload.worker.patience import Patience
 from offload.worker.queues import Queues
 from offload.worker.settler import Settler
-from offload.worker.source import Source, source_of
+from offload.worker.signals import told_to_stop
+from offload.worker.source import Source, refuse_while_loading, source_of
 
 if TYPE_CHECKING:
     from offload.app import Offload
@@ -108,7 +109,15 @@ class Worker:
     # -- doors -------------------------------------------------------------------------------------------------------------
 
     async def run(self) -> Ended:
-        """Work until told to stop. What is opened first is closed last. Raises what the app's lifespan raises."""
+        """Work until told to stop, by `stop` or, where the program has no handler for it, by SIGTERM.
+
+        Raises what the app's lifespan raises, and BrokerUnusable for a broker that will never work.
+        """
+        with told_to_stop(self.stop):
+            return await self._work()
+
+    async def _work(self) -> Ended:
+        """What is opened first is closed last."""
         self._news = News(self.app)
         async with self._executor() as executor:
             while not self._stopping.is_set():
@@ -128,7 +137,7 @@ class Worker:
     async def __aenter__(self) -> Self:
         """Work in the background of this event loop; returns once the worker has its session."""
         self._opened = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self.run(), name="offload-worker")
+        self._task = asyncio.create_task(self._work(), name="offload-worker")
         try:
             await asyncio.wait({self._task, self._opened}, return_when=asyncio.FIRST_COMPLETED)
         except BaseException:
@@ -168,6 +177,7 @@ class Worker:
 
     @asynccontextmanager
     async def _executor(self) -> AsyncGenerator[Executor]:
+        refuse_while_loading()
         source = self._source or source_of(self.app)
         isolated = [task.name for task in self.app.tasks.values() if task.isolation == "process"]
         if source is None and isolated:

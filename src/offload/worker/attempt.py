@@ -43,7 +43,7 @@ class LocalAttempt(Attempt):
     waiter: asyncio.Future[Outcome] | None = None
     """Who awaits the outcome of the thread, when a middleware stands between."""
     error: BaseException | None = None
-    """What the task raised in its thread."""
+    """What the task raised, where it ran in this process."""
     started = 0.0
     deadline: float | None = None
     ended = False

@@ -12,11 +12,9 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, assert_never
 
-import msgspec
-
 from offload.current import attempt_var
 from offload.errors import BadPayload
-from offload.job import Cancelled, Dead, Done, Failure, Isolation, Lease, Outcome, Release
+from offload.job import Cancelled, Dead, Done, Failure, Isolation, Lease, Outcome, Release, Retried
 from offload.worker.attempt import LocalAttempt, Sink, StopReason
 from offload.worker.children import ChildDied, Children
 from offload.worker.lanes import Lane, demand
@@ -43,11 +41,20 @@ HAND_BACK_AFTER = 0.2
 CRASHES_BEFORE_ISOLATION = 2
 
 
-class _EndedElsewhere(Exception):
-    """Carries the outcome of a thread or child process through the middlewares."""
+class _EndedElsewhere(BaseException):
+    """Carries an outcome that is no failure through the middlewares, past their `except Exception`, as a directive would go."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(f"the attempt ended as {type(outcome).__name__}")
+        self.outcome = outcome
+
+
+class FailedInChild(Exception):
+    """What a middleware sees of the error that a task raised in a child process: its type and text."""
+
+    def __init__(self, failure: Failure, outcome: Outcome) -> None:
+        super().__init__(f"{failure.type}: {failure.message}")
+        self.failure = failure
         self.outcome = outcome
 
 
@@ -161,6 +168,7 @@ class Executor:
             else:
                 outcome = await self._plain(attempt)
         except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
+            attempt.error = error
             outcome = self._stopped(attempt, error)
         else:
             if attempt.stop_reason is not None:
@@ -207,17 +215,17 @@ class Executor:
                 return await attempt.task.function(*args, **kwargs)
             elsewhere = await (self._children.run(attempt, self._begun) if attempt.isolation == "process" else self._in_thread(attempt))
             if isinstance(elsewhere, Done):
-                return None if elsewhere.result is None else msgspec.json.decode(elsewhere.result)
+                return None if elsewhere.result is None else attempt.task.arguments.decode_result(elsewhere.result)
             if attempt.error is not None and attempt.stop_reason is None:
                 raise attempt.error  # of a thread: middlewares see what the task raised
-            raise _EndedElsewhere(elsewhere)
+            raise _seen_from_outside(elsewhere)
 
         call: Callable[[], Awaitable[Any]] = innermost
         for middleware in reversed(self._middlewares):
             call = partial(middleware, attempt.job, call)
         try:
             value = await call()
-        except _EndedElsewhere as ended:
+        except (_EndedElsewhere, FailedInChild) as ended:
             return ended.outcome
         return Done() if value is None else self._done(value, attempt)
 
@@ -428,6 +436,17 @@ class Executor:
                 timer.cancel()
         self._threads.close()
         await self._children.close()
+
+
+def _seen_from_outside(outcome: Outcome) -> BaseException:
+    """How an outcome that is no success passes through middlewares."""
+    if isinstance(outcome, Retried | Dead) and outcome.failure is not None and outcome.failure.type not in _NOT_RAISED:
+        return FailedInChild(outcome.failure, outcome)
+    return _EndedElsewhere(outcome)
+
+
+_NOT_RAISED = frozenset({"Discard", "RetryLater", "offload.errors.BadPayload"})
+"""Failures that are a task's own wish, or none of its doing."""
 
 
 def _limit(attempt: LocalAttempt) -> float | None:

@@ -75,16 +75,23 @@ class Fetcher:
             stop.cancel()
 
     async def fetch(self, limit: int, room: Mapping[Isolation, int]) -> int | None:
-        """Claim once and start what was claimed. Returns how many; while the broker is away None, after a wait."""
-        try:
-            leases = await self._session.fetch(self._queues.order(self._random), limit, room)
-        except BrokerError as error:
-            await asyncio.sleep(self._patience.failed(error))
-            return None
-        self._patience.succeeded()
-        if leases:
-            self._executor.start(leases, self._settler)
-        return len(leases)
+        """Claim once, by weights in portions, and start what was claimed. Returns how many; while the broker is away None, after a wait."""
+        taken = 0
+        for queues, share in self._queues.portions(limit, self._random):
+            if taken:
+                room = self._executor.demand()[1]
+            if (most := min(share, limit - taken)) <= 0:
+                break
+            try:
+                leases = await self._session.fetch(queues, most, room)
+            except BrokerError as error:
+                await asyncio.sleep(self._patience.failed(error))
+                return None
+            self._patience.succeeded()
+            if leases:
+                self._executor.start(leases, self._settler)
+                taken += len(leases)
+        return taken
 
     async def _nothing_left(self, stop: asyncio.Task[bool]) -> bool:
         """Whether nothing runs and, once all is settled and promoted, nothing is ready."""

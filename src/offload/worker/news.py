@@ -69,7 +69,14 @@ class News:
         if events:
             await self._app.emit(events)
 
-    def _event(self, name: EventName, attempt: LocalAttempt, reason: str | None = None, delay: float | None = None) -> Event:
+    def _event(
+        self,
+        name: EventName,
+        attempt: LocalAttempt,
+        reason: str | None = None,
+        delay: float | None = None,
+        error: BaseException | None = None,
+    ) -> Event:
         return Event(
             name=name,
             id=attempt.job.id,
@@ -80,6 +87,7 @@ class News:
             reason=reason,
             seconds=monotonic() - attempt.started if attempt.started else None,
             delay=delay,
+            error=error,
         )
 
     def _outcome(self, attempt: LocalAttempt, outcome: Outcome) -> Event:
@@ -87,9 +95,10 @@ class News:
             case Done():
                 return self._event("succeeded", attempt)
             case Retried(delay, failure):
-                return self._event("retrying", attempt, None if failure is None else f"{failure.type}: {failure.message}", delay)
+                reason = None if failure is None else f"{failure.type}: {failure.message}"
+                return self._event("retrying", attempt, reason, delay, attempt.error)
             case Dead(reason, _):
-                return self._event("dead", attempt, reason)
+                return self._event("dead", attempt, reason, error=attempt.error)
             case Cancelled(reason):
                 return self._event("cancelled", attempt, reason)
             case Release(delay):
@@ -110,7 +119,7 @@ def _log(attempt: LocalAttempt, outcome: Outcome) -> None:
             why = "" if failure is None else f" ({failure.type}: {failure.message})"
             log.error("%s is dead: %s%s", title(attempt), reason, why, extra=fields(attempt))
         case Cancelled(reason):
-            log.info("%s was cancelled: %s", title(attempt), reason, extra=fields(attempt))
+            log.info("%s was cancelled%s", title(attempt), "" if reason == "cancelled" else f": {reason}", extra=fields(attempt))
         case Release(delay):
             log.info("%s was handed back%s", title(attempt), f" for {delay:.3g} s" if delay > 0 else "", extra=fields(attempt))
         case _:

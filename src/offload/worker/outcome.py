@@ -104,11 +104,11 @@ def failure_of(error: BaseException, attempt: int, now: datetime) -> Failure:
 
 
 def _in_task(trace: TracebackType | None) -> TracebackType | None:
-    """The part of a traceback that begins in the task: how the worker called it helps nobody."""
+    """The part of a traceback that begins in the task, None when there is none: how the worker called it helps nobody."""
     inside = trace
     while inside is not None and inside.tb_frame.f_globals.get("__name__", "").startswith("offload.worker."):
         inside = inside.tb_next
-    return inside or trace
+    return inside
 
 
 def _name_of(kind: type[BaseException]) -> str:

@@ -23,6 +23,8 @@ RECYCLE = 75
 def work(make: Callable[[], Worker]) -> int:
     """Run a worker in this process until it is told to stop: SIGTERM or SIGINT once to finish, twice to release at once.
 
+    SIGHUP, of a closed terminal or a supervisor that died, may come several times and means once to finish.
+
     `make` builds the worker inside the event loop. uvloop is used where it is installed. Returns the exit code: 0, or RECYCLE.
     """
     told: list[int] = []
@@ -49,8 +51,14 @@ async def _work(make: Callable[[], Worker], told: list[int]) -> str:
         if not loop.is_closed():
             loop.call_soon_threadsafe(_stop, worker)
 
+    def stop_once(number: int, frame: object) -> None:
+        if not told:
+            stop(number, frame)
+
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGHUP, stop_once)
     try:
         ended = await worker.run()
         log.info("worker %s has left: %s", worker.name, ended)

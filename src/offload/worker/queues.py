@@ -42,10 +42,31 @@ class Queues:
         """The order for one fetch. By weight: drawn without putting back, so that each queue is first as often as it weighs."""
         if self.names is None or self.weights is None:
             return self.names
-        left = dict(zip(self.names, self.weights, strict=True))
-        order: list[str] = []
-        while left:
-            (name,) = random.choices(tuple(left), tuple(left.values()))
-            order.append(name)
-            del left[name]
-        return tuple(order)
+        return tuple(_drawn(dict(zip(self.names, self.weights, strict=True)), random))
+
+    def portions(self, limit: int, random: random.Random) -> list[tuple[tuple[str, ...] | None, int]]:
+        """What to claim from where, for one round of at most `limit` jobs: (queues in order, at most so many).
+
+        With weights each queue first gets its share, the odd ones by lot; what the shares left unclaimed goes to any, in drawn order.
+        """
+        order = self.order(random)
+        if self.names is None or self.weights is None or order is None or limit <= 1:
+            return [(order, limit)]
+        total = sum(self.weights)
+        weights = dict(zip(self.names, self.weights, strict=True))
+        shares = {name: limit * weight // total for name, weight in weights.items()}
+        fractions = {name: fraction for name, weight in weights.items() if (fraction := limit * weight % total)}
+        for name in _drawn(fractions, random)[: limit - sum(shares.values())]:
+            shares[name] += 1
+        return [*(((name,), share) for name, share in shares.items() if share), (order, limit)]
+
+
+def _drawn(weights: dict[str, int], random: random.Random) -> list[str]:
+    """All names, drawn one after the other by weight, without putting back."""
+    left = dict(weights)
+    order: list[str] = []
+    while left:
+        (name,) = random.choices(tuple(left), tuple(left.values()))
+        order.append(name)
+        del left[name]
+    return order

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from offload.errors import BadDeclaration
+from offload.producer import Producer
 
 if TYPE_CHECKING:
     from offload.app import Offload
@@ -22,8 +23,12 @@ class Source(NamedTuple):
 
 
 def source_of(app: Offload) -> Source | None:
-    """Where `app` stands as an attribute of an imported module; None when it stands nowhere."""
-    for name, module in tuple(sys.modules.items()):
+    """Where `app` stands as an attribute of an imported module; None when it stands nowhere.
+
+    The program's own module comes last: it would be run anew in each child, where importing another one is enough.
+    """
+    modules = sorted(sys.modules.items(), key=lambda item: item[0] == "__main__")
+    for name, module in modules:
         for attribute, value in tuple(getattr(module, "__dict__", {}).items()):
             if value is app:
                 return _main(attribute) if name == "__main__" else Source(name, attribute)
@@ -38,8 +43,25 @@ def _main(attribute: str) -> Source | None:
     return None if file is None else Source(file.rpartition("/")[2].removesuffix(".py"), attribute, file)
 
 
+def refuse_while_loading() -> None:
+    """Raise BadDeclaration in a child process that is only just importing the app: its program would start workers without end."""
+    if Producer.importing_in_child:
+        raise BadDeclaration(
+            "a worker was started while a child process of a worker imports this program; "
+            'put what starts it below: if __name__ == "__main__":'
+        )
+
+
 def load(source: Source) -> Offload:
     """Import the app in this process. Raises what the import raises, BadDeclaration when there is no app."""
+    Producer.importing_in_child = True
+    try:
+        return _load(source)
+    finally:
+        Producer.importing_in_child = False
+
+
+def _load(source: Source) -> Offload:
     if source.file is None:
         module = importlib.import_module(source.module)
     else:

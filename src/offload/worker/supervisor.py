@@ -130,9 +130,10 @@ def follow_supervisor() -> bool:
     if parent is None:
         return False
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        # Not SIGTERM: the kernel sends this once for each thread of the dying parent, and a second SIGTERM would cut the grace short.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGHUP)
         if os.getppid() != int(parent):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGHUP)
     return True
 
 

@@ -7,8 +7,11 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from tests.conftest import Eventually
 
 from offload.brokers.sqlite import SqliteBroker, wake
+from offload.brokers.sqlite.wake import folder_of
+from offload.errors import BrokerError
 from offload.job import Done
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import PATIENCE, claim_one, info, job
@@ -90,3 +93,19 @@ def test_a_path_too_long_for_a_socket_uses_the_folder_for_temporary_files(tmp_pa
     deep = wake.folder_of(tmp_path / ("deep" * 30) / "jobs.db")
     assert deep.parent == Path(wake.tempfile.gettempdir())
     assert deep == wake.folder_of(tmp_path / ("deep" * 30) / "jobs.db")
+
+
+async def test_a_client_closed_while_somebody_waits_for_a_result_ends_the_wait_and_leaves_nothing_behind(
+    broker: SqliteBroker, clock: TestClock, eventually: Eventually
+) -> None:
+    await broker.enqueue([job(clock, "a")])
+    other = broker.client()
+    await other.open()
+    waiting = asyncio.ensure_future(other.finished(["a"], 30))
+    folder = folder_of(broker.path.resolve())
+    await eventually(lambda: list(folder.glob("r-*")))
+    await other.close()
+    with pytest.raises(BrokerError, match="was closed while"):
+        async with asyncio.timeout(5):
+            await waiting
+    assert list(folder.glob("r-*")) == []

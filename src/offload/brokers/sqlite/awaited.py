@@ -13,6 +13,7 @@ from offload.brokers.sqlite.rows import text
 from offload.brokers.sqlite.sharing import Shared
 from offload.brokers.sqlite.transaction import Transaction
 from offload.brokers.sqlite.wake import Ear
+from offload.errors import BrokerError
 
 RECHECK = 1.0
 """Seconds after which it looks again though nothing was heard."""
@@ -83,7 +84,10 @@ class Awaited:
             self._watch = None
 
     def close(self) -> None:
-        """Stop looking."""
-        if self._watch is not None:
+        """Stop looking; whoever waits is told."""
+        for future in [future for waiting in self._waiting.values() for future in waiting]:
+            if not future.done() and not future.get_loop().is_closed():
+                future.set_exception(BrokerError("the client was closed while the end of jobs was waited for"))
+        if self._watch is not None and not self._watch.get_loop().is_closed():
             self._watch.cancel()
         self._ear.close()

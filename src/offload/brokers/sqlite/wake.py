@@ -95,6 +95,8 @@ class Ear:
         self._link: Link | None = None
         self._version = -1
         self._poll: asyncio.TimerHandle | None = None
+        self._listening: asyncio.AbstractEventLoop | None = None
+        """The loop in which it listens, while anybody waits."""
         self._socket, self._address = _bound(folder_of(database.path), role)
 
     async def after(self, count: int, timeout: float) -> None:
@@ -117,6 +119,7 @@ class Ear:
                 self._rest(loop)
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._listening = loop
         if self._socket is not None:
             try:
                 loop.add_reader(self._socket, self._wake)
@@ -126,6 +129,7 @@ class Ear:
         self._poll = loop.call_later(POLL, self._tick, loop)
 
     def _rest(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._listening = None
         if self._socket is not None:
             loop.remove_reader(self._socket)
         if self._poll is not None:
@@ -164,12 +168,18 @@ class Ear:
             return version
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening; whoever still waits is woken."""
+        if self._listening is not None and not self._listening.is_closed():
+            for future in self._waiting:
+                _end(future)
+            self._rest(self._listening)
         if self._socket is not None:
             self._socket.close()
+            self._socket = None
             Path(self._address).unlink(missing_ok=True)
         if self._link is not None:
             self._database.unlink(self._link)
+            self._link = None
 
 
 def _end(future: asyncio.Future[None]) -> None:
