@@ -63,6 +63,29 @@ def test_a_url_of_an_engine_that_is_not_installed_names_the_extra(monkeypatch: p
         Offload("postgresql://localhost/shop")
 
 
+@pytest.mark.parametrize(
+    ("url", "extra"),
+    [
+        ("postgresql://localhost/shop", "postgres"),
+        ("postgres://localhost/shop", "postgres"),
+        ("redis://localhost", "redis"),
+        ("rediss://localhost", "redis"),
+        ("valkey://localhost", "redis"),
+        ("redis+sentinel://a,b/main", "redis"),
+        ("redis+cluster://a", "redis"),
+        ("amqp://localhost", "rabbitmq"),
+        ("AMQPS://localhost", "rabbitmq"),
+        ("sqs://eu-central-1", "sqs"),
+        ("kafka://localhost:9092", "kafka"),
+        ("pubsub://project", "pubsub"),
+    ],
+)
+def test_a_url_of_an_engine_that_is_yet_to_come_says_what_to_use_now(url: str, extra: str) -> None:
+    said = rf"does not contain the engine of .*:// \(the extra '{extra}'\) yet; use sqlite:///offload\.db, or memory://"
+    with pytest.raises(BrokerNotInstalled, match=said):
+        Offload(url)
+
+
 def test_timings_that_cannot_work_are_refused() -> None:
     with pytest.raises(BadDeclaration, match="at most half of session_timeout"):
         Offload("memory://", session_timeout=5, heartbeat=3)
@@ -169,7 +192,8 @@ def test_finding_and_counting(app: Offload) -> None:
     task = app.task(name="greet", queue="mail")(greet)
     first, second = task.using(unique="k").enqueue("Ann"), task.using(delay=60).enqueue("Bob")
     assert [record.id for record in app.find()] == [second.id, first.id]
-    assert [record.id for record in app.find(state="SCHEDULED")] == [second.id]
+    for name in ("SCHEDULED", "scheduled", "Scheduled"):
+        assert [record.id for record in app.find(state=name)] == [second.id]
     assert [record.id for record in app.find(key="k", task="greet", queue="mail")] == [first.id]
     assert [record.id for record in app.find(text="ann")] == [first.id]
     assert [record.id for record in app.find(limit=1, after=second.id)] == [first.id]

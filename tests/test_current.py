@@ -147,6 +147,14 @@ def test_a_sync_step_in_a_coroutine_names_the_async_one(attempt: FakeAttempt) ->
     assert attempt.told == []
 
 
+def test_a_step_outside_an_attempt_says_so_on_a_running_loop_too() -> None:
+    async def main() -> None:
+        with pytest.raises(NotInTask):
+            current.step("s", born, 1)
+
+    asyncio.run(main())
+
+
 def test_outside_an_attempt_everything_says_so() -> None:
     calls: list[Any] = [
         lambda: current.job,

@@ -105,9 +105,18 @@ CASES = {
         standing={"paused": True},
         sessions=(worker(),),
     ),
-    "no worker": Case("No worker is alive; start one with `offload worker`."),
+    "no worker": Case(
+        "No worker is alive; start one with `offload worker`. It must be a worker of the app that defines the task 'mail'.",
+    ),
+    "no worker, and the last one did not know the task": Case(
+        "No worker is alive: the last, web-1, has not been heard of since 2026-11-21 11:50:00 UTC. Start one with `offload worker`. "
+        "It must be a worker of the app that defines the task 'mail'.",
+        standing={"aside": True},
+        sessions=(worker(tasks=("other",), beat_at=ago(minutes=10)),),
+    ),
     "only a silent worker": Case(
-        "No worker is alive: the last, web-1, has not been heard of since 2026-11-21 11:50:00 UTC. Start one with `offload worker`.",
+        "No worker is alive: the last, web-1, has not been heard of since 2026-11-21 11:50:00 UTC. Start one with `offload worker`. "
+        "It must be a worker of the app that defines the task 'mail'.",
         sessions=(worker("old", beat_at=ago(hours=2)), worker(beat_at=ago(minutes=10))),
     ),
     "no worker of its queue": Case(

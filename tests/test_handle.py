@@ -104,6 +104,14 @@ def test_a_job_that_is_dead_without_an_error_raises_with_its_reason(app: Offload
         handle.result()
 
 
+def test_a_discarded_job_says_its_reason_once(app: Offload) -> None:
+    handle = app.task(name="born")(born).enqueue(2000)
+    asyncio.run(settle(app, Dead("no such user", Failure(1, START, "Discard", "no such user"))))
+    with pytest.raises(JobFailed) as raised:
+        handle.result()
+    assert str(raised.value) == f"job {handle.id} (born) is dead: Discard: no such user"
+
+
 def test_a_cancelled_job_raises(app: Offload) -> None:
     handle = app.task(born).enqueue(2000)
     assert handle.cancel()

@@ -250,15 +250,38 @@ def check(broker: type[Broker], asked: Sequence[Feature], what: str) -> None:
             raise Unsupported(f"{broker.__name__} cannot keep a {feature} ({what}); use PostgreSQL, SQLite or Redis for this task")
 
 
+PLANNED: Mapping[str, str] = {
+    "postgresql": "postgres",
+    "postgres": "postgres",
+    "redis": "redis",
+    "rediss": "redis",
+    "valkey": "redis",
+    "redis+sentinel": "redis",
+    "redis+cluster": "redis",
+    "amqp": "rabbitmq",
+    "amqps": "rabbitmq",
+    "sqs": "sqs",
+    "kafka": "kafka",
+    "pubsub": "pubsub",
+}
+"""The extra that serves, or will serve, a scheme."""
+
+
 def broker_class(url: str) -> type[Broker]:
     """The broker class that serves `url`'s scheme, found through the entry points `offload.brokers`.
 
-    Raises BadDeclaration for an unknown scheme and BrokerNotInstalled when the engine's package is missing.
+    Raises BadDeclaration for an unknown scheme, and BrokerNotInstalled when the engine is not in this version of Offload yet or
+    its package is missing.
     """
     from importlib.metadata import entry_points  # a third of the time that `import offload` would take
 
     scheme = urlsplit(url).scheme
     known = {point.name: point for point in entry_points(group="offload.brokers")}
+    if scheme not in known and scheme in PLANNED:
+        raise BrokerNotInstalled(
+            f"this version of Offload does not contain the engine of {scheme}:// (the extra {PLANNED[scheme]!r}) yet; "
+            "use sqlite:///offload.db, or memory:// within one process, for now"
+        )
     if scheme not in known:
         raise BadDeclaration(f"no broker serves {scheme or url!r}: known are {', '.join(f'{name}://' for name in sorted(known))}")
     point = known[scheme]

@@ -305,7 +305,9 @@ def _translated(error: Exception) -> str:
     said = re.sub(r"`([^`]*)`", lambda quoted: re.sub(r"\b(null|array)\b", lambda word: _PYTHON[word[0]], quoted[1]), said)
     name, rest = cast(re.Match[str], re.match(r"(?:\.(\w+))?(.*)", path.rstrip("`"), re.DOTALL)).groups()
     where = [*([f"argument {name!r}"] if name else []), *([f"at {rest}"] if rest else [])]
-    return f"{', '.join(where)}{': ' if where else ''}{said[:1].lower()}{said[1:]}"
+    if not said.partition(" ")[0].isupper():  # such as JSON
+        said = said[:1].lower() + said[1:]
+    return f"{', '.join(where)}{': ' if where else ''}{said}"
 
 
 def _encode(value: Any, what: str, kind: str) -> bytes:
@@ -319,8 +321,9 @@ def _encode(value: Any, what: str, kind: str) -> bytes:
 
 
 def _too_large(what: str, kind: str, size: int) -> BadPayload:
+    take = "takes" if kind == "result" else "take"
     return BadPayload(
-        f"{what}: the {kind} take {size:,} bytes of JSON, of at most {MOST_PAYLOAD_BYTES:,}: store the data elsewhere and pass its key"
+        f"{what}: the {kind} {take} {size:,} bytes of JSON, of at most {MOST_PAYLOAD_BYTES:,}: store the data elsewhere and pass its key"
     )
 
 

@@ -36,10 +36,11 @@ class Control:
     ) -> list[Record]:
         """Up to `limit` records, newest enqueued first, of jobs that match all that is given.
 
-        `key` is a unique key; `text` is sought in id, task name, payload and errors; `after` is the last id of the page before.
+        `state` is a State or its name, in any case; `key` is a unique key; `text` is sought in id, task name, payload and errors;
+        `after` is the last id of the page before.
         """
         try:
-            wanted = None if state is None else State(state)
+            wanted = None if state is None else State(str(state).upper())
         except ValueError:
             raise BadDeclaration(f"there is no state {state!r}; known are {', '.join(State)}") from None
         store = await self.producer.clients.store()

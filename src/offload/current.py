@@ -86,8 +86,8 @@ class Current:
         the call and the storing repeats the call. Raises BadPayload for a result JSON cannot carry, SessionLost when
         another worker has the job by now, LoopRunning in a coroutine (use `astep`).
         """
-        refuse_inside_loop("step")
         attempt, returns = _attempt(), Returns(function)
+        refuse_inside_loop("step")
         if name not in attempt.steps:
             value = _proved(returns, function(*args, **kwargs))
             attempt.remember_blocking(name, value)

@@ -123,6 +123,8 @@ def _why_ready(standing: Standing) -> str:
     serving = [session for session in live if _serves(session, record.queue)]
     if standing.paused:
         return _paused_sentence(record.queue)
+    if not live:
+        return f"{_workers_sentence(standing)} It must be a worker of the app that defines the task {record.task!r}."
     if not serving:
         return _workers_sentence(standing)
     knowing = [session for session in serving if record.task in session.info.tasks]

@@ -8,7 +8,7 @@ OffloadError
 ├── UniqueConflict       the unique key is taken and the job asked to raise
 ├── IdConflict           the id was used before with another payload
 ├── BrokerError          the broker could not be reached or answered oddly (`__cause__` is the driver's error)
-│   ├── BrokerNotInstalled  the engine's package is missing
+│   ├── BrokerNotInstalled  the engine, or a package that it needs, is missing
 │   └── BrokerUnusable   as it is set up it will not work, however often it is tried
 │       └── SchemaTooNew     the database was written by a newer Offload
 ├── SessionLost          the worker's session is gone; its leases are void
@@ -28,7 +28,8 @@ Directive (BaseException, so that a task's own `except Exception` does not swall
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offload.job import Record
@@ -62,6 +63,9 @@ class UniqueConflict(OffloadError):
         self.key = key
         self.job_id = job_id
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.key, self.job_id), self.__dict__
+
 
 class IdConflict(OffloadError):
     """The id was used before with another payload."""
@@ -72,13 +76,16 @@ class IdConflict(OffloadError):
         )
         self.job_id = job_id
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.job_id,), self.__dict__
+
 
 class BrokerError(OffloadError):
     """The broker could not be reached or answered oddly; `__cause__` is the driver's error."""
 
 
 class BrokerNotInstalled(BrokerError):
-    """The package that the engine needs is missing; the message names the extra."""
+    """The engine, or a package that it needs, is missing; the message names the extra, and what to use now."""
 
 
 class BrokerUnusable(BrokerError):
@@ -108,6 +115,9 @@ class JobEnded(OffloadError):
         super().__init__(message)
         self.record = record
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.record), self.__dict__
+
 
 class JobFailed(JobEnded):
     """The job is dead. The text holds the last error; `record.errors` every attempt's traceback."""
@@ -134,19 +144,19 @@ class Directive(BaseException):
 
 
 class RetryLater(Directive):
-    """Try again after `delay` seconds; counts as a retry."""
+    """Try again after `delay`, in seconds or as a timedelta; counts as a retry."""
 
-    def __init__(self, delay: float) -> None:
-        super().__init__(delay)
-        self.delay = delay
+    def __init__(self, delay: float | timedelta) -> None:
+        self.delay = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        super().__init__(self.delay)
 
 
 class Snooze(Directive):
-    """Try again after `delay` seconds; the attempt does not count."""
+    """Try again after `delay`, in seconds or as a timedelta; the attempt does not count."""
 
-    def __init__(self, delay: float) -> None:
-        super().__init__(delay)
-        self.delay = delay
+    def __init__(self, delay: float | timedelta) -> None:
+        self.delay = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        super().__init__(self.delay)
 
 
 class Discard(Directive):

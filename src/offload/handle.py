@@ -111,4 +111,4 @@ def _last_error(record: Record) -> str:
     if not record.errors:
         return record.reason or "no reason was recorded"
     last = record.errors[-1]
-    return f"{last.type}: {last.message}" + (f" ({record.reason})" if record.reason else "")
+    return f"{last.type}: {last.message}" + (f" ({record.reason})" if record.reason not in (None, "", last.message) else "")

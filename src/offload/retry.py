@@ -92,6 +92,7 @@ def decide(policy: RetryPolicy, error: BaseException, attempt: int, age: float, 
     """What follows the failure of `attempt` (1 for the first) with `error`, `age` seconds after the enqueue.
 
     `random` is a number from 0 up to 1. A RetryLater names its own delay and passes `on` and `never`, but counts as a retry.
+    A callable is not asked about it.
     Raises what a callable policy raises.
     """
     if not isinstance(policy, Retry):

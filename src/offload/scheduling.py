@@ -70,7 +70,7 @@ class Scheduling:
         """Enqueue `draft` again and again: `every` so many seconds (or a timedelta), or at the times of `cron` in `timezone`.
 
         Called while a module is being imported (at its top level, or from there), it *declares* the schedule in code, with no
-        I/O: workers that import the module make it known, and it goes when no live worker has declared it for 10 minutes.
+        I/O: workers that import the module make it known, and it goes 10 to 11 minutes after the last worker that declared it.
         Called at any other time, also by a script run as `python script.py`, it *stores* the schedule in the broker at once,
         where it stays until `unschedule`; a rule already there under that name is replaced, an unchanged one keeps its next tick.
 
