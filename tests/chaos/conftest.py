@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,18 @@ class Stage:
         process.kill()
         process.wait()
         self.alive.remove(process)
+
+    def freeze(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGSTOP, at a moment when the process is not inside a transaction: frozen there it would hold SQLite's lock for everyone."""
+        while True:
+            process.send_signal(signal.SIGSTOP)
+            try:
+                with closing(sqlite3.connect(self.folder / "queue.db", timeout=1, isolation_level=None)) as connection:
+                    connection.execute("begin immediate")
+                    connection.execute("rollback")
+                return
+            except sqlite3.OperationalError:
+                process.send_signal(signal.SIGCONT)
 
     def ledger(self) -> list[tuple[int, list[str]]]:
         """All lines of all ledgers: (process id, words)."""

@@ -82,7 +82,7 @@ def test_a_frozen_worker_cannot_record_its_late_outcome(stage: Stage) -> None:
     frozen = stage.start("worker")
     handle = stage.app.enqueue("program.long", seconds=1.0)
     stage.until(lambda: started(stage, handle) == [frozen.pid], 20, "the job starts")
-    frozen.send_signal(signal.SIGSTOP)
+    stage.freeze(frozen)
     other = stage.start("worker")
     stage.until(lambda: handle.record().state is State.SUCCEEDED, 30, "another worker runs the job")
     before = handle.record()

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from offload.current import attempt_var
 from offload.errors import BadPayload
-from offload.job import Cancelled, Dead, Done, Failure, Isolation, Lease, Outcome, Release, Retried
+from offload.job import Cancelled, Dead, Done, Failure, Isolation, Lease, Outcome, Release
 from offload.worker.attempt import LocalAttempt, Sink, StopReason
 from offload.worker.children import ChildDied, Children
+from offload.worker.elsewhere import EndedElsewhere, FailedInChild, seen_from_outside
 from offload.worker.lanes import Lane, demand
 from offload.worker.news import News, fields, title
 from offload.worker.outcome import after, failure_of
@@ -39,23 +40,6 @@ STARTING = 60.0
 HAND_BACK_AFTER = 0.2
 """Seconds without a start in a lane after which what waits in it is handed back: it was claimed for the pace of shorter jobs."""
 CRASHES_BEFORE_ISOLATION = 2
-
-
-class _EndedElsewhere(BaseException):
-    """Carries an outcome that is no failure through the middlewares, past their `except Exception`, as a directive would go."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(f"the attempt ended as {type(outcome).__name__}")
-        self.outcome = outcome
-
-
-class FailedInChild(Exception):
-    """What a middleware sees of the error that a task raised in a child process: its type and text."""
-
-    def __init__(self, failure: Failure, outcome: Outcome) -> None:
-        super().__init__(f"{failure.type}: {failure.message}")
-        self.failure = failure
-        self.outcome = outcome
 
 
 class Executor:
@@ -211,21 +195,21 @@ class Executor:
                 try:
                     args, kwargs = attempt.task.arguments.decode(attempt.job.payload)
                 except BadPayload as error:
-                    raise _EndedElsewhere(Dead("payload", self._failure(error, attempt))) from None
+                    raise EndedElsewhere(Dead("payload", self._failure(error, attempt))) from None
                 return await attempt.task.function(*args, **kwargs)
             elsewhere = await (self._children.run(attempt, self._begun) if attempt.isolation == "process" else self._in_thread(attempt))
             if isinstance(elsewhere, Done):
                 return None if elsewhere.result is None else attempt.task.arguments.decode_result(elsewhere.result)
             if attempt.error is not None and attempt.stop_reason is None:
                 raise attempt.error  # of a thread: middlewares see what the task raised
-            raise _seen_from_outside(elsewhere)
+            raise seen_from_outside(elsewhere)
 
         call: Callable[[], Awaitable[Any]] = innermost
         for middleware in reversed(self._middlewares):
             call = partial(middleware, attempt.job, call)
         try:
             value = await call()
-        except (_EndedElsewhere, FailedInChild) as ended:
+        except (EndedElsewhere, FailedInChild) as ended:
             return ended.outcome
         return Done() if value is None else self._done(value, attempt)
 
@@ -329,18 +313,15 @@ class Executor:
         await self._idle(None, asyncio.Event())
 
     async def _idle(self, seconds: float | None, hurry: asyncio.Event) -> None:
+        # Not asyncio.timeout: in a task that is being cancelled it lets its own CancelledError out, on Python 3.11.2.
+        deadline = math.inf if seconds is None else monotonic() + seconds
         hurried = asyncio.create_task(hurry.wait())
-        try:
-            async with asyncio.timeout(seconds):
-                while self.busy and not hurry.is_set():
-                    self.freed.clear()
-                    freed = asyncio.create_task(self.freed.wait())
-                    await asyncio.wait({freed, hurried}, return_when=asyncio.FIRST_COMPLETED)
-                    freed.cancel()
-        except TimeoutError:
-            return
-        finally:
-            hurried.cancel()
+        while self.busy and not hurry.is_set() and (left := deadline - monotonic()) > 0:
+            self.freed.clear()
+            freed = asyncio.create_task(self.freed.wait())
+            await asyncio.wait({freed, hurried}, timeout=None if left == math.inf else left, return_when=asyncio.FIRST_COMPLETED)
+            freed.cancel()
+        hurried.cancel()
 
     def _drop_waiting(self, *isolations: Isolation) -> list[LocalAttempt]:
         dropped = [attempt for isolation in isolations for attempt in self._waiting[isolation]]
@@ -436,17 +417,6 @@ class Executor:
                 timer.cancel()
         self._threads.close()
         await self._children.close()
-
-
-def _seen_from_outside(outcome: Outcome) -> BaseException:
-    """How an outcome that is no success passes through middlewares."""
-    if isinstance(outcome, Retried | Dead) and outcome.failure is not None and outcome.failure.type not in _NOT_RAISED:
-        return FailedInChild(outcome.failure, outcome)
-    return _EndedElsewhere(outcome)
-
-
-_NOT_RAISED = frozenset({"Discard", "RetryLater", "offload.errors.BadPayload"})
-"""Failures that are a task's own wish, or none of its doing."""
 
 
 def _limit(attempt: LocalAttempt) -> float | None:
