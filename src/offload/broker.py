@@ -280,7 +280,7 @@ def broker_class(url: str) -> type[Broker]:
     if scheme not in known and scheme in PLANNED:
         raise BrokerNotInstalled(
             f"this version of Offload does not contain the engine of {scheme}:// (the extra {PLANNED[scheme]!r}) yet; "
-            "use sqlite:///offload.db, or memory:// within one process, for now"
+            "use sqlite:///offload.db, or memory:// within one process, until then"
         )
     if scheme not in known:
         raise BadDeclaration(f"no broker serves {scheme or url!r}: known are {', '.join(f'{name}://' for name in sorted(known))}")
