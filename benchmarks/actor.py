@@ -27,13 +27,16 @@ def player_of(part: Part, tally: Tally) -> Player:
         from offload_player import OffloadPlayer
 
         return OffloadPlayer(part, tally)
-    if part.engine == "memory":
-        from floor_memory import Floor as MemoryFloor
-
-        return MemoryFloor(part, tally)
-    from floor_sqlite import Floor as SqliteFloor
-
-    return SqliteFloor(part, tally)
+    match part.engine:
+        case "memory":
+            from floor_memory import Floor
+        case "sqlite-full" | "sqlite-normal":
+            from floor_sqlite import Floor
+        case "postgresql":
+            from floor_postgres import Floor
+        case "redis" | "redis-always" | "valkey":
+            from floor_redis import Floor
+    return Floor(part, tally)
 
 
 def play(part: Part) -> Told:

@@ -22,18 +22,16 @@ class Floor:
         self._wake: Callable[[], object] = lambda: None
 
     def enqueue(self, part: Part) -> Told:
-        told = Told()
-        begin = time.monotonic()
         if part.how == "bulk":
+            begin = time.monotonic()
             self._ready.extend(range(part.jobs))
             return Told(seconds=time.monotonic() - begin)
+        told = Told()
         for n in range(part.jobs):
             begin = time.monotonic()
             self._ready.append(n)
             self._wake()
-            told.called.append(begin)
-            told.calls.append(time.monotonic() - begin)
-            told.seconds += told.calls[-1]
+            told.note(begin)
             time.sleep(part.pause)
         return told
 

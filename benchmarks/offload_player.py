@@ -12,14 +12,12 @@ from offload import Offload
 from offload.job import KEEP_SUCCEEDED, State
 from offload.worker import Worker
 
-URLS = {"memory": "memory://", "sqlite-full": "sqlite:///{path}", "sqlite-normal": "sqlite:///{path}?synchronous=normal"}
-
 
 class OffloadPlayer:
     """An app with two tasks that do nothing but count."""
 
     def __init__(self, part: Part, tally: Tally) -> None:
-        self.app = app = Offload(URLS[part.engine].format(path=part.path))
+        self.app = app = Offload(part.url)
         keep = KEEP_SUCCEEDED if part.kept else 0
 
         @app.task(name="async", keep=keep)
@@ -44,7 +42,7 @@ class OffloadPlayer:
         for n in range(part.jobs):
             begin = time.monotonic()
             self.task.enqueue(n)
-            _note(told, begin)
+            told.note(begin)
             time.sleep(part.pause)
         return told
 
@@ -54,7 +52,7 @@ class OffloadPlayer:
         for n in range(part.jobs):
             begin = time.monotonic()
             await self.task.aenqueue(n)
-            _note(told, begin)
+            told.note(begin)
         await self.app.aclose()
         return told
 
@@ -65,11 +63,5 @@ class OffloadPlayer:
 
     def left(self, *, kept: bool) -> int:
         counts = [count for states in self.app.counts().values() for count in states.items()]
+        self.app.close()
         return sum(number for state, number in counts if not (kept and state is State.SUCCEEDED))
-
-
-def _note(told: Told, begin: float) -> None:
-    took = time.monotonic() - begin
-    told.called.append(begin)
-    told.calls.append(took)
-    told.seconds += took

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Literal, Protocol
 
 Side = Literal["offload", "floor"]
-Engine = Literal["memory", "sqlite-full", "sqlite-normal"]
+Engine = Literal["memory", "sqlite-full", "sqlite-normal", "postgresql", "redis", "redis-always", "valkey"]
 Loop = Literal["uvloop", "asyncio"]
 How = Literal["sync", "async", "bulk"]
 Kind = Literal["async", "sync"]
@@ -23,8 +23,8 @@ class Part:
     engine: Engine
     loop: Loop
     duty: Literal["enqueue", "work"]
-    path: str = ""
-    """The database file; the engine in memory has none."""
+    url: str
+    """Where the jobs live, as Offload is told it."""
     jobs: int
     how: How = "bulk"
     """Enqueue one by one from sync or async code, or in bulk."""
@@ -38,8 +38,8 @@ class Part:
     """A worker leaves when nothing is left, or on SIGTERM."""
     waits: bool = True
     """Whether to say `ready` when all is imported, and begin when told `go`."""
-    source: Literal["file", "fill", "feed"] = "file"
-    """Where a worker's jobs come from. In memory it enqueues them itself: in bulk before it begins, or from a thread beside it."""
+    source: Literal["place", "fill", "feed"] = "place"
+    """Where a worker's jobs come from: they lie at `url`. In memory it enqueues them itself: in bulk before, or from a thread beside."""
 
 
 @dataclass(kw_only=True)
@@ -62,6 +62,13 @@ class Told:
     """Bytes that a worker held at its end, code and all (resident set)."""
     left: int = 0
     """Jobs in memory that were not settled when the worker left."""
+
+    def note(self, began: float) -> None:
+        """A call of enqueue has ended."""
+        took = monotonic() - began
+        self.called.append(began)
+        self.calls.append(took)
+        self.seconds += took
 
 
 class Tally:

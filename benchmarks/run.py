@@ -9,14 +9,18 @@ import argparse
 import json
 import sys
 import tempfile
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
 from machine import machine
 from part import Engine, Loop, Side
+from place import Place, place_of
 from report import Report, table
 from stage import MEASUREMENTS, Account, Stage
+
+from offload.testing.servers import ServerMissing
 
 NO_DISK_MS = 0.02
 """An fsync that is faster has not waited for a disk."""
@@ -32,23 +36,43 @@ def main() -> int:
         if known.fsync_ms < NO_DISK_MS:
             print(f"{folder} does not wait for a disk, so FULL is as fast as NORMAL; give one that does by --folder")
     report, account = Report(), Account()
-    for number in range(options.rounds):
-        for engine in options.engine:
-            for loop in loops(options.loop):
-                stage = Stage(engine, loop, options.jobs, folder, account, quick=options.quick)
-                for name in options.only:
-                    say(f"round {number + 1} of {options.rounds}: {engine}, {loop}, {name}")
-                    measure(stage, name, number, report)
+    with ExitStack() as stack:
+        places = places_of(options, folder, stack)
+        for number in range(options.rounds):
+            for engine, place in places.items():
+                for loop in loops(options.loop):
+                    stage = Stage(engine, loop, options.jobs, place, account, quick=options.quick)
+                    for name in options.only:
+                        say(f"round {number + 1} of {options.rounds}: {engine}, {loop}, {name}")
+                        measure(stage, name, number, report)
     say("")
     rows = report.rows()
     if options.json:
-        print(json.dumps({"machine": known._asdict(), "exactly_once": vars(account), "rows": [row.as_dict() for row in rows]}, indent=1))
+        found = {"machine": known._asdict(), "servers": {engine: place.version for engine, place in places.items() if place.version}}
+        print(json.dumps(found | {"exactly_once": vars(account), "rows": [row.as_dict() for row in rows]}, indent=1))
     else:
         print(table(rows))
         print(
             f"\n{account.jobs:,} jobs in {account.runs} runs: " + ("; ".join(account.problems) or "each was run exactly once and settled")
         )
     return 1 if account.problems else 0
+
+
+def places_of(options: argparse.Namespace, folder: Path, stack: ExitStack) -> dict[Engine, Place]:
+    """The engines to measure and where. Without a choice, those whose server is not on this machine are left out, and it says so."""
+    tempfile.tempdir = str(folder)  # servers keep their data where temporary files go
+    places: dict[Engine, Place] = {}
+    for engine in options.engine or get_args(Engine):
+        try:
+            places[engine] = place_of(engine, folder, stack)
+        except ServerMissing as error:
+            if options.engine:
+                raise SystemExit(f"cannot measure {engine}: {error}") from None
+            print(f"{engine} is left out: {error}", file=sys.stderr)
+            continue
+        if places[engine].version and not options.json:
+            print(f"{engine}: {places[engine].version}")
+    return places
 
 
 def measure(stage: Stage, name: str, number: int, report: Report) -> None:
@@ -81,7 +105,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     engines, names = get_args(Engine), tuple(MEASUREMENTS)
     parser.add_argument(
-        "--engine", action="append", choices=engines, help=f"give it again for more of them (default: {', '.join(engines)})"
+        "--engine", action="append", choices=engines, help="give it again for more of them (default: all that can run here)"
     )
     parser.add_argument("--only", action="append", choices=names, help=f"give it again for more of them (default: {', '.join(names)})")
     parser.add_argument("--jobs", type=int, help="jobs of a run; a tenth of them is enqueued one by one (default: 20000, quick: 2000)")
@@ -90,10 +114,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--loop", choices=("uvloop", "asyncio", "both"), default=None, help="the worker's event loop (default: as the worker's own)"
     )
-    parser.add_argument("--folder", default=tempfile.gettempdir(), help="where the database files lie for the time")
+    parser.add_argument("--folder", default=tempfile.gettempdir(), help="where databases and servers keep their files for the time")
     parser.add_argument("--json", action="store_true", help="print all that was measured as JSON")
     options = parser.parse_args()
-    options.engine = options.engine or list(engines)
     options.only = options.only or list(names)
     options.jobs = options.jobs or (2_000 if options.quick else 20_000)
     options.rounds = options.rounds or (1 if options.quick else 3)

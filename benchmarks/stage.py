@@ -6,22 +6,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import quantiles
-from tempfile import NamedTemporaryFile, TemporaryDirectory
+from tempfile import NamedTemporaryFile
+from typing import Self
 
 import msgspec
 import psutil
 from actor import SETTLING, player_of
 from part import Engine, Kind, Loop, Part, Side, Tally, Told
+from place import Place
 
 ACTOR = Path(__file__).with_name("actor.py")
 PATIENCE = 600.0
 """Seconds after which a process that has not ended is held for stuck."""
 PICKUP_PAUSE = 0.02
-IDLE_FOR = 3.0
+IDLE_FOR = 6.0
 Values = dict[str, float]
 """What was measured, by the name of its row."""
 
@@ -45,10 +47,10 @@ class Account:
 
 
 class Actor:
-    """A process that plays one part."""
+    """A process that plays one part. As a context manager it is gone at the end, whatever went wrong."""
 
     def __init__(self, part: Part) -> None:
-        self._told = NamedTemporaryFile(prefix="offload-benchmark-")  # noqa: SIM115 - closed by `told`
+        self._told = NamedTemporaryFile(prefix="offload-benchmark-")  # noqa: SIM115 - closed at the end
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, str(ACTOR), msgspec.json.encode(part).decode(), self._told.name],
@@ -62,6 +64,16 @@ class Actor:
         if part.waits:
             self._out.readline()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        for file in (self._told, self._in, self._out):
+            with suppress(BrokenPipeError):
+                file.close()
+
     def go(self) -> None:
         """Let it begin."""
         with suppress(BrokenPipeError):  # it has died: `told` says so
@@ -73,8 +85,7 @@ class Actor:
         code = self.process.wait(PATIENCE)
         if code != 0:
             raise RuntimeError(f"a process of the benchmark ended with exit code {code}; its own error stands above")
-        with self._told, self._in, self._out:
-            return msgspec.json.decode(self._told.read(), type=Told)
+        return msgspec.json.decode(self._told.read(), type=Told)
 
 
 @dataclass
@@ -84,7 +95,7 @@ class Stage:
     engine: Engine
     loop: Loop
     jobs: int
-    folder: Path
+    place: Place
     account: Account
     quick: bool = False
 
@@ -92,17 +103,9 @@ class Stage:
     def in_memory(self) -> bool:
         return self.engine == "memory"
 
-    def part(self, side: Side, folder: str, **changes: object) -> Part:
-        """A part on a file in `folder`."""
-        return replace(
-            Part(side=side, engine=self.engine, loop=self.loop, duty="work", jobs=self.jobs),
-            path="" if self.in_memory else f"{folder}/jobs.db",
-            **changes,
-        )
-
-    def place(self) -> TemporaryDirectory[str]:
-        """A fresh folder for one measurement."""
-        return TemporaryDirectory(dir=self.folder, prefix="offload-benchmark-")
+    def part(self, side: Side, url: str, **changes: object) -> Part:
+        """A part at the place of `url`."""
+        return replace(Part(side=side, engine=self.engine, loop=self.loop, duty="work", url=url, jobs=self.jobs), **changes)
 
     # -- measurements ------------------------------------------------------------------------------------------------------
 
@@ -111,8 +114,8 @@ class Stage:
         values: Values = {}
         few = max(self.jobs // 10, 10)
         for how, jobs in (("sync", few), ("async", few), ("bulk", self.jobs)):
-            with self.place() as folder:
-                told = play([self.part(side, folder, duty="enqueue", how=how, jobs=jobs)])[0]
+            with self.place.fresh() as url:
+                told = play([self.part(side, url, duty="enqueue", how=how, jobs=jobs)])[0]
             values[f"enqueue {ENQUEUES[how]}, jobs/s"] = jobs / told.seconds
             if how != "bulk":
                 values |= spread(f"enqueue call, {how}", told.calls, unit="µs")
@@ -134,8 +137,8 @@ class Stage:
         return values
 
     def _drain(self, side: Side, kind: Kind, count: int, *, kept: bool) -> tuple[float, list[Told]]:
-        with self.place() as folder:
-            part = self.part(side, folder, kind=kind, kept=kept, source="fill" if self.in_memory else "file")
+        with self.place.fresh() as url:
+            part = self.part(side, url, kind=kind, kept=kept, source="fill" if self.in_memory else "place")
             if not self.in_memory:
                 play([replace(part, duty="enqueue")])
             told = play([part] * count)
@@ -149,20 +152,20 @@ class Stage:
     def pickup(self, side: Side) -> Values:
         """How long after the call of enqueue a job begins, where the worker slept."""
         jobs = 20 if self.quick else 200
-        with self.place() as folder:
-            part = self.part(side, folder, jobs=jobs, how="sync", pause=PICKUP_PAUSE, until="told")
+        with self.place.fresh() as url:
+            part = self.part(side, url, jobs=jobs, how="sync", pause=PICKUP_PAUSE, until="told")
             if self.in_memory:
                 workers = play([replace(part, source="feed")])
                 producer, left = workers[0], workers[0].left
             else:
-                worker, feeder = Actor(part), Actor(replace(part, duty="enqueue"))
-                worker.go()
-                time.sleep(SETTLING)
-                feeder.go()
-                producer = feeder.told()
-                time.sleep(SETTLING)
-                worker.process.terminate()
-                workers = [worker.told()]
+                with Actor(part) as worker, Actor(replace(part, duty="enqueue")) as feeder:
+                    worker.go()
+                    time.sleep(SETTLING)
+                    feeder.go()
+                    producer = feeder.told()
+                    time.sleep(SETTLING)
+                    worker.process.terminate()
+                    workers = [worker.told()]
                 left = self._left(part, workers)
             self.account.check(part, workers, left)
         waits = [began - called for called, began in zip(producer.called, workers[0].began, strict=True) if began]
@@ -170,28 +173,28 @@ class Stage:
 
     def start(self, side: Side) -> Values:
         """How long after its process was started a worker begins its first job."""
-        with self.place() as folder:
-            part = self.part(side, folder, jobs=1, waits=False, source="fill" if self.in_memory else "file")
+        with self.place.fresh() as url:
+            part = self.part(side, url, jobs=1, waits=False, source="fill" if self.in_memory else "place")
             if not self.in_memory:
                 play([replace(part, duty="enqueue", waits=True)])
-            worker = Actor(part)
-            told = worker.told()
+            with Actor(part) as worker:
+                told = worker.told()
             self.account.check(part, [told], self._left(part, [told]))
         return {"start to first job, ms": (told.began[0] - worker.started) * 1000}
 
     def idle(self, side: Side) -> Values:
-        """How much of one core a worker takes that has nothing to do."""
+        """How much of one core a worker takes that has nothing to do, and how many commands it sends to a server."""
         seconds = IDLE_FOR / 6 if self.quick else IDLE_FOR
-        with self.place() as folder:
-            worker = Actor(self.part(side, folder, jobs=0, until="told"))
+        with self.place.fresh() as url, Actor(self.part(side, url, jobs=0, until="told")) as worker:
             worker.go()
             time.sleep(SETTLING if self.quick else 1.0)
             before = cpu_seconds(worker.process.pid)
-            time.sleep(seconds)
+            commands = self.place.commands(seconds)
             used = cpu_seconds(worker.process.pid) - before
             worker.process.terminate()
             worker.told()
-        return {"idle worker, % of a core": used / seconds * 100}
+        values = {"idle worker, % of a core": used / seconds * 100}
+        return values if commands is None else values | {"idle worker, commands/s": commands / seconds}
 
 
 MEASUREMENTS: dict[str, Callable[[Stage, Side], Values]] = {
@@ -206,10 +209,11 @@ ENQUEUES = {"sync": "one by one, sync", "async": "one by one, async", "bulk": "i
 
 def play(parts: Sequence[Part]) -> list[Told]:
     """Have processes play parts, all beginning together."""
-    actors = [Actor(part) for part in parts]
-    for actor in actors:
-        actor.go()
-    return [actor.told() for actor in actors]
+    with ExitStack() as stack:
+        actors = [stack.enter_context(Actor(part)) for part in parts]
+        for actor in actors:
+            actor.go()
+        return [actor.told() for actor in actors]
 
 
 def spread(name: str, seconds: Sequence[float], *, unit: str) -> Values:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import os
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from functools import cache
 from time import monotonic
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import pytest
 
+from offload.testing import servers
+from offload.testing.servers import Cluster, PostgresServer, RedisServer, Sentinels, ServerMissing
+
+Started = TypeVar("Started", bound=AbstractContextManager[Any])
+Starts: TypeAlias = Callable[[Callable[[], Started]], Started]
+"""What the fixtures `started` and `shared` give."""
 Eventually: TypeAlias = Callable[..., Awaitable[Any]]
 """What the fixture `eventually` gives."""
 
@@ -40,7 +49,86 @@ def eventually() -> Eventually:
             if met:
                 return met
             if monotonic() > deadline:
-                pytest.fail(f"not within {within:g} s: {inspect.getsource(condition).strip()}")
+                what = inspect.getsource(condition).strip() if inspect.isfunction(condition) else repr(condition)
+                pytest.fail(f"not within {within:g} s: {what}")
             await asyncio.sleep(0.01)
 
     return eventually
+
+
+def _start(start: Callable[[], Started]) -> Started:
+    try:
+        return start()
+    except ServerMissing as missing:
+        if os.environ.get("CI"):
+            pytest.fail(f"{missing}; CI must not skip what needs it")
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+def started() -> Iterator[Starts[Any]]:
+    """`started(lambda: postgres(durable=True))`: a server of this test's own, for tests that kill it.
+
+    Where its program is missing the test is skipped, and fails in CI.
+    """
+    with ExitStack() as stack:
+        yield lambda start: stack.enter_context(_start(start))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Iterator[Starts[Any]]:
+    """As `started`, for a server that all tests of a test process share: leave it running, use a database, schema or prefix of your own."""
+    with ExitStack() as stack:
+        yield lambda start: stack.enter_context(_start(start))
+
+
+@pytest.fixture(scope="session")
+def shared_postgres(shared: Starts[PostgresServer]) -> Callable[[int | None], PostgresServer]:
+    """`shared_postgres(version)`; None is the newest."""
+    return cache(lambda version: shared(lambda: servers.postgres(version=version)))
+
+
+def _oldest_and_newest() -> list[int | None]:
+    found = servers.versions_of_postgres()
+    return list(found if os.environ.get("OFFLOAD_SOAK") else dict.fromkeys((found[0], found[-1]))) if found else [None]
+
+
+@pytest.fixture(scope="session", params=_oldest_and_newest(), ids=lambda version: f"postgres{version or ''}")
+def each_postgres(request: pytest.FixtureRequest, shared_postgres: Callable[[int | None], PostgresServer]) -> PostgresServer:
+    """The oldest PostgreSQL of this machine, and the newest; in a soak all."""
+    return shared_postgres(request.param)
+
+
+@pytest.fixture(scope="session")
+def shared_redis(shared: Starts[RedisServer]) -> RedisServer:
+    return shared(servers.redis)
+
+
+@pytest.fixture(scope="session")
+def shared_valkey(shared: Starts[RedisServer]) -> RedisServer:
+    return shared(servers.valkey)
+
+
+@pytest.fixture(scope="session", params=["valkey", "redis"])
+def each_redis(request: pytest.FixtureRequest) -> RedisServer:
+    """Valkey, and Redis itself."""
+    return request.getfixturevalue(f"shared_{request.param}")
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(shared: Starts[Cluster]) -> Cluster:
+    return shared(servers.cluster)
+
+
+@pytest.fixture(scope="session")
+def shared_sentinel(shared: Starts[Sentinels]) -> Sentinels:
+    return shared(servers.sentinel)
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def fresh_name() -> str:
+    """A name that no other test of this test process has: for a schema, a prefix, a database."""
+    return f"test_{next(_numbers)}"

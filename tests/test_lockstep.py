@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import itertools
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from tempfile import TemporaryDirectory
 
@@ -10,10 +11,13 @@ import pytest
 
 from offload.brokers.memory import MemoryBroker
 from offload.brokers.memory.session import MemorySession
+from offload.brokers.postgres import PostgresBroker
+from offload.brokers.redis import RedisBroker
 from offload.brokers.sqlite import SqliteBroker
 from offload.job import Filter, Isolation, Job, Lease, Outcome, Record, WorkerInfo
 from offload.testing.clock import TestClock
 from offload.testing.lockstep import Opener, lockstep
+from offload.testing.servers import PostgresServer, RedisServer
 
 
 def memory(kind: type[MemoryBroker] = MemoryBroker) -> Opener:
@@ -36,9 +40,50 @@ async def sqlite(clock: TestClock) -> AsyncGenerator[SqliteBroker]:
         await broker.close()
 
 
+@pytest.fixture
+def postgres(shared_postgres: Callable[[int | None], PostgresServer], fresh_name: str) -> Opener:
+    """Each run in a schema of its own."""
+    numbers = itertools.count(1)
+
+    @asynccontextmanager
+    async def opened(clock: TestClock) -> AsyncGenerator[PostgresBroker]:
+        url = f"{shared_postgres(None).url}?schema=lockstep_{fresh_name}_{next(numbers)}"
+        broker = PostgresBroker.connect(url, clock)
+        await broker.open()
+        yield broker
+        await broker.close()
+
+    return opened
+
+
+@pytest.fixture
+def redis(each_redis: RedisServer, fresh_name: str) -> Opener:
+    """Each run under a prefix of its own."""
+    numbers = itertools.count(1)
+
+    @asynccontextmanager
+    async def opened(clock: TestClock) -> AsyncGenerator[RedisBroker]:
+        broker = RedisBroker.connect(f"{each_redis.url}?prefix=lockstep_{fresh_name}_{next(numbers)}", clock)
+        await broker.open()
+        yield broker
+        await broker.close()
+
+    return opened
+
+
 @pytest.mark.timeout(0)  # as long as OFFLOAD_LOCKSTEP_RUNS asks for, and until the shortest program that fails is found
 def test_sqlite_is_indistinguishable_from_memory() -> None:
     lockstep(memory(), sqlite)
+
+
+@pytest.mark.timeout(0)
+def test_postgresql_is_indistinguishable_from_memory(postgres: Opener) -> None:
+    lockstep(memory(), postgres)
+
+
+@pytest.mark.timeout(0)
+def test_redis_is_indistinguishable_from_memory(redis: Opener) -> None:
+    lockstep(memory(), redis)
 
 
 def test_memory_is_indistinguishable_from_itself() -> None:

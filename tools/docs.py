@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from offload.broker import Broker, Feature, Store
+from offload.broker import Broker, Feature, SqlStore, Store
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from tests.docs import reference  # noqa: E402 - found only now
 
 TABLE = re.compile(r"(<!-- engines: begin -->\n).*?(<!-- engines: end -->)", re.DOTALL)
+NAMES = {"postgres": "postgresql"}
+"""How an engine is called that has several schemes, where that is not the first of them."""
 LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\s]+)\)|!\[[^\]\n]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 
@@ -31,11 +33,15 @@ def pages() -> list[Path]:
 
 def engines() -> str:
     """The table of engines and what each honours, from the classes themselves."""
-    brokers: dict[str, type[Broker]] = {point.name: point.load() for point in sorted(entry_points(group="offload.brokers"))}
+    schemes: dict[type[Broker], list[str]] = {}
+    for point in sorted(entry_points(group="offload.brokers")):
+        schemes.setdefault(point.load(), []).append(point.name)
+    brokers = {NAMES.get(names[0], names[0]): broker for broker, names in schemes.items()}
     rows = [
         ("", *(f"`{name}://`" for name in brokers)),
         ("---", *(":-:" for _ in brokers)),
         ("survives a restart", *(yes(broker.durable) for broker in brokers.values())),
+        ("jobs commit with your own rows", *(yes(issubclass(broker, SqlStore)) for broker in brokers.values())),
         ("records, control, doctor", *(yes(issubclass(broker, Store)) for broker in brokers.values())),
         *((feature.value, *(yes(feature in broker.features) for broker in brokers.values())) for feature in Feature),
     ]

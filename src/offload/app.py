@@ -156,6 +156,7 @@ class Offload(Control, Scheduling):
         expires_in: Duration | None = None,
         timeout: Duration | None = None,
         keep: Duration | None = None,
+        connection: Any = None,
     ) -> ByName:
         """Options for jobs enqueued by the name of their task; as `Task.using`."""
         changes = Changes(
@@ -168,6 +169,7 @@ class Offload(Control, Scheduling):
             expires_in=expires_in,
             timeout=timeout,
             keep=keep,
+            connection=connection,
         )
         return ByName(self, changes)
 
@@ -179,26 +181,33 @@ class Offload(Control, Scheduling):
         """
         return await ByName(self, Changes()).aenqueue(name, *args, **kwargs)
 
-    enqueue = sync(aenqueue)
+    def enqueue(self, name: str, /, *args: Any, **kwargs: Any) -> Handle[Any]:
+        """Enqueue a job by the name of its task, whose code need not be importable here.
 
-    async def aenqueue_many(self, drafts: Iterable[Draft[R]]) -> list[Handle[R]]:
+        As `aenqueue`, for sync code. Raises LoopRunning on a running event loop.
+        """
+        return ByName(self, Changes()).enqueue(name, *args, **kwargs)
+
+    async def aenqueue_many(self, drafts: Iterable[Draft[R]], *, connection: Any = None) -> list[Handle[R]]:
         """Enqueue what `task.job(...)` gave, in order; returns a handle each.
 
         Each thousand is one atomic operation: all of it is stored or none. When one fails, the thousands before it stay
-        enqueued. Raises UniqueConflict, IdConflict, Unsupported, BrokerError.
+        enqueued; on a `connection` all are part of the transaction that is open there. Raises UniqueConflict, IdConflict, Unsupported,
+        BrokerError.
         """
-        return [handle for chunk in _thousands(drafts) for handle in await self._enqueue_all(chunk)]
+        ids = [id for chunk in _thousands(drafts) for id in await self.producer.enqueue(chunk, connection)]
+        return [Handle(id, self.producer) for id in ids]
 
-    def enqueue_many(self, drafts: Iterable[Draft[R]]) -> list[Handle[R]]:
+    def enqueue_many(self, drafts: Iterable[Draft[R]], *, connection: Any = None) -> list[Handle[R]]:
         """Enqueue what `task.job(...)` gave, in order, a thousand at a time; returns a handle each.
 
-        As `aenqueue_many`; `drafts` is read in the caller's thread.
+        As `aenqueue_many`, for sync code.
         """
-        refuse_inside_loop("enqueue_many")
-        return [handle for chunk in _thousands(drafts) for handle in portal.run(self._enqueue_all, chunk)]
-
-    async def _enqueue_all(self, drafts: Sequence[Draft[R]]) -> list[Handle[R]]:
-        return [Handle(id, self.producer) for id in await self.producer.enqueue(drafts)]
+        if connection is None:
+            refuse_inside_loop("enqueue_many")
+        enqueue = self.producer.enqueue_blocking
+        ids = [id for chunk in _thousands(drafts) for id in enqueue("enqueue_many", lambda chunk=chunk: chunk, connection)]
+        return [Handle(id, self.producer) for id in ids]
 
     def handle(self, id: str) -> Handle[Any]:
         """The handle of a job by its id, whether or not there is such a job."""
@@ -250,6 +259,12 @@ class Offload(Control, Scheduling):
         """The same client, typed as the `Store` that it is. Raises Unsupported when the broker only carries jobs."""
         return await self.producer.clients.store()
 
+    async def amigrate(self) -> tuple[int, int]:
+        """Make the broker's tables, or bring them to this version; as `offload migrate`. Returns the versions (from, to)."""
+        return await (await self.store()).migrate()
+
+    migrate = sync(amigrate)
+
     async def aclose(self) -> None:
         """Let go of connections. The app can still be used: it connects again."""
         await self.producer.clients.close()
@@ -289,10 +304,13 @@ class ByName:
 
     async def aenqueue(self, name: str, /, *args: Any, **kwargs: Any) -> Handle[Any]:
         """Enqueue a job of the task of that name; as `Offload.enqueue`."""
-        [id] = await self._app.producer.enqueue([self.job(name, *args, **kwargs)])
+        [id] = await self._app.producer.enqueue([self.job(name, *args, **kwargs)], self._changes.connection)
         return Handle(id, self._app.producer)
 
-    enqueue = sync(aenqueue)
+    def enqueue(self, name: str, /, *args: Any, **kwargs: Any) -> Handle[Any]:
+        """Enqueue a job of the task of that name; as `Offload.enqueue`."""
+        [id] = self._app.producer.enqueue_blocking("enqueue", lambda: [self.job(name, *args, **kwargs)], self._changes.connection)
+        return Handle(id, self._app.producer)
 
 
 class Testing:

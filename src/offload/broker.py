@@ -7,11 +7,11 @@ All calls take batches, and all are safe to repeat: a broken connection is alway
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
 from enum import StrEnum
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from offload.clock import Clock
@@ -35,6 +35,8 @@ from offload.job import (
     Upkeep,
     WorkerInfo,
 )
+
+T = TypeVar("T")
 
 
 class Feature(StrEnum):
@@ -71,10 +73,21 @@ class Session(ABC):
         """
 
     @abstractmethod
+    async def retain(self, held: Sequence[Lease]) -> int:
+        """Hand back every lease of this session but `held`, as Release does. Returns how many.
+
+        Called after a fetch that failed, before the next: the broker may have carried it out, and leases whose answer was lost belong to a
+        live session that does not know of them, so nobody would rescue them. A fetch called before claims nothing from then on, however
+        late it reaches the broker. Not called while a fetch is under way.
+        Raises SessionLost when the session is gone, BrokerError when the broker cannot be reached.
+        """
+
+    @abstractmethod
     async def settle(self, settlements: Sequence[tuple[Lease, Outcome]]) -> list[Lease]:
         """Record how attempts ended, in one atomic operation. Returns only the leases that were lost; their outcomes are dropped.
 
-        A lease settled before is lost. Where cancellation was asked for, all outcomes but Done end CANCELLED.
+        A lease settled before is lost: so are all of a call that is repeated because its answer was. A session that is not gone loses
+        leases in no other way. Where cancellation was asked for, all outcomes but Done end CANCELLED.
         """
 
     @abstractmethod
@@ -111,6 +124,8 @@ class Broker(ABC):
 
     features: ClassVar[frozenset[Feature]]
     durable: ClassVar[bool] = True
+    clock: Clock
+    """By what it judges whether a time has come: its server's clock, where it has a server, for a worker's own may be wrong or jump."""
 
     @classmethod
     @abstractmethod
@@ -234,6 +249,81 @@ class Store(Broker):
         """Bring the schema to this version. Returns (from, to)."""
 
 
+class Statement(NamedTuple):
+    """One SQL statement with its values by name; values are text, numbers, booleans or None, so that any driver takes them."""
+
+    sql: str
+    values: Mapping[str, Any] = {}
+
+
+Work: TypeAlias = Generator[Statement, list[tuple[Any, ...]], T]
+"""What an operation does in a transaction, whoever runs it: it yields statements, receives their rows, and returns its result.
+
+An error that a statement meets is raised at its `yield`.
+"""
+
+
+class Cursor(Protocol):
+    """What executing a statement gives."""
+
+    @property
+    def rowcount(self) -> int:
+        """The number of rows that the statement changed."""
+        ...
+
+    def fetchone(self) -> Any:
+        """The next row as a tuple; None when there is no more."""
+        ...
+
+    def fetchall(self) -> list[Any]:
+        """All rows that are left; none where the statement gives none."""
+        ...
+
+
+Execute: TypeAlias = Callable[[str, Mapping[str, Any] | Sequence[Any]], Cursor]
+"""Runs one statement with its values, by name or by place."""
+Routine: TypeAlias = Callable[[Execute], T]
+"""`Work` for a database that no driver awaits: a plain function of what executes statements. May be run from any thread."""
+Dialect: TypeAlias = Literal["postgresql", "sqlite"]
+
+
+class SqlStore(Store):
+    """A store in an SQL database, which can take part in a transaction of the caller's own.
+
+    What `enqueue_on` and `settle_on` give is run in a savepoint, so that an error inside undoes what it did and nothing else. Both do no
+    I/O themselves and may be called from any thread.
+    """
+
+    dialect: ClassVar[Dialect]
+    """Which database it is. Values stand in statements as `%(name)s` on PostgreSQL and as `:name` on SQLite."""
+    needs_opening: ClassVar[bool] = True
+    """Whether `enqueue_on` and `settle_on` want an open client; where not, `connect` is enough."""
+    library: str | None = None
+    """The package whose connections alone may take part; None where any may."""
+
+    @abstractmethod
+    def enqueue_on(self, jobs: Sequence[Job]) -> Work[list[str]] | Routine[list[str]]:
+        """`enqueue`, as statements to be run on the caller's connection, in the caller's transaction; workers are woken by its commit."""
+
+    @abstractmethod
+    def settle_on(self, session: str, lease: Lease, outcome: Outcome) -> Work[bool] | Routine[bool]:
+        """`settle` of one lease of `session` in the caller's transaction. False, and nothing done, when the lease is lost.
+
+        The lease may have come through a pipe from another process; `ref` is plain data, such as numbers and texts.
+        """
+
+    @abstractmethod
+    def transaction(self) -> AbstractContextManager[Any]:
+        """A connection of this store's own with a transaction begun: committed at the end of the block, rolled back on an error.
+
+        May be called from any thread; the connection is the calling thread's. Gives psycopg's or sqlite3's `Connection`.
+        """
+
+    @abstractmethod
+    def atransaction(self) -> AbstractAsyncContextManager[Any]:
+        """`transaction` for coroutines: psycopg's `AsyncConnection`; on SQLite sqlite3's `Connection`."""
+
+
 ASKS: Mapping[Feature, Callable[[Job], bool]] = {
     Feature.PRIORITY: lambda job: job.priority != 0,
     Feature.DELAY: lambda job: job.run_at is not None,
@@ -251,20 +341,13 @@ def check(broker: type[Broker], asked: Sequence[Feature], what: str) -> None:
 
 
 PLANNED: Mapping[str, str] = {
-    "postgresql": "postgres",
-    "postgres": "postgres",
-    "redis": "redis",
-    "rediss": "redis",
-    "valkey": "redis",
-    "redis+sentinel": "redis",
-    "redis+cluster": "redis",
     "amqp": "rabbitmq",
     "amqps": "rabbitmq",
     "sqs": "sqs",
     "kafka": "kafka",
     "pubsub": "pubsub",
 }
-"""The extra that serves, or will serve, a scheme."""
+"""The extra that will serve a scheme."""
 
 
 def broker_class(url: str) -> type[Broker]:
@@ -280,7 +363,7 @@ def broker_class(url: str) -> type[Broker]:
     if scheme not in known and scheme in PLANNED:
         raise BrokerNotInstalled(
             f"this version of Offload does not contain the engine of {scheme}:// (the extra {PLANNED[scheme]!r}) yet; "
-            "use sqlite:///offload.db, or memory:// within one process, until then"
+            "use postgresql://, redis:// or sqlite:/// until then"
         )
     if scheme not in known:
         raise BadDeclaration(f"no broker serves {scheme or url!r}: known are {', '.join(f'{name}://' for name in sorted(known))}")

@@ -58,6 +58,10 @@ class Clients:
         client = self._ready.get(loop)
         return client if client is not None else await self._open(loop)
 
+    def anyone(self) -> Broker | None:
+        """An open client of whatever loop, for what is bound to none."""
+        return next(iter(list(self._ready.values())), None)
+
     async def store(self) -> Store:
         """The client of the running loop, for what only a store can answer. Raises Unsupported when the broker is none."""
         if not issubclass(self.kind, Store):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar, overload
 
+from offload import completing
 from offload.codec import Returns
-from offload.errors import NotInTask
-from offload.job import Job, Progress
+from offload.completing import Completion
+from offload.errors import BadDeclaration, NotInTask
+from offload.job import Done, Job, Lease, Progress
 from offload.portal import refuse_inside_loop
+from offload.task import Task
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,6 +31,32 @@ class Attempt(ABC):
     """What the app's lifespan gave."""
     steps: dict[str, bytes]
     """JSON of the steps remembered so far."""
+    lease: Lease
+    session_id: str
+    """The session that holds the lease."""
+    task: Task[..., Any]
+    completion: Completion | None = None
+    """The transaction that is open to end the job."""
+    completed: Done | None = None
+    """The outcome that such a transaction committed; whatever comes later changes nothing."""
+    settled = False
+    """Whether the store has that outcome."""
+    in_doubt = False
+    """Whether a commit was begun whose end was not seen: the store may have the outcome, and tells by refusing another one."""
+
+    def shield(self) -> None:
+        """From here on nothing is raised in the task's thread from outside; what was raised but has not arrived comes later."""
+
+    def unshield(self) -> None:
+        """Undo `shield`."""
+
+    def committing(self) -> None:
+        """Take note that the transaction which ends the job is about to be committed."""
+        self.in_doubt = True
+
+    def committed(self, outcome: Done, *, settled: bool) -> None:
+        """Take note that it is."""
+        self.completed, self.settled, self.in_doubt = outcome, settled, False
 
     @property
     @abstractmethod
@@ -86,7 +116,7 @@ class Current:
         the call and the storing repeats the call. Raises BadPayload for a result JSON cannot carry, SessionLost when
         another worker has the job by now, LoopRunning in a coroutine (use `astep`).
         """
-        attempt, returns = _attempt(), Returns(function)
+        attempt, returns = _outside_transaction(), Returns(function)
         refuse_inside_loop("step")
         if name not in attempt.steps:
             value = _proved(returns, function(*args, **kwargs))
@@ -100,13 +130,40 @@ class Current:
     async def astep(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
     async def astep(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """`step` for coroutines: `function` may be a coroutine function or a plain one (which is called here, on the event loop)."""
-        attempt, returns = _attempt(), Returns(function)
+        attempt, returns = _outside_transaction(), Returns(function)
         if name not in attempt.steps:
             result = function(*args, **kwargs)
             value = _proved(returns, await result if inspect.isawaitable(result) else result)
             await attempt.remember(name, value)
             attempt.steps[name] = value
         return returns.decode(attempt.steps[name])
+
+    def transaction(self, connection: Any = None) -> AbstractContextManager[Any]:
+        """A block whose commit ends the job: with the rows written and the jobs enqueued in it, or not at all. SQL stores only.
+
+        Without `connection` it is one of the store's own, to its database; a transaction is begun on it, and its value is what
+        stands behind `as`: psycopg's `Connection`, or sqlite3's. Or give a connection or session of your own, of any kind that
+        `using(connection=...)` takes; then the block also commits what was done on it before.
+
+        At the end of the block the success of the job is recorded and all is committed; an exception that leaves the block
+        rolls back, and is the outcome of the attempt. Afterwards nothing counts any more: an error is logged, a return value
+        dropped, so set the result by `complete`. Jobs enqueued inside are part of it, without `connection=`. A job has one such
+        transaction; steps are refused inside. A deadlock or serialisation failure hands the job back, and the attempt does not
+        count. Raises SessionLost, with nothing committed, when another worker has the job; Unsupported on a broker that is no
+        SQL database; BadDeclaration for a connection that does not fit; LoopRunning in a coroutine (use `atransaction`).
+        """
+        return completing.transaction(_attempt(), connection)
+
+    def atransaction(self, connection: Any = None) -> AbstractAsyncContextManager[Any]:
+        """`transaction` for coroutines: `async with`. Its own connection is psycopg's `AsyncConnection`, on SQLite sqlite3's."""
+        return completing.atransaction(_attempt(), connection)
+
+    def complete(self, value: Any) -> None:
+        """Set the result of the job, in a block of `transaction`. Raises BadPayload when it cannot be carried, BadDeclaration elsewhere."""
+        completion = _attempt().completion
+        if completion is None:
+            raise BadDeclaration("current.complete() belongs into a block of current.transaction(); elsewhere return the result")
+        completion.complete(value)
 
 
 current = Current()
@@ -116,6 +173,14 @@ def _attempt() -> Attempt:
     attempt = attempt_var.get(None)
     if attempt is None:
         raise NotInTask("`current` is only there while a worker runs a task; in a plain call of the function there is no job")
+    return attempt
+
+
+def _outside_transaction() -> Attempt:
+    """The attempt. Raises BadDeclaration in a block of `transaction`: the step would stay remembered though the block rolled back."""
+    attempt = _attempt()
+    if attempt.completion is not None:
+        raise BadDeclaration("a step inside current.transaction() would be remembered although it rolls back; take the step before")
     return attempt
 
 

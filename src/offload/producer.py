@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from offload.broker import ASKS, Feature, check
+from offload.broker import ASKS, Feature, SqlStore, check
 from offload.clients import Clients
 from offload.codec import Arguments
-from offload.errors import BadDeclaration
+from offload.connections import AsyncAdapter, SyncAdapter, adapter_of
+from offload.connections.adapter import InPlace
+from offload.errors import BadDeclaration, OffloadError
 from offload.events import Event, Observers
 from offload.ids import new_ids
 from offload.job import MOST_ATOMIC, Draft, Job
+from offload.joining import Joined, joined, suited, suited_blocking
+from offload.portal import portal, refuse_inside_loop
 
 
 class Producer:
@@ -27,40 +31,98 @@ class Producer:
         self.signatures: dict[str, Arguments] = {}
         """Task name to its arguments, to give results their type."""
 
-    async def enqueue(self, drafts: Sequence[Draft[Any]]) -> list[str]:
+    async def enqueue(self, drafts: Sequence[Draft[Any]], connection: Any = None) -> list[str]:
         """Enqueue the drafts, in order, each thousand of them atomically, and return an id each.
 
-        When a thousand fails, those before it stay enqueued. Raises UniqueConflict, IdConflict, Unsupported, BrokerError.
+        On `connection`, or in the transaction that ends the job at work, all are part of that transaction. Else, when a thousand fails,
+        those before it stay enqueued. Raises UniqueConflict, IdConflict, Unsupported, BrokerError.
         """
-        if Producer.importing_in_child:
-            raise BadDeclaration(
-                "a job was enqueued while a child process of a worker imports this program, as each further one would do again; "
-                'put what enqueues below: if __name__ == "__main__":'
-            )
-        clients = self.clients
-        now = clients.clock.now()
-        jobs = [draft.stamped(id, now) for draft, id in zip(drafts, new_ids(len(drafts), now), strict=True)]
-        self._check(jobs)
-        client = await clients.client()
+        if (target := self._target(connection)) is not None:
+            jobs = self._jobs(drafts)
+            adapter = target.adapter if isinstance(target.adapter, AsyncAdapter) else InPlace(target.adapter)
+            store = await suited(adapter, self.clients)
+            return self._joined(target, jobs, [await adapter.run(work) for work in _works(store, jobs)])
+        jobs = self._jobs(drafts)
+        client = await self.clients.client()
         ids: list[str] = []
         for start in range(0, len(jobs), MOST_ATOMIC):
             chunk = jobs[start : start + MOST_ATOMIC]
             stored = await client.enqueue(chunk)
             ids += stored
             if self.observers.observes("enqueued"):
-                await self.observers.emit([_enqueued(job) for job, id in zip(chunk, stored, strict=True) if job.id == id])
+                await self.observers.emit(_enqueued(chunk, stored))
         return ids
+
+    def enqueue_blocking(self, name: str, make: Callable[[], Sequence[Draft[Any]]], connection: Any = None) -> list[str]:
+        """The same for the sync method `name`. On a sync `connection` it may be called on a running event loop, too.
+
+        Raises LoopRunning where it would block one otherwise. An OffloadError begins its traceback here, as in the portal.
+        """
+        if connection is None:
+            refuse_inside_loop(name)
+        try:
+            target = self._target(connection)
+            if target is not None:
+                return self._enqueue_on(target, name, make())
+        except OffloadError as error:
+            raise error.with_traceback(None)  # noqa: B904 - the very error, without the frames that it has collected
+        return portal.run(self._enqueue_made, make)
+
+    async def _enqueue_made(self, make: Callable[[], Sequence[Draft[Any]]]) -> list[str]:
+        return await self.enqueue(make())
+
+    def _enqueue_on(self, target: Joined, name: str, drafts: Sequence[Draft[Any]]) -> list[str]:
+        adapter = target.adapter
+        if not isinstance(adapter, SyncAdapter):
+            raise BadDeclaration(f"{adapter.kind} is used with await; use: await a{name}()")
+        jobs = self._jobs(drafts)
+        store = suited_blocking(adapter, self.clients)
+        return self._joined(target, jobs, [adapter.run(work) for work in _works(store, jobs)])
 
     def check(self, asked: Sequence[Feature], what: str) -> None:
         """Raise Unsupported when the broker cannot honour what `what` asks for."""
         check(self.clients.kind, asked, what)
 
-    def _check(self, jobs: Sequence[Job]) -> None:
+    def _target(self, connection: Any) -> Joined | None:
+        """The transaction that jobs are to be part of; None for one of the broker's own.
+
+        Under test, on a broker without transactions, jobs are enqueued at once, as if the caller had committed.
+        """
+        if connection is None:
+            return joined()
+        target = Joined(adapter_of(connection))
+        return None if self.clients.rehearsed and not issubclass(self.clients.kind, SqlStore) else target
+
+    def _jobs(self, drafts: Sequence[Draft[Any]]) -> list[Job]:
+        if Producer.importing_in_child:
+            raise BadDeclaration(
+                "a job was enqueued while a child process of a worker imports this program, as each further one would do again; "
+                'put what enqueues below: if __name__ == "__main__":'
+            )
+        now = self.clients.clock.now()
+        jobs = [draft.stamped(id, now) for draft, id in zip(drafts, new_ids(len(drafts), now), strict=True)]
         for feature in self.clients.lacking:
             for job in jobs:
                 if ASKS[feature](job):
                     self.check([feature], f"job {job.id} of {job.task}")
+        return jobs
+
+    def _joined(self, target: Joined, jobs: Sequence[Job], stored: Sequence[list[str]]) -> list[str]:
+        """The ids of what was stored; the news waits for the commit, and where that is the caller's nobody learns of it."""
+        ids = [id for chunk in stored for id in chunk]
+        if self.observers.observes("enqueued"):
+            target.enqueued += _enqueued(jobs, ids)
+        return ids
 
 
-def _enqueued(job: Job) -> Event:
-    return Event(name="enqueued", id=job.id, task=job.task, queue=job.queue, at=job.enqueued_at)
+def _works(store: SqlStore, jobs: Sequence[Job]) -> list[Any]:
+    return [store.enqueue_on(jobs[start : start + MOST_ATOMIC]) for start in range(0, len(jobs), MOST_ATOMIC)]
+
+
+def _enqueued(jobs: Sequence[Job], stored: Sequence[str]) -> list[Event]:
+    """The news of those jobs that were stored under their own id."""
+    return [
+        Event(name="enqueued", id=job.id, task=job.task, queue=job.queue, at=job.enqueued_at)
+        for job, id in zip(jobs, stored, strict=True)
+        if job.id == id
+    ]

@@ -23,7 +23,6 @@ from offload.errors import BadDeclaration
 from offload.handle import Handle
 from offload.job import KEEP_SUCCEEDED, Draft, Isolation, UniqueKey
 from offload.limits import Unique
-from offload.portal import sync
 from offload.producer import Producer
 from offload.retry import RetryPolicy, policy_of
 
@@ -68,6 +67,7 @@ class Changes:
     expires_in: Duration | None = None
     timeout: Duration | None = None
     keep: Duration | None = None
+    connection: Any = None
 
     def __post_init__(self) -> None:
         if self.delay is not None and self.run_at is not None:
@@ -162,12 +162,19 @@ class Task(Generic[P, R]):
     async def aenqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Enqueue a job of these arguments. It is durable on return.
 
-        Raises BadPayload when the call could not work or JSON cannot carry it, UniqueConflict, BrokerError.
+        In a block of `current.transaction()` it becomes part of that transaction instead. Raises BadPayload when the call could not work
+        or JSON cannot carry it, UniqueConflict, BrokerError.
         """
         [id] = await self.producer.enqueue([self.job(*args, **kwargs)])
         return Handle(id, self.producer)
 
-    enqueue = sync(aenqueue)
+    def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """Enqueue a job of these arguments. It is durable on return.
+
+        As `aenqueue`, for sync code. Raises LoopRunning on a running event loop.
+        """
+        [id] = self.producer.enqueue_blocking("enqueue", lambda: [self.job(*args, **kwargs)])
+        return Handle(id, self.producer)
 
     def using(
         self,
@@ -181,11 +188,14 @@ class Task(Generic[P, R]):
         expires_in: Duration | None = None,
         timeout: Duration | None = None,
         keep: Duration | None = None,
+        connection: Any = None,
     ) -> Bound[P, R]:
         """The task with other options for the jobs enqueued through what is returned; None leaves what the task says.
 
         `delay`, `expires_in` (both from the enqueue), `timeout` and `keep` are seconds or timedeltas; `run_at` is an aware datetime;
-        `unique` is a literal key; `id` makes the enqueue idempotent as long as the job's record is kept. Raises BadDeclaration.
+        `unique` is a literal key; `id` makes the enqueue idempotent as long as the job's record is kept. With `connection`, a connection or
+        session of the caller's to the database of the queue, the job is part of the transaction that is open there: it runs once that
+        commits, and never if it rolls back. Raises BadDeclaration.
         """
         changes = Changes(
             delay=delay,
@@ -197,6 +207,7 @@ class Task(Generic[P, R]):
             expires_in=expires_in,
             timeout=timeout,
             keep=keep,
+            connection=connection,
         )
         return Bound(self, changes)
 
@@ -263,11 +274,17 @@ class Bound(Generic[P, R]):
         return self._changes.applied(self._task.job(*args, **kwargs), self._task.unique)
 
     async def aenqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
-        """Enqueue a job of these arguments; as `Task.enqueue`, and raises IdConflict where `id` was used with another payload."""
-        [id] = await self._task.producer.enqueue([self.job(*args, **kwargs)])
+        """Enqueue a job of these arguments; as `Task.aenqueue`, and raises IdConflict where `id` was used with another payload.
+
+        On a `connection` the errors of its driver are raised as they are, and BadDeclaration where it does not fit.
+        """
+        [id] = await self._task.producer.enqueue([self.job(*args, **kwargs)], self._changes.connection)
         return Handle(id, self._task.producer)
 
-    enqueue = sync(aenqueue)
+    def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """Enqueue a job of these arguments; as `aenqueue`, for sync code and, on a running event loop, too, for a sync `connection`."""
+        [id] = self._task.producer.enqueue_blocking("enqueue", lambda: [self.job(*args, **kwargs)], self._changes.connection)
+        return Handle(id, self._task.producer)
 
 
 def task_of(function: Callable[..., Any], given: Mapping[str, Any], producer: Producer) -> Task[..., Any]:

@@ -1,7 +1,7 @@
 """The program under chaos: its workers and producers are real processes on one queue. What runs is written to a ledger.
 
 python program.py worker
-python program.py produce FIRST COUNT CHUNK
+python program.py produce FIRST COUNT CHUNK PAUSE
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from offload import Offload, Retry, current
+from offload import BrokerError, Offload, Retry, current
 from offload.worker import Worker
 from offload.worker.process import leave, work
 
@@ -25,6 +25,7 @@ if "faketime" in os.environ.get("LD_PRELOAD", ""):
 FOLDER = Path(os.environ["CHAOS_FOLDER"])
 TIMEOUT = float(os.environ.get("CHAOS_SESSION_TIMEOUT", "15"))
 
+log = logging.getLogger("program")
 app = Offload(os.environ["CHAOS_URL"], session_timeout=TIMEOUT, heartbeat=TIMEOUT / 5)
 
 
@@ -63,11 +64,26 @@ if os.environ.get("CHAOS_SCHEDULE"):
     app.cron(os.environ["CHAOS_SCHEDULE"], overlap="allow")(tick)
 
 
-def produce(first: int, count: int, chunk: int) -> None:
-    """Enqueue `count` jobs in calls of `chunk`."""
-    for start in range(first, first + count, chunk):
-        app.enqueue_many(short.job(n) for n in range(start, min(start + chunk, first + count)))
-        note("enqueued", start)
+def produce(first: int, count: int, chunk: int, pause: float) -> None:
+    """Enqueue `count` jobs, or while there is no file "enough", in calls of `chunk`.
+
+    Each job has an id of its own, and what the broker refuses is called again, so that every job of a chunk is stored once.
+    """
+    start = first
+    while start < first + count and not (FOLDER / "enough").exists():
+        jobs = [short.using(id=f"short-{n}").job(n) for n in range(start, min(start + chunk, first + count))]
+        answer = "refused"
+        while answer == "refused":
+            begun = time.monotonic()
+            try:
+                app.enqueue_many(jobs)
+                answer = "accepted"
+            except BrokerError as error:
+                log.info("a call was refused: %s", error)
+            note(answer, start, len(jobs), f"{time.monotonic() - begun:.3f}")
+        start += len(jobs)
+        time.sleep(pause)
+    note("done")
 
 
 if __name__ == "__main__":
@@ -77,4 +93,5 @@ if __name__ == "__main__":
         leave(work(lambda: Worker(app, concurrency=20, grace=grace)))
     else:
         note("ready")
-        produce(*map(int, sys.argv[2:]))
+        first, count, chunk, pause = sys.argv[2:]
+        produce(int(first), int(count), int(chunk), float(pause))

@@ -41,6 +41,14 @@ def test_each_user_gets_the_digest_at_nine_by_the_clocks_of_the_own_zone(tmp_pat
     assert not (tmp_path / "unused.db").exists()
 
 
+@pytest.mark.process
+def test_what_redis_pubsub_says_to_nobody_is_gone_and_a_job_is_not(shared_valkey: object) -> None:
+    said = run("redis_pubsub_loses.py")
+    assert "Pub/Sub: published to 0 listeners" in said
+    assert "Pub/Sub: the worker is back and hears nothing" in said
+    assert "Offload: a worker has come, and has welcomed user 7; the job is SUCCEEDED" in said
+
+
 def test_every_example_is_tested_here() -> None:
     named = set(re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text()))
     assert {path.name for path in EXAMPLES.glob("*.py")} == named

@@ -12,7 +12,7 @@ import pytest
 from tests.docs.pages import ROOT, all_pages, blocks
 
 RUN = {"python", "console"}
-SHOWN = {"sh", "text", "ini", "yaml", "json", "mermaid", "sql", "toml"}
+SHOWN = {"sh", "js", "text", "ini", "yaml", "json", "mermaid", "sql", "toml"}
 
 PROGRAMS = [page for page in all_pages() if any(block.language in RUN for block in blocks(page))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,16 +13,35 @@ from offload import Offload
 from offload.testing.clock import TestClock
 from offload.worker import executor
 
+SHARED = ["sqlite", "postgresql", "redis"]
+"""The engines that other processes see."""
+EVERYWHERE = ["memory", *SHARED]
+
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The broker, both engines in turn."""
-    return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/offload.db?synchronous=normal"
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what needs a broker on the engines that its file names as `engines`: two unless it does; in a soak on all."""
+    if "url" in metafunc.fixturenames:
+        usual = EVERYWHERE if os.environ.get("OFFLOAD_SOAK") else ["memory", "sqlite"]
+        metafunc.parametrize("url", getattr(metafunc.module, "engines", usual), indirect=True)
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest, tmp_path: Path, fresh_name: str) -> str:
+    """An empty queue on one of the engines."""
+    match request.param:
+        case "memory":
+            return "memory://"
+        case "sqlite":
+            return f"sqlite:///{tmp_path}/offload.db?synchronous=normal"
+        case "postgresql":
+            return request.getfixturevalue("shared_postgres")(None).database(f"worker_{fresh_name}")
+        case _:
+            return f"{request.getfixturevalue('shared_valkey').url}?prefix={fresh_name}"
 
 
 @pytest.fixture

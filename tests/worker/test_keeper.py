@@ -125,6 +125,30 @@ async def test_the_loss_of_the_session_is_told_once(broker: MemoryBroker, sessio
     assert kept.told == [Beat(alive=False)]
 
 
+async def test_life_is_shown_by_a_beat_begun_after_the_question(session: MemorySession, eventually: Eventually) -> None:
+    kept = Kept(session, heartbeat=600)
+    async with kept.keeper:
+        await eventually(lambda: session.beats == 1)
+        async with asyncio.timeout(10):
+            await kept.keeper.lives()
+            assert session.beats == 2
+            await kept.keeper.lives()
+            assert session.beats == 3
+
+
+async def test_no_life_is_shown_for_a_session_that_is_gone(broker: MemoryBroker, session: MemorySession, eventually: Eventually) -> None:
+    kept = Kept(session, heartbeat=600)
+    async with kept.keeper:
+        await eventually(lambda: session.beats == 1)
+        with broker.lock:
+            del broker.live[session.id]
+        waiting = asyncio.create_task(kept.keeper.lives())
+        await eventually(lambda: kept.told)
+        assert not waiting.done()
+        waiting.cancel()
+    assert kept.told == [Beat(alive=False)]
+
+
 async def test_cancelling_is_told_by_the_next_beat(broker: MemoryBroker, session: MemorySession, eventually: Eventually) -> None:
     await broker.enqueue([Job(id="j", task="work", enqueued_at=broker.clock.now())])
     [lease] = await session.fetch(None, 1, {"async": 1, "thread": 1, "process": 1})

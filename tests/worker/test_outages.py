@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import Eventually
 from tests.worker.running import ended, left, running
 
-from offload import BrokerError, Offload, Retry, State, Worker, current
+from offload import BrokerError, Event, Offload, Retry, State, Worker, current
 from offload.broker import Session
 from offload.brokers.memory import MemoryBroker
 from offload.clock import SystemClock
@@ -24,12 +24,13 @@ pytestmark = pytest.mark.anyio
 
 
 class ShakySession(Session):
-    """A session whose verbs fail as often as asked for, and then do what they should."""
+    """A session whose verbs fail as often as asked for, before they did what they should (`failing`) or after that (`silent`)."""
 
-    def __init__(self, session: Session, failing: Counter[str], calls: list[tuple[str, int]]) -> None:
+    def __init__(self, session: Session, failing: Counter[str], silent: Counter[str], calls: list[tuple[str, int]]) -> None:
         self.id = session.id
         self._session = session
         self._failing = failing
+        self._silent = silent
         self._calls = calls
 
     def _shake(self, verb: str, size: int = 0) -> None:
@@ -38,13 +39,27 @@ class ShakySession(Session):
             self._failing[verb] -= 1
             raise BrokerError(f"{verb} failed")
 
+    def _lose_answer(self, verb: str) -> None:
+        if self._silent[verb] > 0:
+            self._silent[verb] -= 1
+            raise BrokerError(f"the answer to {verb} was lost")
+
     async def fetch(self, queues: Sequence[str] | None, limit: int, room: Mapping[Isolation, int]) -> list[Lease]:
         self._shake("fetch", limit)
-        return await self._session.fetch(queues, limit, room)
+        leases = await self._session.fetch(queues, limit, room)
+        if leases:
+            self._lose_answer("fetch")
+        return leases
+
+    async def retain(self, held: Sequence[Lease]) -> int:
+        self._shake("retain", len(held))
+        return await self._session.retain(held)
 
     async def settle(self, settlements: Sequence[tuple[Lease, Outcome]]) -> list[Lease]:
         self._shake("settle", len(settlements))
-        return await self._session.settle(settlements)
+        lost = await self._session.settle(settlements)
+        self._lose_answer("settle")
+        return lost
 
     async def beat(self, pulse: Pulse) -> Beat:
         self._shake("beat")
@@ -69,11 +84,15 @@ class ShakySession(Session):
 
 
 class ShakyBroker(MemoryBroker):
-    """A store in memory whose sessions are shaky; `failing` says how many calls of which verb fail next."""
+    """A store in memory whose sessions are shaky.
+
+    `failing` says how many calls of which verb fail next; `silent`, how many are carried out but lose their answer.
+    """
 
     def __init__(self) -> None:
         super().__init__(SystemClock())
         self.failing: Counter[str] = Counter()
+        self.silent: Counter[str] = Counter()
         self.calls: list[tuple[str, int]] = []
 
     @asynccontextmanager
@@ -82,8 +101,13 @@ class ShakyBroker(MemoryBroker):
         if self.failing["session"] > 0:
             self.failing["session"] -= 1
             raise BrokerError("session failed")
-        async with super().session(worker) as session:
-            yield ShakySession(session, self.failing, self.calls)
+        try:
+            async with super().session(worker) as session:
+                yield ShakySession(session, self.failing, self.silent, self.calls)
+        finally:
+            if self.failing["leave"] > 0:
+                self.failing["leave"] -= 1
+                raise BrokerError("leave failed")
 
 
 @pytest.fixture
@@ -176,6 +200,124 @@ async def test_a_step_that_cannot_be_stored_fails_the_attempt(shaky: Offload, br
         ["offload.errors.BrokerError"],
     )
     assert len(calls) == 2
+
+
+async def test_jobs_whose_claim_lost_its_answer_run_once(
+    shaky: Offload, broker: ShakyBroker, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    go_on = asyncio.Event()
+    runs: Counter[int] = Counter()
+
+    @shaky.task
+    async def work(number: int) -> None:
+        runs[number] += 1
+        await go_on.wait()
+
+    async with Worker(shaky):
+        await shaky.aenqueue_many([work.job(number) for number in range(20)])
+        await eventually(lambda: runs.total() == 20)
+        broker.silent["fetch"] = 2
+        await shaky.aenqueue_many([work.job(number) for number in range(20, 30)])
+        await eventually(lambda: runs.total() == 30)
+        go_on.set()
+        await eventually(lambda: succeeded(shaky, 30))
+    assert runs == Counter(range(30)), "what runs is not taken from the worker while it hands back what it does not know of"
+    assert [record.crashes for record in await shaky.afind(limit=30)] == [0] * 30
+    assert broker.silent["fetch"] == 0
+    assert "were claimed by calls whose answer never came" in caplog.text
+
+
+async def test_orphans_are_handed_back_once_the_broker_answers_again(shaky: Offload, broker: ShakyBroker, eventually: Eventually) -> None:
+    go_on = asyncio.Event()
+    runs: list[int] = []
+
+    @shaky.task
+    async def work() -> None:
+        runs.append(len(runs))
+        await go_on.wait()
+
+    broker.silent["fetch"] = 1
+    broker.failing["retain"] = 2
+    async with Worker(shaky, concurrency=3):
+        await shaky.aenqueue_many([work.job() for _ in range(5)])
+        await eventually(lambda: len(runs) == 3)
+        assert await states(shaky, {State.RUNNING: 3, State.READY: 2})
+        go_on.set()
+        await eventually(lambda: states(shaky, {State.SUCCEEDED: 5}))
+    assert [verb for verb, _ in broker.calls].count("retain") == 3
+
+
+async def test_outcomes_whose_settling_lost_its_answer_are_no_lost_leases(
+    shaky: Offload, broker: ShakyBroker, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: Counter[str] = Counter()
+
+    @shaky.on("succeeded")
+    async def note(event: Event) -> None:
+        told[event.id] += 1
+
+    @shaky.task
+    async def work(number: int) -> None: ...
+
+    broker.silent["settle"] = 3
+    async with Worker(shaky):
+        handles = await shaky.aenqueue_many([work.job(number) for number in range(10)])
+        await eventually(lambda: told.total() == 10)
+    assert told == Counter(handle.id for handle in handles)
+    assert broker.silent["settle"] == 0
+    assert "its lease was lost" not in caplog.text
+
+
+async def test_outcomes_of_a_session_that_died_meanwhile_are_lost(
+    shaky: Offload, broker: ShakyBroker, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs: list[int] = []
+
+    @shaky.task
+    async def work() -> None:
+        runs.append(len(runs))
+        if len(runs) == 1:
+            broker.failing["settle"] = broker.failing["beat"] = 1_000_000
+
+    async with Worker(shaky):
+        handle = await work.aenqueue()
+        await eventually(lambda: ("settle", 1) in broker.calls)
+        bury(broker)
+        broker.failing.clear()
+        await eventually(lambda: "its lease was lost" in caplog.text)
+        record = await ended(handle)
+    assert (record.state, record.crashes, runs) == (State.SUCCEEDED, 1, [0, 1])
+
+
+async def test_a_worker_whose_lost_session_cannot_be_closed_opens_a_new_one(
+    shaky: Offload, broker: ShakyBroker, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    @shaky.task
+    async def work() -> str:
+        return "done"
+
+    async with Worker(shaky):
+        await eventually(lambda: ("beat", 0) in broker.calls)
+        broker.failing["leave"] = 1
+        bury(broker)
+        await eventually(lambda: "could not close its session (leave failed)" in caplog.text)
+        assert await (await work.aenqueue()).aresult(10) == "done"
+
+
+def bury(broker: ShakyBroker) -> None:
+    """Have the store find all its sessions dead."""
+    with broker.lock:
+        broker.maintain([(session.id, session.beats) for session in broker.live.values()])
+
+
+async def succeeded(app: Offload, number: int) -> bool:
+    """Whether so many jobs have succeeded, and none is in another state."""
+    return await states(app, {State.SUCCEEDED: number})
+
+
+async def states(app: Offload, expected: Mapping[State, int]) -> bool:
+    """Whether the jobs of the default queue are in these states."""
+    return (await app.acounts())["default"] == expected
 
 
 async def test_a_leaving_worker_settles_before_it_goes(shaky: Offload, broker: ShakyBroker) -> None:

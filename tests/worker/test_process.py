@@ -6,22 +6,17 @@ import asyncio
 import os
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 from tests.conftest import Eventually
+from tests.worker.conftest import SHARED
 from tests.worker.program import Marks, app, end_async, hang_async, hang_thread
 
 from offload import Offload, State
 from offload.worker.process import RECYCLE
 
 pytestmark = [pytest.mark.anyio, pytest.mark.process]
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    """A store that other processes see."""
-    return f"sqlite:///{tmp_path}/offload.db?synchronous=normal"
+engines = SHARED
 
 
 async def start(url: str, options: str = "") -> asyncio.subprocess.Process:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from tests.conftest import Eventually
+from tests.worker.conftest import EVERYWHERE
 from tests.worker.running import left, running
 
 from offload import Offload, Snooze, State, Worker, current
@@ -15,6 +16,7 @@ from offload.broker import Session
 from offload.job import Done, Pulse, WorkerInfo
 
 pytestmark = pytest.mark.anyio
+engines = EVERYWHERE
 
 
 @pytest.fixture

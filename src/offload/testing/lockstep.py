@@ -42,6 +42,7 @@ from offload.testing.moves import (
     Remember,
     Report,
     Resume,
+    Retain,
     Retry,
     Settle,
     Tick,
@@ -206,7 +207,7 @@ class Lockstep(RuleBasedStateMachine):
                 await self._play_on_jobs(move)
             case Open() | Leave() | Live():
                 await self._play_on_sessions(move)
-            case Fetch() | Settle() | Remember() | Report() | Maintain():
+            case Fetch() | Settle() | Retain() | Remember() | Report() | Maintain():
                 if self._numbers:
                     await self._play_in_session(move, self._numbers[move.session % len(self._numbers)])
             case Plan() | Unplan() | PausePlan() | Tick() | Fire():
@@ -280,7 +281,7 @@ class Lockstep(RuleBasedStateMachine):
         if isinstance(beat, Beat) and beat.rescue:
             await self._both(lambda side: side.session(number).maintain())
 
-    async def _play_in_session(self, move: Fetch | Settle | Remember | Report | Maintain, number: int) -> None:
+    async def _play_in_session(self, move: Fetch | Settle | Retain | Remember | Report | Maintain, number: int) -> None:
         match move:
             case Fetch():
                 leases = await self._both(lambda side: side.fetch(number, move))
@@ -291,6 +292,12 @@ class Lockstep(RuleBasedStateMachine):
                 settled = [(claims[pick % len(claims)], outcome) for pick, outcome in ends if claims]
                 await self._both(lambda side: side.session(number).settle([(side.leases[claim], outcome) for claim, outcome in settled]))
                 for claim, _ in settled:
+                    self._lose(claim)
+            case Retain(_, picks):
+                claims = self._claims(number)
+                kept = {claims[pick % len(claims)] for pick in picks if claims}
+                await self._both(lambda side: side.session(number).retain([side.leases[claim] for claim in kept]))
+                for claim in [claim for claim, owner in self._held.items() if owner == number and claim not in kept]:
                     self._lose(claim)
             case Remember(_, pick, step, value):
                 if claims := self._claims(number):

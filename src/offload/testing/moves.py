@@ -99,6 +99,14 @@ class Settle:
 
 
 @dataclass(frozen=True)
+class Retain:
+    """The session keeps the leases picked, of all there were, and hands back the others that it holds."""
+
+    session: int
+    kept: list[int]
+
+
+@dataclass(frozen=True)
 class Remember:
     session: int
     lease: int
@@ -193,6 +201,7 @@ Move: TypeAlias = (
     | Leave
     | Fetch
     | Settle
+    | Retain
     | Remember
     | Report
     | Live

@@ -18,11 +18,13 @@ import os
 import platform
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias
 
-from offload.broker import Broker
-from offload.errors import BadDeclaration, BrokerError, SessionLost
+from offload.broker import Broker, Session
+from offload.clock import Clock
+from offload.errors import BadDeclaration, BrokerError, BrokerUnusable, SessionLost
 from offload.job import Beat, WorkerInfo
 from offload.schedule import next_tick
 from offload.worker.children import Children
@@ -203,26 +205,29 @@ class Worker:
         except SessionLost:
             log.error("worker %s lost its session: it stops what it runs, which others run again, and opens a new one", self.name)
             return False
+        except BrokerUnusable:
+            raise
         except BrokerError as error:
             if not self._stopping.is_set():
-                raise
+                log.error("worker %s could not close its session (%s); it opens a new one", self.name, error)
+                return False
             log.error("worker %s leaves while the broker is away (%s); others rescue what it still held", self.name, error)
         return True
 
     @asynccontextmanager
     async def _serving(self, executor: Executor, *, watched: bool) -> AsyncGenerator[Serving]:
         async with AsyncExitStack() as stack:
-            session = await self._session(stack)
+            clock, session = await self._session(stack)
             if self._opened is not None and not self._opened.done():
                 self._opened.set_result(None)
             guard = _Guard()
-            maintainer = Maintainer(self.app, session, self._news)
+            maintainer = Maintainer(clock, session, self._news)
 
             def told(beat: Beat) -> None:
                 self._told(beat, executor, maintainer, settler, guard)
 
             keeper = Keeper(session, self.app.heartbeat, told, executor.blocking)
-            settler = Settler(session, self._news, keeper.report, self._hurry)
+            settler = Settler(session, self._news, keeper.report, keeper.lives, self._hurry)
             await stack.enter_async_context(keeper)
             await stack.enter_async_context(settler)
             guard.watch(settler.task)
@@ -244,13 +249,13 @@ class Worker:
                         await executor.finish(0, self._hurry)
                     raise
 
-    async def _session(self, stack: AsyncExitStack) -> Any:
-        """Open a session, trying until the broker answers."""
+    async def _session(self, stack: AsyncExitStack) -> tuple[Clock, Session]:
+        """Open a session, trying until the broker answers. Returns the broker's clock with it."""
         patience = Patience("opening a session")
         while True:
             try:
                 broker: Broker = await self.app.client()
-                session = await stack.enter_async_context(broker.session(self._info()))
+                session = await stack.enter_async_context(broker.session(self._info(broker.clock.now())))
             except BrokerError as error:
                 if self._opened is not None and not self._opened.done():
                     raise  # who starts a worker inside a program is told at once
@@ -261,7 +266,7 @@ class Worker:
                     raise
                 continue
             patience.succeeded()
-            return session
+            return broker.clock, session
 
     def _told(self, beat: Beat, executor: Executor, maintainer: Maintainer, settler: Settler, guard: _Guard) -> None:
         """What a beat brought down."""
@@ -274,8 +279,7 @@ class Worker:
         if beat.rescue:
             maintainer.poke()
 
-    def _info(self) -> WorkerInfo:
-        now = self.app.clock.now()
+    def _info(self, now: datetime) -> WorkerInfo:
         return WorkerInfo(
             name=self.name,
             host=platform.node(),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import threading
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from offload.current import Attempt
@@ -31,6 +33,19 @@ class Sink(Protocol):
         ...
 
 
+_throw = ctypes.pythonapi.PyThreadState_SetAsyncExc
+
+
+def throw(thread: int) -> None:
+    """Raise AttemptStopped in a thread, at its next step in Python."""
+    _throw(ctypes.c_ulong(thread), ctypes.py_object(AttemptStopped))
+
+
+def take_back(thread: int) -> None:
+    """Have what was thrown and has not arrived not arrive."""
+    _throw(ctypes.c_ulong(thread), None)
+
+
 class LocalAttempt(Attempt):
     """An attempt in this process: in a coroutine or in a thread."""
 
@@ -51,6 +66,10 @@ class LocalAttempt(Attempt):
     stuck = False
     """Its thread would not end: the worker slot was given back, the lease was not."""
     thrown = False
+    shielded = False
+    """No exception may be raised in its thread just now."""
+    guard: threading.Lock | None = None
+    """Held by who looks at `shielded` and `place`, where it runs in a thread."""
 
     def __init__(
         self, lease: Lease, task: Task[Any, Any], isolation: Isolation, sink: Sink, loop: asyncio.AbstractEventLoop, state: Any
@@ -66,9 +85,27 @@ class LocalAttempt(Attempt):
         self.steps: dict[str, bytes] = dict(lease.steps) if lease.steps else {}
 
     @property
+    def session_id(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] - read only, and read late: few attempts ask
+        """The session that holds the lease."""
+        return self.sink.session.id
+
+    @property
     def cancelled(self) -> bool:
         """True once it was asked to stop."""
         return self.stop_reason is not None
+
+    def shield(self) -> None:
+        """See `Attempt.shield`."""
+        if self.guard is None:
+            return
+        with self.guard:
+            self.shielded = True
+            if self.thrown:
+                take_back(threading.get_ident())
+
+    def unshield(self) -> None:
+        """See `Attempt.shield`."""
+        self.shielded = False
 
     def report(self, progress: Progress) -> None:
         """Pass progress on; from any thread."""

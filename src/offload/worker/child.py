@@ -23,12 +23,30 @@ from offload.errors import BadPayload, SessionLost
 from offload.job import Dead, Done, Lease, Outcome, Progress, Release
 from offload.worker.outcome import AttemptStopped, after, failure_of
 from offload.worker.source import Source, load
-from offload.worker.wire import HEADER, Ended, Keep, Kept, Ready, Report, Run, Start, Stop, ToChild, ToParent, Unready, frame, to_child
+from offload.worker.wire import (
+    HEADER,
+    Committed,
+    Committing,
+    Ended,
+    Keep,
+    Kept,
+    Ready,
+    Report,
+    Run,
+    Start,
+    Stop,
+    ToChild,
+    ToParent,
+    Unready,
+    frame,
+    to_child,
+)
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from offload.app import Offload
+    from offload.task import Task
 
 PR_SET_PDEATHSIG = 1
 
@@ -76,8 +94,11 @@ class Parent:
 class ChildAttempt(Attempt):
     """What `current` talks to in a child process."""
 
-    def __init__(self, run: Run, state: Any, parent: Parent) -> None:
+    def __init__(self, run: Run, task: Task[..., Any], state: Any, parent: Parent) -> None:
         self.job = run.job
+        self.task = task
+        self.lease = Lease(run.job, run.claim, run.attempt, run.crashes, ref=run.ref)
+        self.session_id = run.session
         self.number = run.attempt
         self.state = state
         self.steps = dict(run.steps)
@@ -104,6 +125,16 @@ class ChildAttempt(Attempt):
             raise SessionLost(f"job {self.job.id} is no longer this worker's; step {step!r} was not remembered")
         self.steps[step] = value
 
+    def committing(self) -> None:
+        """Tell the worker, which is to know where this process dies of the commit."""
+        super().committing()
+        self._parent.send(Committing())
+
+    def committed(self, outcome: Done, *, settled: bool) -> None:
+        """Tell the worker: from here on the job has ended, whatever becomes of this process."""
+        super().committed(outcome, settled=settled)
+        self._parent.send(Committed(outcome, settled))
+
 
 class Runner:
     """Runs attempts one after the other in the main thread, where a signal can end them."""
@@ -128,19 +159,17 @@ class Runner:
 
     def run(self, run: Run) -> Outcome:
         """Run one attempt to its outcome."""
-        attempt = self._parent.attempt = ChildAttempt(run, self._state, self._parent)
-        lease = Lease(run.job, run.claim, run.attempt, run.crashes)
+        attempt = self._parent.attempt = ChildAttempt(run, self._app.tasks[run.job.task], self._state, self._parent)
         try:
-            return copy_context().run(self._outcome, attempt, lease)
+            return copy_context().run(self._outcome, attempt)
         except AttemptStopped:
             return Release()  # the worker knows why it was stopped, and puts its own outcome in place
         finally:
             self._parent.attempt = None
 
-    def _outcome(self, attempt: ChildAttempt, lease: Lease) -> Outcome:
+    def _outcome(self, attempt: ChildAttempt) -> Outcome:
         attempt_var.set(attempt)
-        now = self._app.clock.now
-        task = self._app.tasks[lease.job.task]
+        now, task, lease = self._app.clock.now, attempt.task, attempt.lease
         try:
             args, kwargs = task.arguments.decode(lease.job.payload)
         except BadPayload as error:

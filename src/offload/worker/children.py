@@ -9,10 +9,28 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from offload.broker import SqlStore
 from offload.errors import BadDeclaration, SessionLost
 from offload.job import Outcome
 from offload.worker.source import Source
-from offload.worker.wire import HEADER, Ended, Keep, Kept, Ready, Report, Run, Start, Stop, ToChild, ToParent, Unready, frame, to_parent
+from offload.worker.wire import (
+    HEADER,
+    Committed,
+    Committing,
+    Ended,
+    Keep,
+    Kept,
+    Ready,
+    Report,
+    Run,
+    Start,
+    Stop,
+    ToChild,
+    ToParent,
+    Unready,
+    frame,
+    to_parent,
+)
 
 if TYPE_CHECKING:
     from offload.worker.attempt import LocalAttempt
@@ -100,7 +118,8 @@ class Children:
         begun(attempt)
         sound = False
         try:
-            child.send(Run(lease.job, lease.claim, lease.attempt, lease.crashes, lease.steps))
+            ref = lease.ref if issubclass(attempt.task.producer.clients.kind, SqlStore) else None
+            child.send(Run(lease.job, lease.claim, lease.attempt, lease.crashes, lease.steps, attempt.session_id, ref))
             if attempt.stop_reason is not None:  # it was told to stop while the child was starting
                 self.tell(attempt)
                 self.stop(attempt, hard=False)
@@ -134,6 +153,10 @@ class Children:
                     return outcome
                 case Report(progress):
                     attempt.report(progress)
+                case Committing():
+                    attempt.committing()
+                case Committed(outcome, settled):
+                    attempt.committed(outcome, settled=settled)
                 case Keep(step, value):
                     try:
                         await attempt.remember(step, value)

@@ -83,6 +83,11 @@ class Executor:
         """Whether anything runs or waits for a slot."""
         return bool(self.running) or any(self._waiting.values())
 
+    @property
+    def held(self) -> list[Lease]:
+        """The leases of all attempts that have not ended."""
+        return [attempt.lease for attempts in (self.running, self.stuck, *self._waiting.values()) for attempt in attempts]
+
     def start(self, leases: Sequence[Lease], sink: Sink) -> None:
         """Run leases, each as soon as there is a slot for it."""
         for lease in leases:
@@ -198,6 +203,7 @@ class Executor:
                     raise EndedElsewhere(Dead("payload", self._failure(error, attempt))) from None
                 return await attempt.task.function(*args, **kwargs)
             elsewhere = await (self._children.run(attempt, self._begun) if attempt.isolation == "process" else self._in_thread(attempt))
+            elsewhere = attempt.completed or elsewhere
             if isinstance(elsewhere, Done):
                 return None if elsewhere.result is None else attempt.task.arguments.decode_result(elsewhere.result)
             if attempt.error is not None and attempt.stop_reason is None:
@@ -261,7 +267,7 @@ class Executor:
             attempt.ended = True
             self.ended += 1
             lane.ended += 1
-            attempt.sink.put(attempt, outcome)
+            attempt.sink.put(attempt, outcome if attempt.completed is None else self._news.completed(attempt, attempt.completed, outcome))
         self.freed.set()
         if not self._pumping:
             self._pumping = True
@@ -287,7 +293,7 @@ class Executor:
         """Stop everything and settle nothing: the session is gone, and others may run these jobs."""
         self._drop_waiting(*self.lanes)
         for attempt in tuple(self.running):
-            attempt.ended = True
+            attempt.ended = attempt.completed is None
             self.stop(attempt, "lost")
 
     async def come_to_rest(self, until: asyncio.Event) -> None:
@@ -306,7 +312,7 @@ class Executor:
         await self._idle(CLEANUP, hurry)
         for attempt in (*self.running, *self.stuck):
             attempt.ended = True
-            attempt.sink.put(attempt, self._stopped(attempt, TimeoutError("it did not end")))
+            attempt.sink.put(attempt, attempt.completed or self._stopped(attempt, TimeoutError("it did not end")))
 
     async def idle(self) -> None:
         """Wait until nothing runs or waits for a slot."""

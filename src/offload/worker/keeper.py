@@ -49,6 +49,9 @@ class Keeper:
         self._lock = threading.Lock()
         self._progress: dict[tuple[str, int], tuple[Lease, Progress]] = {}
         self._patience = Patience("heartbeat")
+        self._asked = -math.inf
+        self._lived = -math.inf
+        self._heard = asyncio.Event()
         self._turned = monotonic()
         self._came_round = math.inf
         self._ended = asyncio.Event()
@@ -75,6 +78,14 @@ class Keeper:
         with self._lock:
             self._progress[lease.job.id, lease.claim] = (lease, progress)
         self._kick.set()
+
+    async def lives(self) -> None:
+        """Return once a beat begun after this call shows that the session lives: soon, where the broker answers; never, once it is gone."""
+        asked = self._asked = monotonic()
+        while self._lived < asked:
+            self._heard.clear()
+            self._kick.set()
+            await self._heard.wait()
 
     def came_round(self) -> None:
         """The fetcher asked for work, or found all slots full. From now on it must come round again in time."""
@@ -105,13 +116,15 @@ class Keeper:
                 if self._stop.wait(PROGRESS_EVERY if self._progress else 0):
                     return
             self._watch_loop()
-            if (monotonic() >= due or (self._progress and not self._patience.away)) and self._trusted():
+            hasty = (self._progress or self._asked > self._lived) and not self._patience.away
+            if (monotonic() >= due or hasty) and self._trusted():
                 due = monotonic() + await self._beat()
 
     async def _beat(self) -> float:
         """Beat once. Returns the seconds to the next."""
         with self._lock:
             progress, self._progress = self._progress, {}
+        begun = monotonic()
         try:
             beat = await self._session.beat(Pulse(tuple(progress.values())))
         except BrokerUnusable:  # the other parts meet it too, and end the worker
@@ -130,6 +143,10 @@ class Keeper:
             self._loop.call_soon_threadsafe(self._told, beat)
         if not beat.alive:
             self._stop.set()
+            return self._heartbeat
+        asked, self._lived = self._asked > self._lived, begun
+        if asked:
+            self._loop.call_soon_threadsafe(self._heard.set)
         return self._heartbeat
 
     def _trusted(self) -> bool:

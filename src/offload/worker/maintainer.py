@@ -6,20 +6,18 @@ import asyncio
 import logging
 import random
 from datetime import datetime
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from msgspec.structs import replace
 
 from offload.broker import Session
+from offload.clock import Clock
 from offload.errors import BrokerError, IdConflict, SessionLost, UniqueConflict
 from offload.ids import new_ids
 from offload.job import Due
 from offload.schedule import Ticks, ticks
 from offload.worker.news import News
 from offload.worker.patience import Patience
-
-if TYPE_CHECKING:
-    from offload.app import Offload
 
 log = logging.getLogger("offload.worker")
 
@@ -33,8 +31,8 @@ UNTICKABLE_WAIT = 0.25
 class Maintainer:
     """The upkeep of one session."""
 
-    def __init__(self, app: Offload, session: Session, news: News) -> None:
-        self._app = app
+    def __init__(self, clock: Clock, session: Session, news: News) -> None:
+        self._clock = clock
         self._session = session
         self._news = news
         self._poked = asyncio.Event()
@@ -80,7 +78,7 @@ class Maintainer:
             await self._news.touched(upkeep.touched)
         least = 0.0
         for due in await self._session.due():
-            now = self._app.clock.now()
+            now = self._clock.now()
             fired = self._ticks(due, now)
             if fired is None:
                 least = UNTICKABLE_WAIT

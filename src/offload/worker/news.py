@@ -46,8 +46,26 @@ class News:
         if self._told:
             await self._app.emit([self._outcome(attempt, outcome) for attempt, outcome in settled])
 
+    def completed(self, attempt: LocalAttempt, committed: Done, outcome: Outcome) -> Done:
+        """The outcome that counts of an attempt which had ended its job by a transaction, whatever it did afterwards."""
+        if not isinstance(outcome, Done):
+            failure = outcome.failure if isinstance(outcome, Retried | Dead) else None
+            why = f"failed: {failure.type}: {failure.message}" if failure is not None else f"ended as {type(outcome).__name__}"
+            log.warning(
+                "%s %s, after the transaction that ended its job was committed; the job has succeeded",
+                title(attempt), why, extra=fields(attempt),
+            )  # fmt: skip
+        return committed
+
     def lost(self, attempt: LocalAttempt, outcome: Outcome) -> None:
         """An outcome was refused because the job is no longer ours."""
+        if attempt.in_doubt:
+            log.warning(
+                "%s: contact was lost while its transaction was being committed; it was, or else another worker has the job now: "
+                "its outcome (%s) was not recorded",
+                title(attempt), type(outcome).__name__, extra=fields(attempt),
+            )  # fmt: skip
+            return
         log.warning(
             "%s: its lease was lost, so its outcome (%s) was not recorded; another worker has the job",
             title(attempt), type(outcome).__name__, extra=fields(attempt),

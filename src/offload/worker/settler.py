@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Self
 
 from offload.broker import Session
@@ -23,16 +23,24 @@ LAST_TRY = 2.0
 class Settler:
     """No timer: what gathers while one call is under way is the next batch."""
 
-    def __init__(self, session: Session, news: News, report: Callable[[Lease, Progress], None], hurry: asyncio.Event) -> None:
+    def __init__(
+        self,
+        session: Session,
+        news: News,
+        report: Callable[[Lease, Progress], None],
+        lives: Callable[[], Awaitable[None]],
+        hurry: asyncio.Event,
+    ) -> None:
         self.session = session
         self._report = report
+        self._lives = lives
         self._hurry = hurry
         self._news = news
         self._gathered: list[tuple[LocalAttempt, Outcome]] = []
         self._any = asyncio.Event()
-        self._under_way = 0
+        self._under_way: list[tuple[LocalAttempt, Outcome]] = []
         self._closing = False
-        self._void = False
+        self._void = asyncio.Event()
         self._patience = Patience("settling")
         self.task: asyncio.Task[None] | None = None
         """What settles, while the block is open."""
@@ -67,7 +75,12 @@ class Settler:
     @property
     def backlog(self) -> int:
         """How many outcomes are not yet settled, or not yet told to the observers."""
-        return self._under_way + len(self._gathered)
+        return len(self._under_way) + len(self._gathered)
+
+    @property
+    def held(self) -> list[Lease]:
+        """The leases whose outcomes are not yet settled, as far as is known."""
+        return [attempt.lease for attempt, _ in (*self._under_way, *self._gathered)]
 
     def put(self, attempt: LocalAttempt, outcome: Outcome) -> None:
         """Take an outcome to be settled."""
@@ -82,36 +95,49 @@ class Settler:
 
     def void(self) -> None:
         """The session is gone: whatever is still to be settled would be refused."""
-        self._void = True
+        self._void.set()
         self._any.set()
 
     async def _settle_on(self) -> None:
         while not (self._closing and not self._gathered):
             await self._any.wait()
             self._any.clear()
-            batch, self._gathered = self._gathered, []
-            self._under_way = len(batch)
-            for start in range(0, len(batch), MOST_ATOMIC):
-                await self._settle(batch[start : start + MOST_ATOMIC])
-            self._under_way = 0
+            self._under_way, self._gathered = self._gathered, []
+            for start in range(0, len(self._under_way), MOST_ATOMIC):
+                await self._settle(self._under_way[start : start + MOST_ATOMIC])
+            self._under_way = []
             if not self._gathered:
                 self.flushed.set()
 
     async def _settle(self, batch: list[tuple[LocalAttempt, Outcome]]) -> None:
-        settlements = [(attempt.lease, outcome) for attempt, outcome in batch]
-        while not self._void:
+        settlements = [(attempt.lease, outcome) for attempt, outcome in batch if not attempt.settled]
+        repeated = False
+        while not self._void.is_set():
             try:
-                lost = await self.session.settle(settlements)
+                lost = await self.session.settle(settlements) if settlements else []
             except BrokerError as error:
+                repeated = True
                 await asyncio.sleep(self._patience.failed(error))
                 continue
             self._patience.succeeded()
-            if lost:
+            if lost and not (repeated and await self._lives_on()):
                 batch = self._without(lost, batch)
             await self._news.settled(batch)
             return
         for attempt, outcome in batch:
-            self._news.lost(attempt, outcome)
+            if not attempt.settled:
+                self._news.lost(attempt, outcome)
+        await self._news.settled([each for each in batch if each[0].settled])
+
+    async def _lives_on(self) -> bool:
+        """Whether the session lives: then what a repeated call found lost is what the first one settled, before its answer was lost."""
+        lives, void = asyncio.ensure_future(self._lives()), asyncio.create_task(self._void.wait())
+        try:
+            await asyncio.wait({lives, void}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            lives.cancel()
+            void.cancel()
+        return not self._void.is_set()
 
     def _without(self, lost: list[Lease], batch: list[tuple[LocalAttempt, Outcome]]) -> list[tuple[LocalAttempt, Outcome]]:
         refused = {(lease.job.id, lease.claim) for lease in lost}

@@ -7,17 +7,14 @@ meanwhile (a hop of its own for each would cost 20 to 80 µs, `asyncio.to_thread
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 
 from offload.job import Outcome
-from offload.worker.attempt import LocalAttempt
+from offload.worker.attempt import LocalAttempt, take_back, throw
 from offload.worker.outcome import AttemptStopped
-
-_throw = ctypes.pythonapi.PyThreadState_SetAsyncExc
 
 
 class Threads:
@@ -72,9 +69,9 @@ class Threads:
     def stop(self, attempt: LocalAttempt) -> None:
         """Raise AttemptStopped in the thread of `attempt`, where it still runs the task."""
         with self._guard:
-            if isinstance(attempt.place, int):
+            if isinstance(attempt.place, int) and not attempt.shielded:
                 attempt.thrown = True
-                _throw(ctypes.c_ulong(attempt.place), ctypes.py_object(AttemptStopped))
+                throw(attempt.place)
 
     def _next(self) -> LocalAttempt | None:
         with self._ready:
@@ -113,7 +110,7 @@ class Threads:
     def _take_up(self, attempt: LocalAttempt) -> None:
         """From here on it can be stopped in this thread; one that was told to stop before does not start."""
         with self._guard:
-            attempt.place = threading.get_ident()
+            attempt.place, attempt.guard = threading.get_ident(), self._guard
         if attempt.stop_reason is not None:
             raise AttemptStopped
 
@@ -122,7 +119,7 @@ class Threads:
         with self._guard:
             attempt.place = None
         if attempt.thrown:
-            _throw(ctypes.c_ulong(threading.get_ident()), None)
+            take_back(threading.get_ident())
 
     def _tell(self) -> None:
         if self._told:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -31,6 +31,9 @@ class Run(msgspec.Struct, frozen=True, tag=True):
     attempt: int
     crashes: int
     steps: Mapping[str, bytes]
+    session: str
+    ref: Any
+    """The broker's own handle, where that is an SQL store, so that the job can be ended in a transaction."""
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
@@ -66,6 +69,17 @@ class Keep(msgspec.Struct, frozen=True, tag=True):
     value: bytes
 
 
+class Committing(msgspec.Struct, frozen=True, tag=True):
+    """The transaction that ends the job is about to be committed."""
+
+
+class Committed(msgspec.Struct, frozen=True, tag=True):
+    """It is; whatever comes later changes nothing."""
+
+    outcome: Done
+    settled: bool
+
+
 class Ended(msgspec.Struct, frozen=True, tag=True):
     """How the attempt ended."""
 
@@ -73,7 +87,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
 
 
 ToChild: TypeAlias = Start | Run | Stop | Kept
-ToParent: TypeAlias = Ready | Unready | Report | Keep | Ended
+ToParent: TypeAlias = Ready | Unready | Report | Keep | Committing | Committed | Ended
 
 _encoder = msgspec.msgpack.Encoder()
 to_child = msgspec.msgpack.Decoder(ToChild)

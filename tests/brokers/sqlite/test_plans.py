@@ -118,7 +118,7 @@ def test_a_claim_and_a_settle_are_one_step_each_whatever_their_size(connection: 
         count += 1
 
     connection.set_trace_callback(counted)
-    tx = Transaction(connection, careful=False)
+    tx = Transaction(connection.execute, careful=False)
     tx.add("add_expiring", [(1_000_000 + i, i) for i in range(256)])
     tx.do("drop_expiring", pairs=str([[1_000_000 + i, i] for i in range(256)]))
     assert count == 2

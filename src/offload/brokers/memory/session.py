@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from offload.broker import Session
 from offload.brokers.memory.bell import heard
 from offload.errors import SessionLost
-from offload.job import Beat, Due, Isolation, Job, Lease, Outcome, Pulse, State, Upkeep, WorkerInfo
+from offload.job import Beat, Due, Isolation, Job, Lease, Outcome, Pulse, Release, State, Upkeep, WorkerInfo
 from offload.liveness import Watch
 
 if TYPE_CHECKING:
@@ -51,6 +51,19 @@ class MemorySession(Session):
         turn = self._rotation % len(queues) if queues else 0
         self._rotation += 1
         return queues[turn:] + queues[:turn]
+
+    async def retain(self, held: Sequence[Lease]) -> int:
+        """Hand back what is not among `held`; see `Session.retain`."""
+        known = {(lease.job.id, lease.claim) for lease in held}
+        with self._broker.lock:
+            if self.id not in self._broker.live:
+                raise SessionLost(f"session {self.id} of worker {self.info.name} is gone; open a new one")
+            orphans = [entry for entry in self._broker.shelf.running(self.id) if (entry.job.id, entry.claim) not in known]
+            for entry in orphans:
+                self._broker.shelf.settle(entry, Release())
+        self._broker.work.ring()
+        self._broker.ended.ring()
+        return len(orphans)
 
     async def settle(self, settlements: Sequence[tuple[Lease, Outcome]]) -> list[Lease]:
         """Record outcomes; see `Session.settle`."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,8 @@ from uuid import uuid4
 
 from msgspec.structs import replace
 
-from offload.broker import Feature, Store
-from offload.brokers.sqlite import cancelling, control, enqueueing, planning, reading
+from offload.broker import Dialect, Feature, Routine, SqlStore
+from offload.brokers.sqlite import callers, cancelling, control, enqueueing, planning, reading
 from offload.brokers.sqlite.awaited import Awaited
 from offload.brokers.sqlite.rows import stored
 from offload.brokers.sqlite.session import SqliteSession
@@ -26,7 +26,7 @@ from offload.brokers.sqlite.transaction import Joint, Operation, T, Transaction
 from offload.brokers.sqlite.wake import Ear
 from offload.clock import Clock
 from offload.errors import BadDeclaration, BrokerError
-from offload.job import Facts, Filter, Job, Record, Schedule, ScheduleRecord, SessionRecord, Standing, State, WorkerInfo
+from offload.job import Facts, Filter, Job, Lease, Outcome, Record, Schedule, ScheduleRecord, SessionRecord, Standing, State, WorkerInfo
 
 FIXED = (3, 51, 3)
 """The first SQLite in which two checkpoints that race cannot corrupt the database."""
@@ -34,7 +34,7 @@ LARGE_LOG_BYTES = 64 * 1_048_576
 """From which size `doctor` speaks of the write-ahead log."""
 
 
-class SqliteBroker(Store):
+class SqliteBroker(SqlStore):
     """`sqlite:///relative.db` or `sqlite:////absolute.db`, with `?synchronous=normal` to wait for no disk at commits.
 
     A client belongs to the event loop that opened it; `client` gives one for another. All clients of a process on one file share
@@ -42,11 +42,14 @@ class SqliteBroker(Store):
     """
 
     features: ClassVar[frozenset[Feature]] = frozenset(Feature)
+    dialect: ClassVar[Dialect] = "sqlite"
+    needs_opening: ClassVar[bool] = False
 
     def __init__(self, path: Path, synchronous: str, clock: Clock) -> None:
         self.path = path
+        self.library = "sqlite3"
         self._synchronous = synchronous
-        self._clock = clock
+        self.clock = clock
         self._shared: Shared | None = None
         self._awaited: Awaited | None = None
 
@@ -75,7 +78,7 @@ class SqliteBroker(Store):
 
     def client(self) -> Self:
         """The same store for another event loop."""
-        return type(self)(self.path, self._synchronous, self._clock)
+        return type(self)(self.path, self._synchronous, self.clock)
 
     async def open(self) -> None:
         """Open the file, made with its schema if need be. Raises BrokerError, SchemaTooNew."""
@@ -119,7 +122,7 @@ class SqliteBroker(Store):
         return await self.opened.read(operation)
 
     def _now(self) -> int:
-        return stored(self._clock.now())
+        return stored(self.clock.now())
 
     async def enqueue(self, jobs: Sequence[Job]) -> list[str]:
         """Store jobs; see `Broker.enqueue`."""
@@ -128,12 +131,36 @@ class SqliteBroker(Store):
     def _store(self, tx: Transaction, jobs: Sequence[Job]) -> list[str]:
         return enqueueing.store(tx, self._now(), jobs)
 
+    def enqueue_on(self, jobs: Sequence[Job]) -> Routine[list[str]]:
+        """Store jobs on a caller's connection; see `SqlStore.enqueue_on`."""
+        return lambda execute: callers.enqueue(execute, self.path, self._now(), jobs)
+
+    def settle_on(self, session: str, lease: Lease, outcome: Outcome) -> Routine[bool]:
+        """Record an outcome on a caller's connection; see `SqlStore.settle_on`."""
+        return lambda execute: callers.settle(execute, self.path, self._now(), session, lease, outcome)
+
+    @contextmanager
+    def transaction(self) -> Generator[sqlite3.Connection]:
+        """A connection with a transaction begun; see `SqlStore.transaction`. It holds the right to write until its end."""
+        shared = self.opened.here()
+        with shared.lender.lent() as connection:
+            yield connection
+        shared.ringer.ring(work=True, ended=True)
+
+    @asynccontextmanager
+    async def atransaction(self) -> AsyncGenerator[sqlite3.Connection]:
+        """The same for coroutines; its statements run on the event loop."""
+        shared = self.opened.here()
+        async with shared.lender.alent() as connection:
+            yield connection
+        shared.ringer.ring(work=True, ended=True)
+
     @asynccontextmanager
     async def session(self, worker: WorkerInfo) -> AsyncGenerator[SqliteSession]:
         """Open a session; see `Broker.session`."""
         shared = self.opened
         ear = Ear(shared.database, "w")
-        session = SqliteSession(shared, self._clock, uuid4().hex, worker, ear)
+        session = SqliteSession(shared, self.clock, uuid4().hex, worker, ear)
         try:
             await session.enter()
             try:
@@ -210,7 +237,7 @@ class SqliteBroker(Store):
 
     async def standing(self, id: str) -> Standing | None:
         """The facts about one job."""
-        return await self._read(lambda tx: reading.standing(tx, id, self._clock.now()))
+        return await self._read(lambda tx: reading.standing(tx, id, self.clock.now()))
 
     async def schedules(self) -> list[ScheduleRecord]:
         """All schedules, by name."""
@@ -238,7 +265,7 @@ class SqliteBroker(Store):
 
     async def inspect(self) -> Facts:
         """What `doctor` judges by."""
-        facts = await self._read(lambda tx: reading.facts(tx, self._clock.now(), sqlite3.sqlite_version))
+        facts = await self._read(lambda tx: reading.facts(tx, self.clock.now(), sqlite3.sqlite_version))
         return replace(facts, place=str(self.opened.database.path), notes=self._notes())
 
     def _notes(self) -> tuple[tuple[Literal["error", "warning", "info"], str, str], ...]:

@@ -21,9 +21,9 @@ from offload.errors import BrokerUnusable
 class Link:
     """A connection and the lock under which it is used, so that a fork finds no thread inside SQLite."""
 
-    def __init__(self, path: Path, synchronous: str) -> None:
+    def __init__(self, path: Path, synchronous: str, factory: type[sqlite3.Connection]) -> None:
         self.lock = threading.Lock()
-        self.connection = file.connect(path, synchronous)
+        self.connection = file.connect(path, synchronous, factory)
 
     def impatient(self) -> Self:
         """Have busy locks reported at once: for writes, which wait in a fairer way, and for what may not block."""
@@ -51,10 +51,10 @@ class Database:
         with self.errors():
             return _prepared(self.path)
 
-    def link(self, synchronous: str | None = None) -> Link:
+    def link(self, synchronous: str | None = None, factory: type[sqlite3.Connection] = sqlite3.Connection) -> Link:
         """One more connection, closed by `unlink` or with the database."""
         with self.errors():
-            link = Link(self.path, synchronous or self.synchronous)
+            link = Link(self.path, synchronous or self.synchronous, factory)
         self.links.append(link)
         return link
 
@@ -86,14 +86,14 @@ class Database:
             connection = self.reading.connection
             connection.execute("begin")
             try:
-                return operation(Transaction(connection, careful=True))
+                return operation(Transaction(connection.execute, careful=True))
             finally:
                 connection.execute("rollback")
 
     def write(self, link: Link, operation: Operation[T]) -> T:
         """Run one operation on a connection of the caller's, in the caller's thread."""
         with self.errors(), self.begun(link) as connection:
-            result = operation(Transaction(connection, careful=True))
+            result = operation(Transaction(connection.execute, careful=True))
             connection.execute("commit")
             return result
 

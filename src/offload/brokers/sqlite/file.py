@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from offload.brokers._sql import script
-from offload.errors import BrokerError, BrokerUnusable, SchemaTooNew
+from offload.errors import BadDeclaration, BrokerError, BrokerUnusable, SchemaTooNew
 
 APPLICATION = 0x0FF10AD
 """Marks a database file as one of Offload."""
@@ -61,13 +61,27 @@ def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
     return max(((len(point), order, kind) for order, (point, kind) in enumerate(found) if point in above), default=(0, 0, ""))[2]
 
 
-def connect(path: Path, synchronous: str) -> sqlite3.Connection:
+class Lent(sqlite3.Connection):
+    """A connection for code of a task, in a transaction that is not its to end."""
+
+    def commit(self) -> None:
+        """Refuse."""
+        raise BadDeclaration("the block of current.transaction() commits at its end, together with the job; leave that to it")
+
+    def rollback(self) -> None:
+        """Refuse."""
+        raise BadDeclaration("the block of current.transaction() rolls back when an exception leaves it; raise one")
+
+
+def connect(path: Path, synchronous: str, factory: type[sqlite3.Connection] = sqlite3.Connection) -> sqlite3.Connection:
     """A connection as this engine uses them: transactions by hand, write locks waited for by ourselves, checkpoints by election.
 
     Memory-mapped reading stays off: with it an I/O error kills the process, and a truncated log can. SQLite's own patience is for
     short moments only, when a process opens the log as the first or closes it as the last.
     """
-    connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False, cached_statements=512)
+    connection = sqlite3.connect(
+        path, timeout=PATIENCE, isolation_level=None, check_same_thread=False, cached_statements=512, factory=factory
+    )
     try:
         for setting in ("wal_autocheckpoint=0", "temp_store=memory", "secure_delete=off"):
             connection.execute(f"pragma {setting}")

@@ -4,6 +4,10 @@
 -- The number after the last one taken.
 update store set next = next + :count returning next
 
+-- name: lock
+-- Changes nothing, but takes the right to write.
+update store set next = next where false
+
 -- name: add_jobs
 insert into jobs (n, id, task, queue, rank, payload, enqueued_at, keep, due, extra)
 
@@ -251,6 +255,9 @@ on conflict (n) do update set fraction = excluded.fraction, message = excluded.m
 
 -- name: add_session
 insert into sessions (id, info, beat, beat_at, started_at) values (:id, :info, 0, :now, :now)
+
+-- name: knows_session
+select count(*) from sessions where id = :id
 
 -- name: drop_session
 delete from sessions where id = :id

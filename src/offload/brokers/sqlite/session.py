@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 
 import msgspec
@@ -17,6 +18,7 @@ from offload.brokers.sqlite.sharing import Shared
 from offload.brokers.sqlite.transaction import Transaction
 from offload.brokers.sqlite.wake import Ear
 from offload.clock import Clock
+from offload.errors import SessionLost
 from offload.job import Beat, Due, Isolation, Job, Lease, Outcome, Pulse, Release, Upkeep, WorkerInfo
 from offload.liveness import Watch
 
@@ -61,6 +63,16 @@ class SqliteSession(Session):
         if not claim.cancelled() and claim.exception() is None and claim.result():
             releases = [(lease, Release()) for lease in claim.result()]
             self._shared.write(lambda tx: settling.settle(tx, self._now(), self.id, releases, self._marked))
+
+    async def retain(self, held: Sequence[Lease]) -> int:
+        """Hand back what is not among `held`; see `Session.retain`. The writer does one thing after another: no fetch can come late."""
+        known = {(lease.ref, lease.claim) for lease in held}
+        return await self._shared.write(lambda tx: self._retain(tx, known))
+
+    def _retain(self, tx: Transaction, known: AbstractSet[tuple[object, int]]) -> int:
+        if not tx.value("knows_session", id=self.id):
+            raise SessionLost(f"session {self.id} of worker {self._info.name} is gone; open a new one")
+        return upkeep.release_all(tx, self._now(), self.id, known)
 
     async def settle(self, settlements: Sequence[tuple[Lease, Outcome]]) -> list[Lease]:
         """Record outcomes; see `Session.settle`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from offload.brokers.sqlite.database import Database
+from offload.brokers.sqlite.lending import Lender
 from offload.brokers.sqlite.transaction import Operation, T
 from offload.brokers.sqlite.wake import Ringer
 from offload.brokers.sqlite.writer import Writer
@@ -24,6 +25,7 @@ class Shared:
         self.database = Database(path, synchronous)
         self.ringer = Ringer(path)
         self.writer = Writer(self.database, self.ringer)
+        self.lender = Lender(self.database)
 
     def here(self) -> Self:
         """This, if it is open and was opened in this process. Raises BrokerError."""

@@ -7,13 +7,13 @@ text.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from offload.broker import Execute
 from offload.brokers._sql import queries
 
 T = TypeVar("T")
@@ -32,8 +32,8 @@ class Doubt(Exception):
 class Transaction:
     """What an operation may do. `careful` is False while conflicts may still be answered by doubt."""
 
-    def __init__(self, connection: sqlite3.Connection, *, careful: bool) -> None:
-        self._execute = connection.execute
+    def __init__(self, execute: Execute, *, careful: bool) -> None:
+        self._execute = execute
         self.careful = careful
         self.work = False
         """Set by what may have made jobs ready or changed what workers wait for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
@@ -76,11 +77,12 @@ def leases_of(tx: Transaction, session: str) -> list[tuple[Held, JobColumns]]:
     return [(held[n], jobs[n]) for n in jobs]
 
 
-def release_all(tx: Transaction, now: int, session: str) -> None:
-    """Hand back, unharmed, what a leaving session still runs."""
-    leases = leases_of(tx, session)
+def release_all(tx: Transaction, now: int, session: str, kept: AbstractSet[tuple[object, int]] = frozenset()) -> int:
+    """Hand back, unharmed, what a session still runs but for `kept`, as (n, claim). Returns how many."""
+    leases = [(row, job) for row, job in leases_of(tx, session) if (row.n, row.claim) not in kept]
     if leases:
         end_attempts(tx, now, [(row, Lease(job.job(), row.claim, row.attempt), Release()) for row, job in leases])
+    return len(leases)
 
 
 def _rescue(tx: Transaction, now: int, session: str) -> list[Touched]:

@@ -103,7 +103,7 @@ class Writer:
         """Run and commit. None, and nothing done, when what is not careful met anything unexpected."""
         self._database.check()
         with self._database.begun(self._database.writing) as connection:
-            tx = Transaction(connection, careful=careful)
+            tx = Transaction(connection.execute, careful=careful)
             if careful:
                 _run_singly(tx, connection, requests)
             elif not _run_together(tx, requests):

@@ -9,9 +9,9 @@ from msgspec.structs import replace
 
 from offload.broker import Session, Store
 from offload.errors import SessionLost
-from offload.job import Beat, Dead, Done, Isolation, Progress, Pulse, Release, Retried, State
+from offload.job import Beat, Dead, Done, Isolation, Progress, Pulse, Release, Retried, State, UniqueKey
 from offload.testing.clock import TestClock
-from offload.testing.contract.fixtures import Fixtures, claim, claim_one, ids, info, job, live, record, settle, state
+from offload.testing.contract.fixtures import PATIENCE, Fixtures, claim, claim_one, ids, info, job, live, record, settle, state
 
 
 class Sessions(Fixtures):
@@ -231,6 +231,76 @@ class Sessions(Fixtures):
         async with store.session(info("frozen")), store.session(info("alive")) as alive:
             await bury(clock, alive)
             assert [each.id for each in await store.sessions()] == [alive.id]
+
+    async def test_a_session_hands_back_what_it_does_not_know_of(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([job(clock, id) for id in ("a", "b", "c", "d")])
+        async with store.session(info()) as session, store.session(info("other")) as other:
+            known, orphan = await claim(session, 2)
+            (foreign,) = await claim(other, 1)
+            assert await session.retain([known]) == 1
+            shown = await record(store, orphan.job.id)
+            assert (shown.state, shown.attempt, shown.crashes) == (State.READY, 0, 0)
+            assert await session.settle([(orphan, Done())]) == [orphan]
+            again, _ = await claim(other)
+            assert (again.job.id, again.attempt, again.claim > orphan.claim) == (orphan.job.id, 1, True), "it goes back to its place"
+            await settle(session, known, Done())
+            await settle(other, foreign, Done())
+
+    async def test_a_session_that_knows_all_it_holds_hands_nothing_back(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([job(clock, "a"), job(clock, "b")])
+        async with store.session(info()) as session:
+            assert await session.retain([]) == 0
+            settled, held = await claim(session)
+            await settle(session, settled, Done())
+            assert await session.retain([settled, held]) == 0
+            await settle(session, held, Done())
+
+    async def test_an_orphan_is_told_by_its_claim(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([job(clock, "a")])
+        async with store.session(info()) as session:
+            old = await claim_one(session)
+            await settle(session, old, Retried(0))
+            new = await claim_one(session)
+            assert await session.retain([old]) == 1
+            assert await session.settle([(new, Done())]) == [new]
+            assert (await record(store, "a")).attempt == 1
+
+    async def test_a_session_can_claim_after_it_handed_back(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([job(clock, "a", unique=UniqueKey("k"))])
+        async with store.session(info()) as session:
+            for _ in range(3):
+                await claim_one(session)
+                assert await session.retain([]) == 1
+            await settle(session, await claim_one(session), Done())
+
+    async def test_an_orphan_whose_cancellation_was_asked_for_is_cancelled(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([job(clock, "a")])
+        async with store.session(info()) as session:
+            await claim_one(session)
+            await store.cancel(["a"])
+            assert await session.retain([]) == 1
+            assert await state(store, "a") is State.CANCELLED
+
+    async def test_handing_back_orphans_wakes_workers(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([job(clock, "a")])
+        async with store.session(info()) as session, store.session(info("sleeps")) as sleeper, asyncio.timeout(PATIENCE):
+            await claim_one(session)
+            assert await claim(sleeper) == []
+            waiting = asyncio.create_task(sleeper.wait(10 * PATIENCE))
+            await asyncio.sleep(0)
+            await session.retain([])
+            await waiting
+            assert ids(await claim(sleeper)) == ["a"]
+
+    async def test_a_session_that_is_gone_has_nothing_to_hand_back(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([job(clock, "a")])
+        async with store.session(info("frozen")) as frozen, store.session(info("alive")) as alive:
+            await claim_one(frozen)
+            await bury(clock, alive)
+            await claim_one(alive)
+            with pytest.raises(SessionLost):
+                await frozen.retain([])
+            assert await state(store, "a") is State.RUNNING
 
 
 async def bury(clock: TestClock, *alive: Session) -> None:

@@ -1,0 +1,86 @@
+"""What a URL says: where the database is, and how Offload is to use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+
+from offload.errors import BadDeclaration
+
+OPTIONS = ("schema", "migrate", "pgbouncer", "listen", "timeout")
+TIMEOUT = 10.0
+"""Seconds for which an enqueue is tried again while the server is away."""
+_SWITCHES = {"true": True, "false": False, "1": True, "0": False, "on": True, "off": False}
+_LONGEST_NAME = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One database and one schema in it."""
+
+    dsn: str
+    """What libpq connects to."""
+    place: str
+    """The same without passwords, for people."""
+    schema: str = "offload"
+    migrate: bool = True
+    """Whether the schema is made, or brought up to date, on first use."""
+    pgbouncer: bool = False
+    """Whether statements of one connection may reach different servers' sessions, so that none keeps settings or notifications."""
+    listen: str | None = None
+    """Where to listen for notifications; None: nowhere."""
+    timeout: float = TIMEOUT
+
+
+def address(url: str) -> Address:
+    """The address that `url` names: libpq's own forms, with options of ours in the query. Raises BadDeclaration."""
+    parts = urlsplit(url)
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    options = {name: value for name, value in query if name in OPTIONS}
+    rest = [(name, value) for name, value in query if name not in OPTIONS]
+    kept = "&".join(f"{quote(name)}={quote(value, safe='/')}" for name, value in rest)
+    dsn = urlunsplit(("postgresql", parts.netloc, parts.path, kept, ""))
+    if not dsn.startswith("postgresql://"):  # without a host, `urlunsplit` leaves out the slashes
+        dsn = dsn.replace("postgresql:", "postgresql://", 1)
+    pgbouncer = _switch(url, options, "pgbouncer", default=False)
+    schema = options.get("schema", "offload")
+    if not schema or len(schema.encode()) > _LONGEST_NAME or any(sign in schema for sign in "\0.'%"):
+        raise BadDeclaration(f"{_shown(url)!r}: schema={schema!r} must have 1 to {_LONGEST_NAME} bytes without . ' and %")
+    return Address(
+        dsn=dsn,
+        place=_shown(dsn),
+        schema=schema,
+        migrate=_switch(url, options, "migrate", default=True),
+        pgbouncer=pgbouncer,
+        listen=options.get("listen", None if pgbouncer else dsn),
+        timeout=_seconds(url, options),
+    )
+
+
+def _switch(url: str, options: dict[str, str], name: str, *, default: bool) -> bool:
+    value = options.get(name)
+    if value is None:
+        return default
+    if value.lower() not in _SWITCHES:
+        raise BadDeclaration(f"{_shown(url)!r}: {name} is true or false, not {value!r}")
+    return _SWITCHES[value.lower()]
+
+
+def _seconds(url: str, options: dict[str, str]) -> float:
+    try:
+        seconds = float(options.get("timeout", TIMEOUT))
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise BadDeclaration(f"{_shown(url)!r}: timeout is a number of seconds, not {options['timeout']!r}")
+    return seconds
+
+
+def _shown(url: str) -> str:
+    """A URL without what is secret in it."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    query = "&".join(
+        pair for pair in parts.query.split("&") if pair and pair.partition("=")[0] not in ("password", "listen", "sslpassword")
+    )
+    return urlunsplit((parts.scheme, f"{user.partition(':')[0]}{at}{host}", parts.path, query, ""))

@@ -1,0 +1,102 @@
+"""Ends jobs that have not started, and asks for the end of those that run.
+
+Nothing keeps a job where it was read: another transaction may move it before this one takes it. So all that is done to jobs is done
+to those found where they were, and the others are looked for again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import msgspec
+
+from offload.broker import Work
+from offload.brokers.postgres.endings import Ending, finish
+from offload.brokers.postgres.keys import Keys
+from offload.brokers.postgres.moves import Moves, take_out
+from offload.brokers.postgres.rows import JobColumns, jobs_by_id
+from offload.brokers.postgres.work import Transaction, text
+from offload.job import State, keys_of
+
+UNSTARTED = frozenset({State.READY, State.SCHEDULED, State.WAITING})
+
+_numbers = msgspec.json.Decoder(list[int]).decode
+
+
+class Turn(NamedTuple):
+    """What became of the jobs of one turn: those that something was done to, and those that moved meanwhile."""
+
+    done: Sequence[JobColumns]
+    moved: Sequence[JobColumns]
+
+
+Act: TypeAlias = Callable[[Sequence[JobColumns]], Work[Turn]]
+
+
+def in_turn(tx: Transaction, ids: Iterable[str], act: Act) -> Work[list[JobColumns]]:
+    """Have `act` take the jobs of these ids in order, together as far as none could touch another by a key they share.
+
+    Returns the jobs that it did something to, as they were.
+    """
+    done: list[JobColumns] = []
+    rows = list((yield from jobs_by_id(tx, ids)).values())
+    while rows:
+        count = _apart(rows)
+        turn = yield from act(rows[:count])
+        done += turn.done
+        left = [*turn.moved, *rows[count:]]
+        rows = list((yield from jobs_by_id(tx, [row.id for row in left])).values()) if left else []
+    return done
+
+
+def _apart(rows: Sequence[JobColumns]) -> int:
+    """How many of the first jobs share no key."""
+    seen: set[str] = set()
+    for count, row in enumerate(rows):
+        wanted = {unique.key for unique in keys_of(row.job())}
+        if wanted & seen:
+            return count
+        seen |= wanted
+    return len(rows)
+
+
+def end(tx: Transaction, ids: Iterable[str], state: State, reason: str) -> Work[list[JobColumns]]:
+    """End jobs that have not started; those that run are asked to stop. Returns those that were not terminal, as they were."""
+    return (yield from in_turn(tx, ids, lambda rows: _end(tx, rows, state, reason)))
+
+
+def _end(tx: Transaction, rows: Sequence[JobColumns], state: State, reason: str) -> Work[Turn]:
+    running = [row for row in rows if row.state is State.RUNNING]
+    asked = set(_numbers((yield from tx.value("ask_to_cancel", ns=text([row.n for row in running]))))) if running else set[int]()
+    ended = yield from end_unstarted(tx, [row for row in rows if row.state in UNSTARTED], state, reason)
+    return Turn([*ended.done, *(row for row in running if row.n in asked)], [*ended.moved, *(row for row in running if row.n not in asked)])
+
+
+def end_unstarted(tx: Transaction, rows: Sequence[JobColumns], state: State, reason: str) -> Work[Turn]:
+    """End jobs that do not run, if they stand where they were read and were not claimed and released in between."""
+    if not rows:
+        return Turn([], [])
+    keys = Keys(tx)
+    yield from keys.lock(row.job() for row in rows)
+    taken = yield from take_out(tx, rows)
+    moves = Moves(tx.now)
+    done: list[JobColumns] = []
+    moved: list[JobColumns] = []
+    for row in rows:
+        past = taken.get(row.n)
+        if past is not None and past.claim == row.claim:
+            done.append(row)
+            continue
+        moved.append(row)
+        if past is not None:
+            moves.back(row.n, row.job(), past, row.pos, tx.now)
+    yield from finish(tx, keys, [Ending(row.n, row.job(), taken[row.n], state, reason) for row in done], moves)
+    yield from keys.write()
+    yield from moves.write(tx)
+    return Turn(done, moved)
+
+
+def cancel(tx: Transaction, ids: Iterable[str]) -> Work[set[str]]:
+    """Cancel jobs; see `Store.cancel`."""
+    return {row.id for row in (yield from end(tx, ids, State.CANCELLED, "cancelled"))}

@@ -1,0 +1,221 @@
+"""Connections of our own: how they are opened, and how operations run on them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import select
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any, LiteralString, TypeAlias, TypeVar, cast
+
+import psycopg
+from psycopg import AsyncConnection, pq
+from psycopg.conninfo import conninfo_to_dict
+
+from offload.broker import Work
+from offload.brokers.postgres.address import Address
+from offload.brokers.postgres.errors import AGAIN, translated
+from offload.brokers.postgres.work import Operation, Transaction, told
+from offload.errors import BrokerError
+
+T = TypeVar("T")
+Connection: TypeAlias = AsyncConnection[tuple[Any, ...]]
+
+CONNECT_TIMEOUT = 10
+"""Seconds for a server to accept a connection."""
+SILENCE_MS = 15_000
+"""A server that acknowledges nothing for so long is given up."""
+LAST_WAIT = 5.0
+"""Seconds that closing waits for what is under way."""
+LONGEST_STRIFE = 30.0
+"""Seconds for which an operation is run again that other transactions undid."""
+PREPARED = 500
+"""The most statements that a connection keeps prepared; there are fewer."""
+
+SETTINGS = {
+    # Plans must not depend on statistics, which lag behind tables that fill and empty: every access is by an index, row by row.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_material": "off",
+    "jit": "off",
+    # A worker frozen in mid-transaction must not hold its locks, which others may need to rescue its jobs, for long.
+    "idle_in_transaction_session_timeout": "5s",
+    "lock_timeout": "20s",
+}
+_PIN = "; ".join(f"set {name} = '{value}'" for name, value in SETTINGS.items())
+_BEGIN_PINNED = "begin; " + "; ".join(f"set local {name} = '{value}'" for name, value in SETTINGS.items())
+
+
+def keywords(address: Address) -> dict[str, Any]:
+    """How to connect, beyond what the URL says."""
+    known = conninfo_to_dict(address.dsn)
+    ours: dict[str, Any] = {
+        "application_name": "offload",
+        "connect_timeout": CONNECT_TIMEOUT,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": SILENCE_MS,
+        "client_encoding": "utf8",
+    }
+    return {name: value for name, value in ours.items() if name not in known}
+
+
+async def connected(address: Address, *, pinned: bool = True) -> Connection:
+    """A new connection in autocommit mode, its plans pinned. Raises the driver's errors."""
+    connection = await AsyncConnection.connect(
+        address.dsn,
+        autocommit=True,
+        prepare_threshold=None if address.pgbouncer else 0,
+        **keywords(address),
+    )
+    connection.prepared_max = PREPARED
+    if pinned and not address.pgbouncer:
+        try:
+            await connection.execute(cast(LiteralString, _PIN), prepare=False)
+        except BaseException:
+            await connection.close()
+            raise
+    return connection
+
+
+class Link:
+    """One connection, opened when it is needed and again when it broke, used by one operation at a time."""
+
+    def __init__(self, address: Address, transaction: Callable[[], Transaction]) -> None:
+        self._address = address
+        self._transaction = transaction
+        self._connection: Connection | None = None
+        self._lock = asyncio.Lock()
+        self._under_way: asyncio.Future[Any] | None = None
+
+    def when_free(self, then: Callable[[], None]) -> None:
+        """Call `then` once what was asked of this connection is done, which may be after its caller was cancelled."""
+        if self._under_way is None or self._under_way.done():
+            then()
+        else:
+            self._under_way.add_done_callback(lambda _: then())
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Run an operation in a transaction of its own; again as long as other transactions undo it."""
+        return await self._alone(lambda connection: self._transact(connection, operation))
+
+    async def step(self, operation: Operation[T]) -> T:
+        """Run an operation whose statements are each a transaction of their own, such as a single one or reads."""
+        if self._address.pgbouncer:
+            return await self._alone(lambda connection: self._transact(connection, operation, once=True))
+        return await self._alone(lambda connection: _carried_out(connection, told(self._transaction(), operation)))
+
+    async def _alone(self, act: Callable[[Connection], Awaitable[T]]) -> T:
+        """Finish what was begun though the caller is cancelled, so that the connection is left in order."""
+        task = self._under_way = asyncio.ensure_future(self._locked(act))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_unheard)
+            raise
+
+    async def _locked(self, act: Callable[[Connection], Awaitable[T]]) -> T:
+        async with self._lock:
+            with translated(self._address):
+                connection = await self._opened()
+                try:
+                    return await act(connection)
+                finally:
+                    if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:  # a plain number, never the enum's own value
+                        await self._drop()
+
+    async def _opened(self) -> Connection:
+        if self._connection is not None and not usable(self._connection.pgconn):
+            await self._drop()
+        if self._connection is None:
+            self._connection = await connected(self._address)
+        return self._connection
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def _transact(self, connection: Connection, operation: Operation[T], *, once: bool = False) -> T:
+        deadline = monotonic() + LONGEST_STRIFE
+        wait = 0.001
+        while True:
+            try:
+                begin = _BEGIN_PINNED if self._address.pgbouncer else "begin"
+                await connection.execute(cast(LiteralString, begin), prepare=False)
+                result = await _carried_out(connection, told(self._transaction(), operation))
+                await connection.execute("commit")
+            except AGAIN as error:
+                await _undo(connection)
+                if once:
+                    raise
+                if monotonic() > deadline:
+                    words = f"other transactions undid this one for {LONGEST_STRIFE:g} s ({error!r}); is one of them open for long?"
+                    raise BrokerError(f"{self._address.place}: {words}") from error
+                await asyncio.sleep(random.uniform(0, wait))
+                wait = min(2 * wait, 0.1)
+            except BaseException:
+                await _undo(connection)
+                raise
+            else:
+                return result
+
+    async def close(self) -> None:
+        """Close the connection, once what is under way is done; not for long where the server does not answer."""
+        try:
+            async with asyncio.timeout(LAST_WAIT), self._lock:
+                await self._drop()
+        except TimeoutError:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the connection from outside of its event loop; what is under way there fails."""
+        if self._connection is not None:
+            self._connection.pgconn.finish()
+
+
+def usable(connection: pq.abc.PGconn) -> bool:
+    """Whether an idle connection is open, as far as can be told without asking: there is nothing to read but its end."""
+    if connection.status != pq.ConnStatus.OK:
+        return False
+    poll = select.poll() if hasattr(select, "poll") else None
+    if poll is None:
+        return not select.select([connection.socket], [], [], 0)[0]
+    poll.register(connection.socket, select.POLLIN)
+    return not poll.poll(0)
+
+
+async def _undo(connection: Connection) -> None:
+    """Roll back, where there is a connection left to do it on."""
+    try:
+        if connection.pgconn.transaction_status in {pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR}:
+            await connection.execute("rollback")
+    except psycopg.Error:
+        pass  # it is dropped: the server undoes what was not committed
+
+
+def _unheard(task: asyncio.Future[Any]) -> None:
+    """Nobody is left to be told how it ended."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def _carried_out(connection: Connection, work: Work[T]) -> T:
+    """Run the statements of an operation."""
+    try:
+        statement = next(work)
+        while True:
+            try:
+                cursor = await connection.execute(cast(LiteralString, statement.sql), statement.values)
+                rows = await cursor.fetchall() if cursor.description is not None else []
+            except psycopg.Error as error:
+                statement = work.throw(error)
+            else:
+                statement = work.send(rows)
+    except StopIteration as end:
+        return end.value

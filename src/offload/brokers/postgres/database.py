@@ -1,0 +1,131 @@
+"""One client's way to the database: its clock, its connections, and what wakes it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from functools import partial
+
+from offload.brokers.postgres import migrating
+from offload.brokers.postgres.address import Address
+from offload.brokers.postgres.connections import Link, connected
+from offload.brokers.postgres.errors import translated
+from offload.brokers.postgres.rows import moment, stored
+from offload.brokers.postgres.wake import Ear
+from offload.brokers.postgres.work import Operation, T, Transaction, Work, statements
+from offload.clock import ServerClock
+from offload.errors import BrokerUnusable
+
+MOST_LINKS = 4
+"""The most connections at once for what producers and people ask; workers have some of their own besides."""
+
+
+class Database:
+    """The database as one event loop uses it."""
+
+    def __init__(self, address: Address, clock: ServerClock) -> None:
+        self.address = address
+        self.clock = clock
+        self.ear = Ear(address, self.step)
+        self._statements = statements(address.schema)
+        self._idle: list[Link] = []
+        self._turns = asyncio.Semaphore(MOST_LINKS)
+        self._links: list[Link] = []
+        self._unprepared: BrokerUnusable | None = None
+
+    def transaction(self) -> Transaction:
+        """What an operation that begins now works with."""
+        return Transaction(self._statements, self.address.schema, stored(self.clock.now()))
+
+    async def open(self) -> None:
+        """Check the schema, made if need be, and read the server's clock. Raises BrokerError, BrokerUnusable, SchemaTooNew.
+
+        Where the schema may not be made, all but `migrate` raises BrokerUnusable.
+        """
+        with translated(self.address):
+            connection = await connected(self.address, pinned=False)
+            async with connection:
+                try:
+                    await migrating.prepare(connection, self.address)
+                except migrating.Unprepared as error:
+                    self._unprepared = error
+                    return
+        await self.step(self._begin)
+
+    def _begin(self, tx: Transaction) -> Work[None]:
+        now, standby = yield from tx.row("clock")
+        if standby:
+            raise BrokerUnusable(f"{self.address.place}: this server is a standby, which takes no jobs; connect to the primary")
+        self.clock.read(moment(now))
+
+    async def migrate(self) -> tuple[int, int]:
+        """Bring the schema up to date, whatever `migrate=` says. Returns the versions (from, to)."""
+        with translated(self.address):
+            connection = await connected(self.address, pinned=False)
+            async with connection:
+                versions = await migrating.migrate(connection, self.address)
+        if self._unprepared is not None:
+            self._unprepared = None
+            await self.step(self._begin)
+        return versions
+
+    @property
+    def skew(self) -> timedelta | None:
+        """How far this machine's clock is ahead of the server's."""
+        return self.clock.skew
+
+    def check(self) -> None:
+        """Raise BrokerUnusable when the schema is not there and may not be made."""
+        if self._unprepared is not None:
+            raise self._unprepared
+
+    def link(self) -> Link:
+        """A connection for one purpose, to be closed by who asked for it or with the client."""
+        link = Link(self.address, self.transaction)
+        self._links.append(link)
+        return link
+
+    def foreign_link(self) -> Link:
+        """A connection for another event loop than this client's; whoever asked for it lets go of it."""
+        return Link(self.address, self.transaction)
+
+    async def unlink(self, link: Link) -> None:
+        """Close a connection."""
+        if link in self._links:
+            self._links.remove(link)
+        await link.close()
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Run an operation in a transaction."""
+        async with self._turns:
+            link = self._lend()
+            try:
+                return await link.run(operation)
+            finally:
+                link.when_free(partial(self._idle.append, link))
+
+    async def step(self, operation: Operation[T]) -> T:
+        """Run an operation whose statements are each a transaction of their own."""
+        async with self._turns:
+            link = self._lend()
+            try:
+                return await link.step(operation)
+            finally:
+                link.when_free(partial(self._idle.append, link))
+
+    def _lend(self) -> Link:
+        return self._idle.pop() if self._idle else self.link()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.ear.close()
+        links, self._links = self._links, []
+        self._idle = []
+        for link in links:
+            await link.close()
+
+    def abandon(self) -> None:
+        """Close all connections from outside of their event loop, which is closed."""
+        self.ear.abandon()
+        for link in self._links:
+            link.abandon()

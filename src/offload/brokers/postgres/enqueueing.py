@@ -1,0 +1,258 @@
+"""Stores jobs: at once where nothing stands in their way, one by one where ids or keys may be taken."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from time import monotonic
+from typing import assert_never
+
+import msgspec
+from msgspec.structs import replace
+
+from offload.broker import Work
+from offload.brokers.postgres.cancelling import cancel
+from offload.brokers.postgres.database import Database
+from offload.brokers.postgres.errors import AGAIN
+from offload.brokers.postgres.keys import Hold, Keys, hold_of
+from offload.brokers.postgres.moves import Moves, Past, take_out
+from offload.brokers.postgres.rows import extra_text, job_row, jobs_by_number, optional_stored, stored
+from offload.brokers.postgres.work import Doubt, Transaction, text
+from offload.errors import BrokerError, BrokerUnusable, IdConflict, UniqueConflict
+from offload.job import Job, State, UniqueKey, keys_of
+
+MOST_TRIES = 10
+_NOT_STARTED = frozenset({State.READY, State.SCHEDULED, State.WAITING})
+
+_known = msgspec.json.Decoder(list[tuple[str, str, str]]).decode
+_ids = msgspec.json.Decoder(list[tuple[int, str]]).decode
+_numbers = msgspec.json.Decoder(list[int]).decode
+
+
+def store_new(tx: Transaction, jobs: Sequence[Job], *, strict: bool) -> Work[bool]:
+    """Store jobs whose ids and keys are taken to be free, by one statement. False, and nothing stored, when they are not.
+
+    Where another transaction takes one just then, the statement fails if `strict`; else some are stored, and Doubt is raised.
+    """
+    holds: list[tuple[str, int, str, str, int | None]] = []
+    for index, job in enumerate(jobs, start=1):
+        if job.unique is not None or job.schedule is not None:
+            for unique in keys_of(job):
+                hold = hold_of(0, job, unique)
+                holds.append((unique.key, index, hold.holder, hold.until, hold.frees_at))
+    holds.sort()
+    rows = text([job_row(job) for job in jobs])
+    count = len(jobs) + len(holds)
+    name = "add_new_strict" if strict else "add_new"
+    number = yield from tx.value(name, jobs=rows, holds=text(holds), now=tx.now, channel=tx.channel)
+    if 0 < number < count:
+        raise Doubt
+    return number == count
+
+
+async def enqueue(database: Database, jobs: Sequence[Job]) -> list[str]:
+    """Store jobs in a transaction of their own; tried again while the server is away, for as long as its address says."""
+    deadline = monotonic() + database.address.timeout
+    wait = 0.05
+    while True:
+        try:
+            async with asyncio.timeout(max(deadline - monotonic(), 0.1)):
+                if await _enqueue_new(database, jobs):
+                    return [job.id for job in jobs]
+                return await database.run(lambda tx: store(tx, jobs))
+        except BrokerUnusable:
+            raise
+        except BrokerError:
+            if monotonic() >= deadline:
+                raise
+        except TimeoutError as error:
+            words = (
+                f"no answer for {database.address.timeout:g} s; the jobs may be stored all the same, and to enqueue them again does no harm"
+            )
+            raise BrokerError(f"{database.address.place}: {words}") from error
+        await asyncio.sleep(max(min(wait * random.uniform(0.5, 1.0), deadline - monotonic()), 0.0))
+        wait = min(2 * wait, 1.0)
+
+
+async def _enqueue_new(database: Database, jobs: Sequence[Job]) -> bool:
+    try:
+        return await database.step(lambda tx: store_new(tx, jobs, strict=True))
+    except BrokerError as error:
+        if isinstance(error.__cause__, AGAIN):
+            return False
+        raise
+
+
+def enqueue_on(tx: Transaction, jobs: Sequence[Job]) -> Work[list[str]]:
+    """Store jobs in a transaction of the caller's, which goes on whatever others do meanwhile."""
+    if not jobs:
+        return []
+    for attempt in range(MOST_TRIES):
+        yield from tx.do("savepoint")
+        try:
+            if attempt == 0 and (yield from store_new(tx, jobs, strict=False)):
+                ids = [job.id for job in jobs]
+            else:
+                ids = yield from store(tx, jobs)
+            yield from tx.tell()
+        except Doubt:
+            yield from tx.do("rollback_to_savepoint")
+            tx.work = tx.ended = False
+        else:
+            yield from tx.do("release_savepoint")
+            return ids
+    raise BrokerError(f"other transactions took ids or keys of these jobs {MOST_TRIES} times; try again")
+
+
+def store(tx: Transaction, jobs: Sequence[Job]) -> Work[list[str]]:
+    """Store jobs in order; returns the ids that stand for them. Raises IdConflict, UniqueConflict."""
+    if not jobs:
+        return []
+    storing = Storing(tx)
+    yield from storing.begin(jobs)
+    ids: list[str] = []
+    for job in jobs:
+        id = yield from storing.store(job)
+        ids.append(id)
+    yield from storing.end()
+    return ids
+
+
+class Storing:
+    """Stores jobs one by one, as far as they may touch each other; what they become is written set by set."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self._tx = tx
+        self._keys = Keys(tx)
+        self._moves = Moves(tx.now)
+        self._known: dict[str, tuple[str, str]] = {}
+        self._left = 0
+        self._numbers: list[int] = []
+        """Taken for what is still to be stored; void once another job took a later place."""
+        self._added: dict[int, Job] = {}
+        self._waiting: list[tuple[int, str]] = []
+
+    def begin(self, jobs: Sequence[Job]) -> Work[None]:
+        """Learn what is there already."""
+        known = yield from self._tx.value("known", ids=text([job.id for job in jobs]))
+        self._known = {id: (task, payload) for id, task, payload in _known(known)}
+        yield from self._keys.lock(jobs)
+        self._left = len(jobs)
+
+    def store(self, job: Job) -> Work[str]:
+        """Store one; returns the id that stands for it."""
+        self._left -= 1
+        payload = job.payload.decode()
+        known = self._known.get(job.id)
+        if known is not None:
+            if known != (job.task, payload):
+                raise IdConflict(job.id)
+            return job.id
+        behind: str | None = None
+        yield from self._keys.lock([job])
+        for unique in keys_of(job):
+            hold = self._keys.held(unique.key)
+            if hold is not None and job.overlap == "replace" and unique.key == f"schedule:{job.schedule}":
+                yield from self._cancel(hold.holder, job)
+                hold = self._keys.held(unique.key)
+            if hold is None:
+                continue
+            stand_in = yield from self._conflict(hold, unique, job)
+            if stand_in is not None:
+                return stand_in
+            behind = hold.holder
+        yield from self._add(job, behind)
+        self._known[job.id] = (job.task, payload)
+        return job.id
+
+    def _cancel(self, holder: str, job: Job) -> Work[None]:
+        """Cancel the holder of a key of `job`, and look anew at who holds what."""
+        yield from self._flush()
+        yield from cancel(self._tx, [holder])
+        self._numbers = []
+        self._keys = Keys(self._tx)
+        yield from self._keys.lock([job])
+
+    def _add(self, job: Job, behind: str | None) -> Work[None]:
+        if not self._numbers:
+            self._numbers = _numbers((yield from self._tx.value("take_numbers", count=self._left + 1)))[::-1]
+        n = self._numbers.pop()
+        self._added[n] = job
+        for unique in keys_of(job):
+            if self._keys.held(unique.key) is None:
+                self._keys.take(n, job, [unique])
+            else:
+                self._keys.succeed(unique.key, n)
+        if behind is not None:
+            self._waiting.append((n, behind))
+
+    def _conflict(self, hold: Hold, unique: UniqueKey, job: Job) -> Work[str | None]:
+        """The id that stands for `job`, or None when it may wait behind the holder."""
+        match unique.on_conflict:
+            case "skip":
+                return hold.holder
+            case "raise":
+                raise UniqueConflict(unique.key, hold.holder)
+            case "replace" | "debounce":
+                yield from self._replace(hold.n, job, move=unique.on_conflict == "debounce")
+                return hold.holder
+            case "keep_last" if hold.until != "finished":
+                return hold.holder  # nothing would tell a successor that the key is free
+            case "keep_last":
+                if hold.successor is None:
+                    return None
+                yield from self._replace(hold.successor, job, move=False)
+                ((_, id),) = _ids((yield from self._tx.value("ids", ns=text([hold.successor]))))
+                return id
+            case _:
+                assert_never(unique.on_conflict)
+
+    def _replace(self, n: int, job: Job, *, move: bool) -> Work[None]:
+        """Give the job `n`, if it has not started, the payload of `job`, and its time where it is to `move`."""
+        yield from self._flush()
+        row = (yield from jobs_by_number(self._tx, [n])).get(n)
+        if row is None or row.state not in _NOT_STARTED:
+            return
+        old = row.job()
+        new = replace(old, payload=job.payload, run_at=job.run_at if move else old.run_at)
+        due = optional_stored(new.run_at) if move else row.due
+        past = Past()
+        moving = move and row.state is not State.WAITING
+        if moving:
+            taken = yield from take_out(self._tx, [row])
+            if n not in taken:
+                raise Doubt
+            past = taken[n]
+        extra = row.extra if new.run_at == old.run_at else extra_text(new)
+        yield from self._tx.do("replace_job", n=n, payload=new.payload.decode(), due=due, extra=extra)
+        if moving:
+            self._moves.place(n, new, past, optional_stored(new.run_at))
+            yield from self._moves.write(self._tx)
+            self._moves = Moves(self._tx.now)
+            self._numbers = []
+
+    def _flush(self) -> Work[None]:
+        """Write what was decided so far, so that it can be read."""
+        added, self._added = self._added, {}
+        if added:
+            rows = [(n, job_row(job)) for n, job in added.items()]
+            if len(rows) != (yield from self._tx.value("add_jobs", jobs=text(rows))):
+                raise Doubt
+            yield from self._place(added)
+        if self._waiting:
+            yield from self._tx.do("add_waiting", jobs=text(self._waiting))
+            self._waiting = []
+        yield from self._keys.write()
+
+    def _place(self, added: dict[int, Job]) -> Work[None]:
+        behind = {n for n, _ in self._waiting}
+        yield from self._tx.do("place_new", ns=text([n for n in added if n not in behind]), now=self._tx.now)
+        expiring = [(stored(job.expires_at), n) for n, job in added.items() if job.expires_at is not None]
+        if expiring:
+            yield from self._tx.do("add_expiring", pairs=text(expiring))
+        self._tx.work = True
+
+    def end(self) -> Work[None]:
+        """Write the rest."""
+        yield from self._flush()

@@ -1,0 +1,66 @@
+"""The one place where PostgreSQL's errors become ours."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import errors
+
+from offload.brokers.postgres.address import Address
+from offload.brokers.postgres.work import Doubt
+from offload.errors import BrokerError, BrokerUnusable
+
+AGAIN = (
+    errors.DeadlockDetected,
+    errors.SerializationFailure,
+    errors.LockNotAvailable,
+    errors.UniqueViolation,
+    Doubt,
+)
+"""What another transaction caused: rolled back and run again, it goes another way."""
+
+_ADVICE: dict[type[psycopg.Error], str] = {
+    errors.InvalidPassword: "check user and password",
+    errors.InvalidAuthorizationSpecification: "check the user, and the server's pg_hba.conf",
+    errors.InvalidCatalogName: "create the database, or check its name",
+    errors.InsufficientPrivilege: "grant the user the right to use, or to create, the schema and its tables",
+    errors.ReadOnlySqlTransaction: "connect to the primary, for a standby and a read-only database take no jobs",
+    errors.UndefinedTable: "run: offload migrate",
+    errors.UndefinedColumn: "run: offload migrate",
+    errors.UndefinedFunction: "run: offload migrate",
+    errors.InvalidSchemaName: "run: offload migrate",
+}
+_REFUSALS = (
+    ("password authentication failed", "check user and password"),
+    ("no password supplied", "give a password in the URL, in PGPASSWORD or in ~/.pgpass"),
+    ("no pg_hba.conf entry", "let the server's pg_hba.conf accept this user from here"),
+    ('" does not exist', "create the database or the user, or check the URL"),
+    ("session is read-only", "connect to the primary"),
+    ("session is not read-only", "target_session_attrs asks for a standby, which takes no jobs"),
+    ("permission denied for database", "grant the user the right to connect"),
+)
+"""By what a server refuses a connection for good: libpq tells it in words only."""
+
+
+def told(error: psycopg.Error, address: Address) -> BrokerError:
+    """The error as a broker tells it."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    for kind, advice in _ADVICE.items():
+        if isinstance(error, kind):
+            return BrokerUnusable(f"{address.place}: {words}; {advice}")
+    if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
+        for sign, advice in _REFUSALS:
+            if sign in words:
+                return BrokerUnusable(f"{address.place}: {words}; {advice}")
+    return BrokerError(f"{address.place}: {words}")
+
+
+@contextmanager
+def translated(address: Address) -> Generator[None]:
+    """Raise the driver's errors as ours."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise told(error, address) from error

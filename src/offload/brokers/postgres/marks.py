@@ -1,0 +1,82 @@
+"""Up to where a session has emptied the ready lines, so that its claims need not wade through dead rows.
+
+A row that a claim deletes stays in the index as long as an old snapshot is held anywhere; claims that start at the beginning of a line
+slow down with every job. A mark says: all that was visible up to here is taken. What may appear below it is what was committed late
+(places are taken before the commit): every 250 ms, and after a claim that found too little, one looks at the whole line. And what goes
+back to an old place, by a release or a rescue: that is counted by the sequence `returned`, and makes all marks void.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from time import monotonic
+
+SWEEP_EVERY = 0.25
+"""Seconds after which a claim looks below its marks again."""
+REST = 10.0
+"""How many times as long as looking below the marks took it rests before it does so again."""
+MOST_RANKS = 32
+LOWEST, HIGHEST = -(1 << 31), (1 << 31) - 1
+
+Segment = tuple[str, int, int, int]
+"""Of a queue, the places after (rank, pos) and before the rank `below`."""
+Place = tuple[str, int, int]
+"""Queue, rank and pos."""
+
+
+class Marks:
+    """One session's marks, by queue and rank."""
+
+    def __init__(self) -> None:
+        self.returned = -1
+        """The value of the sequence `returned` for which the marks hold."""
+        self._marks: dict[str, dict[int, int]] = {}
+        self._swept: dict[str, float] = {}
+        self._rest = 0.0
+
+    def void(self, returned: int) -> None:
+        """Something went back to an old place."""
+        self.returned = returned
+        self._marks.clear()
+
+    def due(self, queues: Iterable[str]) -> bool:
+        """Whether it is time to look below the marks of any of these queues."""
+        now = monotonic()
+        return any(now - self._swept.get(queue, 0.0) >= max(SWEEP_EVERY, self._rest) for queue in queues if queue in self._marks)
+
+    def segments(self, queue: str, *, marked: bool) -> list[Segment]:
+        """What of a queue is to be looked at, in order."""
+        segments: list[Segment] = []
+        rank, pos = LOWEST, -1
+        for next_rank, mark in sorted(self._marks.get(queue, {}).items()) if marked else ():
+            segments.append((queue, rank, pos, next_rank))
+            rank, pos = next_rank, mark
+        segments.append((queue, rank, pos, HIGHEST))
+        return segments
+
+    def swept(self, queues: Iterable[str], took: float) -> None:
+        """Queues were looked at below their marks."""
+        now = monotonic()
+        self._rest = REST * took
+        for queue in queues:
+            self._swept[queue] = now
+
+    def short(self, queues: Iterable[str]) -> None:
+        """A marked claim found too little: look below the marks as soon as that is not too costly."""
+        soon = monotonic() - SWEEP_EVERY
+        for queue in queues:
+            self._swept[queue] = min(self._swept.get(queue, 0.0), soon)
+
+    def note(self, taken: Sequence[Place], passed: Sequence[Place] = ()) -> None:
+        """Jobs were taken out of their lines, in order; those passed over hold the marks back."""
+        for queue, rank, pos in taken:
+            marks = self._marks.setdefault(queue, {})
+            if pos > marks.get(rank, -1):
+                marks[rank] = pos
+        for queue, rank, pos in passed:
+            marks = self._marks.get(queue, {})
+            if pos <= marks.get(rank, -1):
+                marks[rank] = pos - 1
+        for queue in {queue for queue, _, _ in taken}:
+            if len(self._marks[queue]) > MOST_RANKS:
+                del self._marks[queue]

@@ -1,0 +1,244 @@
+"""Turns jobs into rows and rows into jobs, leases and records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from offload.broker import Work
+from offload.brokers.postgres.work import Transaction, text
+from offload.job import Failure, Job, Overlap, Progress, Record, State, UniqueKey
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+SECOND = 1_000_000
+"""Microseconds in a second: durations that are added to stored moments."""
+
+
+def stored(moment: datetime) -> int:
+    """A moment as the database holds it: whole microseconds since 1970."""
+    return (moment - EPOCH) // MICROSECOND
+
+
+def moment(stored: int) -> datetime:
+    """The moment that `stored` stands for, in UTC."""
+    return EPOCH + timedelta(microseconds=stored)
+
+
+def optional_moment(stored: int | None) -> datetime | None:
+    """As `moment`; None stays None."""
+    return None if stored is None else moment(stored)
+
+
+def optional_stored(moment: datetime | None) -> int | None:
+    """As `stored`; None stays None."""
+    return None if moment is None else stored(moment)
+
+
+def seconds(duration: float) -> int:
+    """A duration in seconds as microseconds."""
+    return timedelta(seconds=duration) // MICROSECOND
+
+
+class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The fields of a job that few jobs have."""
+
+    run_at: datetime | None = None
+    expires_at: datetime | None = None
+    timeout: float | None = None
+    unique: UniqueKey | None = None
+    schedule: str | None = None
+    overlap: Overlap | None = None
+
+
+NO_EXTRA = Extra()
+_extra = msgspec.json.Decoder(Extra).decode
+_failure = msgspec.json.Decoder(Failure).decode
+
+
+class JobRow(msgspec.Struct, frozen=True, gc=False):
+    """The row of `jobs` for a job that comes in, but for its number; and when it expires."""
+
+    id: str
+    task: str
+    queue: str
+    rank: int
+    payload: str
+    enqueued_at: int
+    keep: float
+    due: int | None
+    extra: str | None
+    expires_at: int | None
+
+
+def job_row(job: Job) -> JobRow:
+    """The row of a job."""
+    run_at, expires_at = job.run_at, job.expires_at
+    rare = run_at is not None or expires_at is not None or job.unique is not None or job.schedule is not None or job.timeout is not None
+    return JobRow(
+        job.id,
+        job.task,
+        job.queue,
+        -job.priority,
+        job.payload.decode(),
+        stored(job.enqueued_at),
+        job.keep,
+        None if run_at is None else stored(run_at),
+        extra_text(job) if rare else None,
+        None if expires_at is None else stored(expires_at),
+    )
+
+
+def extra_text(job: Job) -> str:
+    """What `jobs.extra` holds for a job."""
+    return text(
+        Extra(
+            run_at=job.run_at,
+            expires_at=job.expires_at,
+            timeout=job.timeout,
+            unique=job.unique,
+            schedule=job.schedule,
+            overlap=job.overlap,
+        )
+    )
+
+
+class ReadyRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A candidate of a ready line with its job, as the claim reads it."""
+
+    queue: str
+    rank: int
+    pos: int
+    n: int
+    claim: int
+    attempt: int
+    crashes: int
+    id: str
+    task: str
+    payload: str
+    enqueued_at: int
+    keep: float
+    extra: str | None
+
+    def job(self) -> Job:
+        """The job."""
+        if self.extra is None:
+            return Job(
+                id=self.id,
+                task=self.task,
+                payload=self.payload.encode(),
+                enqueued_at=EPOCH + timedelta(0, 0, self.enqueued_at),
+                queue=self.queue,
+                priority=-self.rank,
+                keep=self.keep,
+            )
+        return job_of(self)
+
+
+class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A row of `jobs`, with the state read off the table that holds it."""
+
+    n: int
+    id: str
+    task: str
+    queue: str
+    rank: int
+    payload: str
+    enqueued_at: int
+    keep: float
+    due: int | None
+    extra: str | None
+    state: State
+    claim: int
+    attempt: int
+    crashes: int
+    started_at: int | None
+    worker: str | None
+    aside: bool
+    pos: int
+    result: str | None
+    finished_at: int | None
+    reason: str | None
+    errors: list[str]
+    """JSON of each Failure."""
+    steps: dict[str, str]
+    """JSON of each step's result, by its name."""
+    progress: tuple[float, str] | None
+    cancel_asked: bool
+
+    def job(self) -> Job:
+        """The job."""
+        return job_of(self)
+
+    def record(self) -> Record:
+        """All that is known of it."""
+        job = self.job()
+        return Record(
+            id=job.id,
+            task=job.task,
+            payload=job.payload,
+            enqueued_at=job.enqueued_at,
+            queue=job.queue,
+            priority=job.priority,
+            run_at=optional_moment(self.due),
+            expires_at=job.expires_at,
+            timeout=job.timeout,
+            unique=job.unique,
+            schedule=job.schedule,
+            overlap=job.overlap,
+            keep=job.keep,
+            state=self.state,
+            attempt=self.attempt,
+            crashes=self.crashes,
+            errors=tuple(_failure(failure) for failure in self.errors),
+            result=None if self.result is None else msgspec.json.decode(self.result),
+            progress=None if self.progress is None else Progress(*self.progress),
+            steps={name: msgspec.json.decode(value) for name, value in self.steps.items()},
+            reason=self.reason,
+            worker=self.worker,
+            cancel_asked=self.cancel_asked,
+            started_at=optional_moment(self.started_at),
+            finished_at=optional_moment(self.finished_at),
+        )
+
+
+_columns = msgspec.json.Decoder(list[JobColumns]).decode
+
+
+def extra_of(row: ReadyRow | JobColumns) -> Extra:
+    """The rare fields of a job."""
+    return NO_EXTRA if row.extra is None else _extra(row.extra)
+
+
+def job_of(row: ReadyRow | JobColumns) -> Job:
+    """The job of a row that may have rare fields."""
+    extra = extra_of(row)
+    return Job(
+        id=row.id,
+        task=row.task,
+        payload=row.payload.encode(),
+        enqueued_at=moment(row.enqueued_at),
+        queue=row.queue,
+        priority=-row.rank,
+        run_at=extra.run_at,
+        expires_at=extra.expires_at,
+        timeout=extra.timeout,
+        unique=extra.unique,
+        schedule=extra.schedule,
+        overlap=extra.overlap,
+        keep=row.keep,
+    )
+
+
+def jobs_by_number(tx: Transaction, ns: Sequence[int]) -> Work[dict[int, JobColumns]]:
+    """The jobs of these numbers that exist."""
+    return {row.n: row for row in _columns((yield from tx.value("rows", ns=text(ns))))}
+
+
+def jobs_by_id(tx: Transaction, ids: Iterable[str]) -> Work[dict[str, JobColumns]]:
+    """The jobs of these ids that exist, in the order of the ids."""
+    wanted = list(dict.fromkeys(ids))
+    rows = {row.id: row for row in _columns((yield from tx.value("rows_by_id", ids=text(wanted))))}
+    return {id: rows[id] for id in wanted if id in rows}

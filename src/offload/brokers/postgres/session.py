@@ -1,0 +1,183 @@
+"""One worker's standing with a PostgreSQL store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from offload.broker import Session, Work
+from offload.brokers.postgres import planning, settling, upkeep
+from offload.brokers.postgres.connections import Link
+from offload.brokers.postgres.database import Database
+from offload.brokers.postgres.fetching import Fetching
+from offload.brokers.postgres.rows import moment
+from offload.brokers.postgres.wake import POLL
+from offload.brokers.postgres.work import Transaction, text
+from offload.errors import BrokerError, BrokerUnusable
+from offload.job import Beat, Due, Isolation, Job, Lease, Outcome, Pulse, Release, Upkeep, WorkerInfo
+from offload.liveness import Watch
+
+_beats = msgspec.json.Decoder(dict[str, int]).decode
+_asked = msgspec.json.Decoder(list[tuple[str, int]]).decode
+_numbers = msgspec.json.Decoder(list[int]).decode
+
+
+class PostgresSession(Session):
+    """Leases are fenced by this session's id and the claim."""
+
+    def __init__(self, database: Database, id: str, info: WorkerInfo) -> None:
+        self.id = id
+        self._database = database
+        self._info = info
+        self._link = database.link()
+        self._fetching = Fetching(self._link, id, info)
+        self._heard = 0
+        self._places: tuple[int, int] | None = None
+        self._fruitless = 0
+        self._returning: asyncio.Future[list[Lease]] | None = None
+        self._watch = Watch(info.session_timeout, info.heartbeat)
+        self._dead: list[tuple[str, int]] = []
+        self._marked: set[int] = set()
+        self._pulse: Link | None = None
+
+    async def fetch(self, queues: Sequence[str] | None, limit: int, room: Mapping[Isolation, int]) -> list[Lease]:
+        """Claim ready jobs; see `Session.fetch`."""
+        ear = self._database.ear
+        self._heard = ear.count("work")
+        claim = asyncio.ensure_future(self._fetching.fetch(queues, limit, room))
+        try:
+            leases = await asyncio.shield(claim)
+        except asyncio.CancelledError:
+            claim.add_done_callback(self._hand_back)
+            raise
+        if leases:
+            self._fruitless = 0
+            ear.rouse("work")
+        return leases
+
+    def _hand_back(self, claim: asyncio.Future[list[Lease]]) -> None:
+        """What a cancelled fetch still claimed goes back at once."""
+        if not claim.cancelled() and claim.exception() is None and claim.result():
+            releases = [(lease, Release()) for lease in claim.result()]
+            self._returning = asyncio.ensure_future(self.settle(releases))
+
+    async def retain(self, held: Sequence[Lease]) -> int:
+        """Hand back what is not among `held`; see `Session.retain`."""
+
+        def operation(tx: Transaction) -> Work[tuple[int, int]]:
+            era = yield from tx.value("retain", id=self.id)
+            if era is None:
+                raise self._fetching.lost()
+            return era, (yield from settling.release_but(tx, self.id, held))
+
+        self._fetching.era, number = await self._link.run(operation)
+        return number
+
+    async def settle(self, settlements: Sequence[tuple[Lease, Outcome]]) -> list[Lease]:
+        """Record outcomes; see `Session.settle`."""
+        if not settlements:
+            return []
+        if settling.all_plain(settlements, self._marked):
+            lost = await self._link.step(lambda tx: settling.succeed(tx, self.id, settlements))
+        else:
+            lost = await self._link.run(lambda tx: settling.settle(tx, self.id, settlements, self._marked))
+        if self._marked:
+            self._marked.difference_update(lease.ref for lease, _ in settlements)
+        return lost
+
+    async def beat(self, pulse: Pulse) -> Beat:
+        """Show life; see `Session.beat`. Runs in the keeper's thread and loop, on a connection of its own."""
+        if self._pulse is None:
+            self._pulse = self._database.foreign_link()
+        progress = [(lease.ref, lease.claim, *done) for lease, done in pulse.progress if type(lease.ref) is int]
+        reported = {lease.ref for lease, _ in pulse.progress}
+        self._marked |= reported
+        found = await self._pulse.step(lambda tx: self._beat(tx, progress))
+        if found is None:
+            return Beat(alive=False)
+        beats, asked, held, now = found
+        self._database.clock.read(moment(now))
+        self._marked -= reported.difference(held)  # settled while their progress was on its way: nothing was stored
+        self._dead = self._watch.observe(beats, self._database.clock.monotonic())
+        return Beat(alive=True, stop=tuple(asked), rescue=bool(self._dead))
+
+    def _beat(
+        self, tx: Transaction, progress: Sequence[tuple[object, ...]]
+    ) -> Work[tuple[dict[str, int], list[tuple[str, int]], list[int], int] | None]:
+        row = yield from tx.row("beat", id=self.id, now=tx.now)
+        if row is None:
+            return None
+        beats, asked, now = row
+        held = _numbers((yield from tx.value("put_progress", session=self.id, progress=text(progress)))) if progress else []
+        return _beats(beats or "{}"), _asked(asked or "[]"), held, now
+
+    async def remember(self, lease: Lease, step: str, value: bytes) -> bool:
+        """Store a step's result; see `Session.remember`."""
+        self._marked.add(lease.ref)
+        return await self._link.step(
+            lambda tx: tx.do("put_step", n=lease.ref, name=step, value=value.decode(), session=self.id, claim=lease.claim)
+        )
+
+    async def wait(self, timeout: float) -> None:
+        """Return when there may be something to claim that the last fetch did not see."""
+        self._places = None
+        try:
+            await self._database.ear.sleep("work", self._heard, timeout, self._news, rest=self._rest())
+        finally:
+            self._fetching.passed = False
+
+    def _rest(self) -> float:
+        """Seconds before it looks again for what was there at the last look and could not be claimed: another claim has locked it."""
+        return min(0.002 * 2 ** min(self._fruitless, 10), POLL) if self._fruitless else 0.0
+
+    async def _news(self) -> bool:
+        """Whether there is anything to claim, or, after jobs were passed over, whether anything changed."""
+        queues = None if self._info.queues is None else text(self._info.queues)
+        any_ready, *places = await self._link.step(lambda tx: tx.row("news", queues=queues, tasks=text(self._info.tasks)))
+        before, self._places = self._places, (places[0], places[1])
+        news = any_ready and (not self._fetching.passed or (before is not None and before != self._places))
+        self._fruitless += news
+        return news
+
+    async def maintain(self) -> Upkeep:
+        """One round of upkeep; see `Session.maintain`."""
+        dead, self._dead = self._dead, []
+        return await upkeep.maintain(self._link.run, self._link.step, dead)
+
+    async def due(self) -> list[Due]:
+        """The schedules whose tick has come."""
+        return await self._link.step(planning.due)
+
+    async def tick(self, due: Due, next_at: datetime | None, jobs: Sequence[Job]) -> bool:
+        """Fire a tick once; see `Session.tick`."""
+        return await self._link.run(lambda tx: planning.tick(tx, due, next_at, jobs))
+
+    async def enter(self) -> None:
+        """Be known to the store, with the schedules that the worker declares."""
+        await self._link.run(self._enter)
+
+    def _enter(self, tx: Transaction) -> Work[None]:
+        yield from tx.do("drop_sleepers")
+        yield from tx.do("add_session", id=self.id, info=text(self._info), now=tx.now)
+        yield from planning.declare(tx, self._info.schedules)
+
+    async def leave(self) -> None:
+        """Be gone; what is still held goes back unharmed."""
+        try:
+            try:
+                await self._link.run(self._leave)
+            except BrokerUnusable:
+                raise
+            except BrokerError:  # perhaps only a connection that was cut while it was idle
+                await self._link.run(self._leave)
+        finally:
+            await self._database.unlink(self._link)
+            if self._pulse is not None:
+                self._pulse.abandon()
+
+    def _leave(self, tx: Transaction) -> Work[None]:
+        if (yield from tx.do("drop_session", id=self.id)):
+            yield from settling.release_but(tx, self.id, [])

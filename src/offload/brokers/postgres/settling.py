@@ -1,0 +1,188 @@
+"""Records how attempts ended, fenced by session and claim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from typing import NamedTuple, assert_never
+
+import msgspec
+
+from offload.broker import Work
+from offload.brokers.postgres.endings import COVERED, Ending, record_ends
+from offload.brokers.postgres.keys import Keys
+from offload.brokers.postgres.moves import Moves, Past
+from offload.brokers.postgres.rows import jobs_by_number, seconds
+from offload.brokers.postgres.work import Transaction, text
+from offload.job import Cancelled, Dead, Done, Job, Lease, Outcome, Release, Retried, State
+
+Settlements = Sequence[tuple[Lease, Outcome]]
+
+
+class Held(NamedTuple):
+    """A row of `running`."""
+
+    n: int
+    claim: int
+    attempt: int
+    crashes: int
+    pos: int
+    ready_at: int
+    started_at: int
+    worker: str
+    cancel: bool
+
+    def past(self, *, given_back: int = 0, crashes: int = 0) -> Past:
+        """What the job takes along, with attempts given back and crashes counted."""
+        return Past(self.claim, self.attempt - given_back, self.crashes + crashes, self.started_at, self.worker)
+
+
+held_rows = msgspec.json.Decoder(list[Held]).decode
+_leases = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
+_numbers = msgspec.json.Decoder(list[int]).decode
+
+
+def plain(lease: Lease, outcome: Outcome, marked: AbstractSet[int]) -> bool:
+    """Whether there is nothing to be done but to record a success, or to forget the job and nothing else.
+
+    `marked` are the jobs that this session gave steps or progress.
+    """
+    job = lease.job
+    if type(outcome) is not Done or job.unique is not None or job.schedule is not None or type(lease.ref) is not int:
+        return False
+    return job.keep > 0 or (lease.claim == 1 and lease.ref not in marked)
+
+
+def all_plain(settlements: Settlements, marked: AbstractSet[int]) -> bool:
+    """Whether one statement settles all."""
+    return all(plain(lease, outcome, marked) for lease, outcome in settlements) and _distinct(settlements)
+
+
+def _distinct(settlements: Settlements) -> bool:
+    return len({lease.ref for lease, _ in settlements}) == len(settlements)
+
+
+def settle(tx: Transaction, session: str, settlements: Settlements, marked: AbstractSet[int]) -> Work[list[Lease]]:
+    """Record outcomes; returns the leases that were lost."""
+    easy: list[tuple[Lease, Outcome]] = []
+    others: list[tuple[Lease, Outcome]] = []
+    for lease, outcome in settlements:
+        (easy if plain(lease, outcome, marked) else others).append((lease, outcome))
+    if others and not _distinct(settlements):
+        easy, others = [], list(settlements)
+    lost: list[Lease] = []
+    if others:
+        lost += yield from _settle(tx, session, others)
+    if easy:
+        lost += yield from succeed(tx, session, easy)
+    if others and easy and len(lost) > 1:
+        refused = {id(lease) for lease in lost}
+        return [lease for lease, _ in settlements if id(lease) in refused]
+    return lost
+
+
+def settle_on(tx: Transaction, session: str, lease: Lease, outcome: Outcome) -> Work[bool]:
+    """Settle one lease in a transaction of the caller's. False, and nothing done, when it is lost."""
+    lost = yield from _settle(tx, session, [(lease, outcome)])
+    yield from tx.tell()
+    return not lost
+
+
+def succeed(tx: Transaction, session: str, settlements: Settlements) -> Work[list[Lease]]:
+    """Settle plain successes by one statement. Returns those that were lost."""
+    now = tx.now
+    leases = sorted([(lease.ref, lease.claim, lease.job.keep, outcome.result) for lease, outcome in settlements if type(outcome) is Done])
+    forget = [str(now + seconds(keep)) if keep > 0 else "null" for _, _, keep, _ in leases]
+    results = [None if result is None or keep <= 0 else result.decode() for _, _, keep, result in leases]
+    held = yield from tx.value(
+        "succeed",
+        ns=_array(str(n) for n, _, _, _ in leases),
+        claims=_array(str(claim) for _, claim, _, _ in leases),
+        forget=_array(forget),
+        results=text(results) if any(results) else "[]",
+        session=session,
+        now=now,
+        channel=tx.channel,
+    )
+    settled = _numbers(held)
+    if len(settled) == len(settlements):
+        return []
+    left = set(settled)
+    return [lease for lease, _ in settlements if lease.ref not in left]
+
+
+def _array(items: Iterable[str]) -> str:
+    """Numbers as PostgreSQL writes an array, which it reads much faster than JSON."""
+    return "{" + ",".join(items) + "}"
+
+
+def _settle(tx: Transaction, session: str, settlements: Settlements) -> Work[list[Lease]]:
+    keys = Keys(tx)
+    yield from keys.lock(lease.job for lease, _ in settlements)
+    leases = sorted((lease.ref, lease.claim) for lease, _ in settlements if type(lease.ref) is int)
+    held = {row.n: row for row in held_rows((yield from tx.value("end_leases", leases=text(leases), session=session)))}
+    lost: list[Lease] = []
+    settled: list[tuple[Held, Lease, Outcome]] = []
+    for lease, outcome in settlements:
+        row = held.get(lease.ref)
+        if row is None or row.claim != lease.claim:
+            lost.append(lease)
+        else:
+            del held[row.n]
+            settled.append((row, lease, outcome))
+    if settled:
+        yield from end_attempts(tx, keys, settled)
+    return lost
+
+
+def release_but(tx: Transaction, session: str, known: Sequence[Lease]) -> Work[int]:
+    """Hand back, unharmed, what a session holds but for the leases `known`. Returns how many."""
+    held = text([(lease.ref, lease.claim) for lease in known if type(lease.ref) is int])
+    leases = _leases((yield from tx.value("leases_but", session=session, known=held)))
+    if not leases:
+        return 0
+    jobs = yield from jobs_by_number(tx, [n for n, _, _ in leases])
+    releases = [(Lease(jobs[n].job(), claim, attempt, ref=n), Release()) for n, claim, attempt in leases if n in jobs]
+    lost = yield from _settle(tx, session, releases)
+    return len(releases) - len(lost)
+
+
+def end_attempts(tx: Transaction, keys: Keys, settled: Sequence[tuple[Held, Lease, Outcome]]) -> Work[None]:
+    """Carry out the outcomes of leases that were held, in order; their keys are locked."""
+    moves = Moves(tx.now)
+    endings: list[Ending] = []
+    failures: list[tuple[int, int, str]] = []
+    for row, lease, asked in settled:
+        n, job = row.n, lease.job
+        outcome = Cancelled() if row.cancel and not isinstance(asked, Done) else asked
+        if isinstance(outcome, (Retried, Dead)) and outcome.failure is not None:
+            failures.append((n, row.claim, text(outcome.failure)))
+        match outcome:
+            case Retried(delay):
+                moves.place(n, job, row.past(), tx.now + seconds(delay) if delay > 0 else None)
+            case Release(delay) if delay > 0:
+                moves.place(n, job, row.past(given_back=1), tx.now + seconds(delay))
+            case Release():
+                moves.back(n, job, row.past(given_back=1), row.pos, row.ready_at)
+            case Done() | Dead() | Cancelled():
+                endings.append(_ending(n, job, row.past(), outcome))
+                yield from keys.give_up(n, job, COVERED, moves)
+            case _:
+                assert_never(outcome)
+    if failures:
+        yield from tx.do("add_errors", failures=text(failures))
+    yield from record_ends(tx, endings)
+    yield from keys.write()
+    yield from moves.write(tx)
+
+
+def _ending(n: int, job: Job, past: Past, outcome: Done | Dead | Cancelled) -> Ending:
+    match outcome:
+        case Done(result):
+            return Ending(n, job, past, State.SUCCEEDED, None, None if result is None else result.decode())
+        case Dead(reason):
+            return Ending(n, job, past, State.DEAD, reason)
+        case Cancelled(reason):
+            return Ending(n, job, past, State.CANCELLED, reason)
+        case _:
+            assert_never(outcome)

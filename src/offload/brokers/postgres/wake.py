@@ -1,0 +1,171 @@
+"""Wakes sleepers: who sleeps says so in a table, and only then do commits notify; behind it stands polling.
+
+A notification in every commit would halve the rate of enqueues, since PostgreSQL lets one commit at a time notify.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any, Literal
+from uuid import uuid4
+
+import psycopg
+from psycopg import AsyncConnection, sql
+
+from offload.brokers.postgres.address import Address
+from offload.brokers.postgres.connections import connected
+from offload.brokers.postgres.work import Operation
+
+POLL = 1.0
+"""Seconds between looks while notifications are awaited."""
+POLL_DEAF = 0.4
+"""Seconds between looks where there are no notifications."""
+NAP = 30.0
+"""Seconds for which a sleeper asks to be notified."""
+RENEW = 15.0
+"""Seconds before their end at which it asks again."""
+RECONNECT = 2.0
+
+What = Literal["work", "ended"]
+
+
+class Ear:
+    """Listens for one client, from the first time that somebody sleeps."""
+
+    def __init__(self, address: Address, step: Callable[[Operation[bool]], Awaitable[bool]]) -> None:
+        self._address = address
+        self._step = step
+        self._id = uuid4().hex
+        self._counts: dict[str, int] = {"work": 0, "ended": 0}
+        self._bells: dict[str, asyncio.Event] = {"work": asyncio.Event(), "ended": asyncio.Event()}
+        self._asked: dict[What, float] = {}
+        self._rousing: set[asyncio.Future[None]] = set()
+        self._listening: asyncio.Event = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._connection: AsyncConnection[Any] | None = None
+
+    def count(self, what: What) -> int:
+        """How often it was woken for `what`; to be remembered before looking."""
+        return self._counts[what]
+
+    def ring(self, what: str) -> None:
+        """Wake who waits here."""
+        if what in self._counts:
+            self._counts[what] += 1
+            self._bells[what].set()
+
+    async def sleep(self, what: What, heard: int, timeout: float, look: Callable[[], Awaitable[bool]], rest: float = 0.0) -> None:
+        """Return when woken since `heard` was counted, when `look` finds something, or after `timeout` seconds. May be cancelled.
+
+        It first looks after `rest` seconds.
+        """
+        deadline = monotonic() + timeout
+        if rest and self._counts[what] == heard:
+            await self._rung(what, heard, min(rest, timeout))
+        while self._counts[what] == heard:
+            deaf = not await self._listen(min(timeout, POLL))
+            if not deaf:
+                await self._ask(what)
+            if await look():
+                return
+            left = deadline - monotonic()
+            if left <= 0:
+                return
+            await self._rung(what, heard, min(left, (POLL_DEAF if deaf else POLL) * random.uniform(0.8, 1.2)))
+
+    async def _rung(self, what: What, heard: int, timeout: float) -> None:
+        """Wait to be woken, for `timeout` seconds."""
+        bell = self._bells[what]
+        bell.clear()
+        if self._counts[what] == heard:
+            try:
+                await asyncio.wait_for(bell.wait(), timeout)
+            except TimeoutError:
+                pass
+
+    async def _ask(self, what: What) -> None:
+        """Have commits notify, for some time."""
+        now = monotonic()
+        if self._asked.get(what, 0.0) > now + RENEW:
+            return
+        await asyncio.gather(*self._rousing, return_exceptions=True)  # or it would take back what is asked for now
+        await self._step(lambda tx: tx.do("sleep", id=f"{self._id}:{what}", what=what, seconds=NAP))
+        self._asked[what] = now + NAP
+
+    async def awake(self, what: What) -> None:
+        """Nobody sleeps here any more: let commits go unnotified."""
+        if self._asked.pop(what, None) is not None:
+            await self._silence(what)
+
+    def rouse(self, what: What) -> None:
+        """As `awake`, behind the caller's back."""
+        if self._asked.pop(what, None) is not None:
+            task = asyncio.ensure_future(self._silence(what))
+            self._rousing.add(task)
+            task.add_done_callback(self._roused)
+
+    def _roused(self, task: asyncio.Future[None]) -> None:
+        self._rousing.discard(task)
+        if not task.cancelled():
+            task.exception()  # the row ends by itself
+
+    async def _silence(self, what: What) -> None:
+        await self._step(lambda tx: tx.do("awake", id=f"{self._id}:{what}"))
+
+    async def _listen(self, patience: float) -> bool:
+        """Whether notifications arrive; the first call, and those after a break, wait a while for the connection."""
+        if self._address.listen is None:
+            return False
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._hear(), name="offload-listener")
+        if not self._listening.is_set():
+            try:
+                await asyncio.wait_for(self._listening.wait(), patience)
+            except TimeoutError:
+                return False
+        return True
+
+    async def _hear(self) -> None:
+        address = self._address
+        assert address.listen is not None
+        while True:
+            try:
+                await self._hear_on(Address(dsn=address.listen, place=address.place, schema=address.schema))
+            except psycopg.Error:
+                pass  # polling goes on, and whoever uses the database meanwhile tells what is wrong
+            finally:
+                self._listening.clear()
+            await asyncio.sleep(RECONNECT * random.uniform(0.5, 1.0))
+
+    async def _hear_on(self, address: Address) -> None:
+        connection = self._connection = await connected(address, pinned=False)
+        try:
+            await connection.execute(sql.SQL("listen {}").format(sql.Identifier(address.schema)))
+            self._listening.set()
+            for what in self._counts:
+                self.ring(what)  # what was said before was not heard
+            async for notification in connection.notifies():
+                self.ring(notification.payload)
+        finally:
+            self._connection = None
+            await connection.close()
+
+    async def close(self) -> None:
+        """Stop listening."""
+        for what in list(self._asked):
+            try:
+                await self.awake(what)
+            except Exception:  # noqa: BLE001, S110  the row ends by itself
+                pass
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def abandon(self) -> None:
+        """Close the connection from outside of the event loop."""
+        if self._connection is not None:
+            self._connection.pgconn.finish()

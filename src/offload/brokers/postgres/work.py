@@ -1,0 +1,106 @@
+"""An operation as a generator of named statements, run on a connection of ours or of the caller's own, whatever its driver.
+
+So values are only text, numbers, booleans and None; lists go in as one JSON text and come out as one. Every operation can be run
+again once its transaction was rolled back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, TypeAlias, TypeVar
+
+import msgspec
+
+from offload.broker import Statement, Work
+from offload.brokers._sql import queries, script
+
+T = TypeVar("T")
+
+PACKAGE = "offload.brokers.postgres"
+"""Where the SQL files lie."""
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+_encode = msgspec.json.Encoder().encode
+
+
+def quoted(name: str) -> str:
+    """An SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def in_schema(sql: str, schema: str) -> str:
+    """SQL that was written for the schema `offload`, for another one. A percent sign in its name would look like a value's place."""
+    return sql.replace("offload.", quoted(schema).replace("%", "%%") + ".")
+
+
+@cache
+def statements(schema: str) -> Mapping[str, str]:
+    """All statements by name, for the tables in `schema`."""
+    named = queries(PACKAGE, "queries.sql") | queries(PACKAGE, "control.sql")
+    named["add_new_strict"] = named["add_new"].replace("on conflict do nothing", "")  # a third faster; conflicts fail
+    return {name: in_schema(sql, schema) for name, sql in named.items()}
+
+
+def schema_script(schema: str, sql: str | None = None) -> bytes:
+    """What makes the tables in `schema`, or another script for it; to be run without values."""
+    return in_schema(sql or script(PACKAGE, "schema.sql"), schema).replace("%%", "%").encode()
+
+
+def text(value: Any) -> str:
+    """A value as JSON text, as lists go in. PostgreSQL stores no character 0, so another stands for it."""
+    encoded = _encode(value).decode()
+    return _NUL.sub("\\1\\\\ufffd", encoded) if "\\u0000" in encoded else encoded
+
+
+class Doubt(Exception):
+    """An operation met what another transaction did meanwhile. Its own is undone, and it is run again."""
+
+
+class Transaction:
+    """What an operation may do, and what it leaves to be told when it is done."""
+
+    def __init__(self, sql: Mapping[str, str], channel: str, now: int) -> None:
+        self._sql = sql
+        self.channel = channel
+        """The channel on which those who sleep are woken."""
+        self.now = now
+        """The moment by the store's clock, in microseconds since 1970."""
+        self.work = False
+        """Set by what may have made jobs ready or changed what workers wait for."""
+        self.ended = False
+        """Set by what may have brought jobs to their end."""
+
+    def rows(self, name: str, /, **values: Any) -> Work[list[tuple[Any, ...]]]:
+        """Run a statement; returns its rows."""
+        return (yield Statement(self._sql[name], values))
+
+    def row(self, name: str, /, **values: Any) -> Work[Any]:
+        """Run a statement; returns its only row as a tuple, None when there is none."""
+        rows = yield Statement(self._sql[name], values)
+        return rows[0] if rows else None
+
+    def value(self, name: str, /, **values: Any) -> Work[Any]:
+        """Run a statement; returns the first column of its only row, None when there is none."""
+        rows = yield Statement(self._sql[name], values)
+        return rows[0][0] if rows else None
+
+    def do(self, name: str, /, **values: Any) -> Work[bool]:
+        """Run a statement; returns whether it gave rows: those it changed, where it says `returning`."""
+        return bool((yield Statement(self._sql[name], values)))
+
+    def tell(self) -> Work[None]:
+        """Wake who sleeps, once this transaction commits. The last that every operation does."""
+        if self.work or self.ended:
+            yield Statement(self._sql["wake"], {"channel": self.channel, "work": self.work, "ended": self.ended})
+
+
+Operation: TypeAlias = Callable[[Transaction], Work[T]]
+"""What is done in one transaction. May be run again after its changes were undone."""
+
+
+def told(tx: Transaction, operation: Operation[T]) -> Work[T]:
+    """An operation with the waking of those who sleep behind it."""
+    result = yield from operation(tx)
+    yield from tx.tell()
+    return result

@@ -1,0 +1,1790 @@
+-- All that is done to jobs in Redis or Valkey, one operation a call. An operation is a whole: nothing else runs meanwhile.
+--
+-- KEYS[1] is the prefix of all keys, `{offload}:`; its braces keep them in one slot of a cluster. ARGV[1] names the operation (they
+-- stand at the end), ARGV[2] is the time in microseconds since 1970, empty for the server's own; what else is asked for follows.
+--
+-- Which line holds a job is its state; its row is hardly ever written again.
+--
+--   jobs              HASH   id -> its row: see ROW
+--   past              HASH   id -> what it has behind it, where that is anything: see PAST_ROW
+--   ready:<queue>     ZSET   member by place: priority first, then the order of becoming ready. A "member" is n and id, so that members
+--                            of one score are in the order in which they were stored
+--   aside:<queue>\0<task>    the same, of jobs that a worker met who did not know the task
+--   queues, asides    ZSET   names of the queues that have a ready line, and of the aside lines: none of them is empty
+--   running:<session> HASH   member -> how it runs: see RUN_ROW
+--   scheduled         ZSET   member by the time it is due
+--   waiting           HASH   member -> the id of the job it waits for
+--   ends              HASH   id -> how it ended: see END_ROW
+--   done:<STATE>      ZSET   member by the time it is forgotten
+--   all               ZSET   member by the time it was enqueued: every job there is
+--   expiring          ZSET   member by the time it expires, of jobs that have never started
+--   large             ZSET   member by its bytes, of jobs with a large payload
+--   errors, steps, progress  HASH   id -> what its attempts left
+--   counts            HASH   STATE\n<queue> -> number, but for READY
+--   keys              HASH   unique key -> who holds it; `freeing` ZSET key by the time it frees itself
+--   paused            SET    queues
+--   schedules         ZSET   names; schedule:<name> HASH; calendar ZSET name by its next tick, without the paused
+--   sessions          ZSET   session by age; session:<session> HASH; beats HASH session -> number
+--   stops:<session>   HASH   id -> claim, of running jobs whose cancellation was asked for
+--   orphans           HASH   session that is gone -> why, while jobs are still to be taken from it
+--   asleep            ZSET   session\n<queues it serves> by the value of `sequence` when it last looked for work
+--   awaited           HASH   id -> who waits for its end
+--   bell:<sleeper>    ZSET   has a member once the sleeper is to wake up
+--   sequence, version, pruned  what is next to be numbered; of which schema all this is; when schedules were last pruned
+--
+-- When memory is short, a server refuses the commands that may take more, but not inside a script that has already written. So
+-- an operation that brings jobs in begins with such a command and is refused as a whole; one that must be let through, as it ends jobs
+-- or keeps sessions alive, begins with one that is never refused: see `insist`.
+
+local call, pack, read, sub = redis.call, struct.pack, struct.unpack, string.sub
+
+-- The names of keys, made when first used: our.jobs is `{offload}:jobs`, each.ready is `{offload}:ready:`, which a queue's name follows.
+local our = setmetatable({}, { __index = function(made, name)
+  made[name] = KEYS[1] .. name
+  return made[name]
+end })
+local each = setmetatable({}, { __index = function(made, name)
+  made[name] = KEYS[1] .. name .. ':'
+  return made[name]
+end })
+
+local SCHEMA = 1
+local SECOND = 1000000
+local KEEP = 30 * 86400 * SECOND      -- how long records of dead, cancelled and expired jobs are kept
+local WINDOW = 1000                   -- the most jobs that one call looks at, or moves
+local NEVER = -2 ^ 62                 -- where a time is missing
+local BAND = 2 ^ 45                   -- places in one priority: enough for 35,000 jobs a second over 30 years
+local LARGE_BYTES = 16 * 1024
+local CRASHES_BEFORE_ISOLATION = 2
+local MOST_ROUSED = 4                 -- sleepers woken at once for one queue; each wakes another while there is work left
+local BELL_MS = 60000                 -- a sleeper that has not listened for so long never will
+
+-- A row: n, its position when it was stored, since when it is ready; then, as it comes from the client, when it was enqueued, seconds to
+-- keep, 100 - priority, the lengths of queue, task and rare; these three, and the payload. `rare` is empty, or msgpack of what few have.
+local ROW, HEAD, TAIL = '>I6I6I7i8dBI2I2I4', '>I6I6I7', '>i8dBI2I2I4'
+local LENGTHS, LENGTHS_AT = '>I2I2I4', 37
+local RARE_AT, TAIL_BYTES, NO_RARE = 22, 25, '\0\0\0\0'
+local PAST_ROW = '>I4I4I4i8i8i8d'     -- claim, attempt, crashes, started, ready since, due, place; then the worker's name
+local RUN_ROW = '>I4i8B'              -- claim, started, flags; then the queue
+local HAS_PAST, STOP, KEYED = 1, 2, 4 -- flags of a RUN_ROW
+local END_ROW = '>BI4I4i8i8I2c0I2c0'  -- state, claim, attempt, started, finished, worker, reason; then the result
+local STATES = { 'SUCCEEDED', 'DEAD', 'CANCELLED', 'EXPIRED' }
+local NUMBERS = { SUCCEEDED = 1, DEAD = 2, CANCELLED = 3, EXPIRED = 4 }
+local NOT_IN_TIME = 'not started in time'
+
+local function server_time()
+  local time = call('TIME')
+  return time[1] * SECOND + time[2]
+end
+
+local now = ARGV[2] ~= '' and tonumber(ARGV[2]) or server_time()
+
+-- What is gathered while an operation runs and done at its end, unless all is taken back.
+local tally, news, ended, stirred = {}, {}, {}, false
+local undo -- while set: what takes back what was written, the newest last
+
+
+-- The functions are made anew at every call, and for each local that one captures Lua looks among all that were captured before, one by
+-- one. So they are fields of two tables and stand, unindented, inside a function of their own: that takes 20 us, not 100.
+local fn, operations = {}, {}
+
+local function define()
+
+-- Writing ------------------------------------------------------------------------------------------------------------------
+
+function fn.put(key, field, value)
+  if undo then
+    local was = call('HGET', key, field)
+    undo[#undo + 1] = was and { 'HSET', key, field, was } or { 'HDEL', key, field }
+  end
+  call('HSET', key, field, value)
+end
+
+function fn.drop(key, field)
+  if undo then
+    local was = call('HGET', key, field)
+    if was then undo[#undo + 1] = { 'HSET', key, field, was } end
+  end
+  call('HDEL', key, field)
+end
+
+function fn.stand(key, score, member)
+  if undo then
+    local was = call('ZSCORE', key, member)
+    undo[#undo + 1] = was and { 'ZADD', key, was, member } or { 'ZREM', key, member }
+  end
+  call('ZADD', key, score, member)
+end
+
+function fn.leave(key, member)
+  if undo then
+    local was = call('ZSCORE', key, member)
+    if was then undo[#undo + 1] = { 'ZADD', key, was, member } end
+  end
+  call('ZREM', key, member)
+end
+
+function fn.take_back()
+  for i = #undo, 1, -1 do call(unpack(undo[i])) end
+  tally, news, ended, stirred = {}, {}, {}, false
+end
+
+-- A command with any number of values: Lua takes no more than 8,000 at once.
+function fn.many(command, key, values)
+  for first = 1, #values, 4000 do call(command, key, unpack(values, first, math.min(first + 3999, #values))) end
+end
+
+-- Be let through although memory is short: whoever has written once may go on.
+function fn.insist()
+  call('HDEL', our.orphans, '')
+end
+
+function fn.count(state, queue, by)
+  local field = state .. '\n' .. queue
+  tally[field] = (tally[field] or 0) + by
+end
+
+function fn.next_number()
+  return call('INCR', our.sequence)
+end
+
+function fn.integer(number)
+  return string.format('%.0f', number)
+end
+
+
+-- Waking -------------------------------------------------------------------------------------------------------------------
+
+function fn.ring(sleeper)
+  call('ZADD', each.bell .. sleeper, 0, '1')
+  call('PEXPIRE', each.bell .. sleeper, BELL_MS)
+end
+
+function fn.rouse(entry)
+  call('ZREM', our.asleep, entry)
+  fn.ring(sub(entry, 1, string.find(entry, '\n', 1, true) - 1))
+end
+
+function fn.serves(entry, queue)
+  local at = string.find(entry, '\n', 1, true)
+  return at == #entry or string.find(entry, '\n' .. queue .. '\n', at, true) ~= nil
+end
+
+function fn.sleepers(before)
+  return call('ZRANGEBYSCORE', our.asleep, '-inf', '(' .. fn.integer(before), 'LIMIT', 0, 100)
+end
+
+-- Wakes who serves the queues that got jobs: a few, as each wakes another while it leaves something to do.
+function fn.spread_news()
+  if not (stirred or next(news)) or call('ZCARD', our.asleep) == 0 then return end
+  local entries, roused = fn.sleepers(fn.next_number()), {}
+  for queue, jobs in pairs(news) do
+    local wanted = math.min(jobs, MOST_ROUSED)
+    for _, entry in ipairs(entries) do
+      if wanted == 0 then break end
+      if not roused[entry] and fn.serves(entry, queue) then
+        roused[entry] = true
+        wanted = wanted - 1
+        fn.rouse(entry)
+      end
+    end
+  end
+  if stirred and not next(roused) and entries[1] then fn.rouse(entries[1]) end
+end
+
+-- Wakes one more where ready jobs are left, of those who have not looked since the last job came: so this ends.
+function fn.pass_on()
+  if call('ZCARD', our.asleep) == 0 then return end
+  local entries = fn.sleepers(tonumber(call('GET', our.sequence) or 0))
+  if #entries == 0 then return end
+  for _, queue in ipairs(call('ZRANGE', our.queues, 0, WINDOW)) do
+    if call('SISMEMBER', our.paused, queue) == 0 then
+      for _, entry in ipairs(entries) do
+        if fn.serves(entry, queue) then return fn.rouse(entry) end
+      end
+    end
+  end
+end
+
+-- Tells those who wait for the end of jobs.
+function fn.tell_ends()
+  if #ended == 0 or call('EXISTS', our.awaited) == 0 then return end
+  for first = 1, #ended, WINDOW do
+    local last = math.min(first + WINDOW - 1, #ended)
+    local told = {}
+    for i, waiters in ipairs(call('HMGET', our.awaited, unpack(ended, first, last))) do
+      if waiters then
+        told[#told + 1] = ended[first + i - 1]
+        for waiter in string.gmatch(waiters, '%S+') do fn.ring(waiter) end
+      end
+    end
+    if #told > 0 then call('HDEL', our.awaited, unpack(told)) end
+  end
+end
+
+function fn.conclude()
+  for field, by in pairs(tally) do
+    if by ~= 0 and call('HINCRBY', our.counts, field, by) == 0 then call('HDEL', our.counts, field) end
+  end
+  fn.spread_news()
+  fn.tell_ends()
+end
+
+
+-- Jobs ---------------------------------------------------------------------------------------------------------------------
+
+function fn.read_job(id, row)
+  local n, position, since, enqueued, _, band, q, t, r, at = read(ROW, row)
+  return {
+    id = id,
+    n = n,
+    member = sub(row, 1, 6) .. id,
+    position = position,
+    since = since,
+    enqueued = enqueued,
+    band = band,
+    queue = sub(row, at, at + q - 1),
+    task = sub(row, at + q, at + q + t - 1),
+    rare = r > 0 and cmsgpack.unpack(sub(row, at + q + t, at + q + t + r - 1)) or {},
+    payload = at + q + t + r, -- where in the row it begins
+    row = row,
+  }
+end
+
+function fn.find_job(id)
+  local row = call('HGET', our.jobs, id)
+  return row and fn.read_job(id, row)
+end
+
+function fn.payload_of(job)
+  return sub(job.row, job.payload)
+end
+
+function fn.note_size(job)
+  local size = #job.row - job.payload + 1
+  if size > LARGE_BYTES then fn.stand(our.large, size, job.member) else fn.leave(our.large, job.member) end
+end
+
+-- Writes a job anew with another payload and what `job.rare` is now.
+function fn.rewrite(job, payload)
+  local head = { read(ROW, job.row) }
+  local rare = next(job.rare) and cmsgpack.pack(job.rare) or ''
+  local names = sub(job.row, head[10], head[10] + head[7] + head[8] - 1)
+  head[9] = #rare
+  job.row = pack(ROW, unpack(head, 1, 9)) .. names .. rare .. payload
+  job.payload = #job.row - #payload + 1
+  fn.put(our.jobs, job.id, job.row)
+  fn.note_size(job)
+end
+
+function fn.read_past(row)
+  local claim, attempt, crashes, started, since, due, place, at = read(PAST_ROW, row)
+  return {
+    claim = claim, attempt = attempt, crashes = crashes, started = started, since = since, due = due, place = place, worker = sub(row, at),
+  }
+end
+
+-- What a job has behind it that stands in a line, or stood there before it was claimed.
+function fn.past_of(job)
+  local row = call('HGET', our.past, job.id)
+  if row then return fn.read_past(row) end
+  return {
+    claim = 0, attempt = 0, crashes = 0, started = NEVER, since = job.since, due = job.rare.run_at or NEVER,
+    place = job.band * BAND + job.position, worker = '',
+  }
+end
+
+function fn.note_past(job, past)
+  fn.put(our.past, job.id,
+    pack(PAST_ROW, past.claim, past.attempt, past.crashes, past.started, past.since, past.due, past.place) .. past.worker)
+end
+
+function fn.read_run(row)
+  local claim, started, flags, at = read(RUN_ROW, row)
+  return { claim = claim, started = started, flags = flags, queue = sub(row, at) }
+end
+
+function fn.has(flags, flag)
+  return flags % (2 * flag) >= flag
+end
+
+function fn.read_end(row)
+  local number, claim, attempt, started, finished, worker, reason, at = read(END_ROW, row)
+  return {
+    state = STATES[number], claim = claim, attempt = attempt, started = started, finished = finished, worker = worker,
+    reason = reason, result = sub(row, at),
+  }
+end
+
+function fn.end_row(state, claim, attempt, started, worker, reason, result)
+  return pack(END_ROW, NUMBERS[state], claim, attempt, started, now, #worker, worker, #reason, reason) .. result
+end
+
+-- Sessions that may run jobs: those alive, and those gone from which jobs are still to be taken.
+function fn.holders()
+  local found = call('ZRANGE', our.sessions, 0, -1)
+  for _, session in ipairs(call('HKEYS', our.orphans)) do found[#found + 1] = session end
+  return found
+end
+
+-- Where a job stands: its state, and what its line says of it.
+function fn.where(job)
+  local row = call('HGET', our.ends, job.id)
+  if row then return 'ENDED', fn.read_end(row) end
+  local place = call('ZSCORE', each.ready .. job.queue, job.member)
+  if place then return 'READY', { line = each.ready .. job.queue, place = place } end
+  if call('ZSCORE', our.scheduled, job.member) then return 'SCHEDULED' end
+  local behind = call('HGET', our.waiting, job.member)
+  if behind then return 'WAITING', { behind = behind } end
+  local aside = each.aside .. job.queue .. '\0' .. job.task
+  place = call('ZSCORE', aside, job.member)
+  if place then return 'READY', { line = aside, place = place, aside = true } end
+  for _, session in ipairs(fn.holders()) do
+    row = call('HGET', each.running .. session, job.member)
+    if row then
+      local run = fn.read_run(row)
+      run.session = session
+      return 'RUNNING', run
+    end
+  end
+  return 'MISSING' -- as after a failover that lost what moved it: an operator may cancel or delete it
+end
+
+
+-- Lines --------------------------------------------------------------------------------------------------------------------
+
+function fn.line_up(job, place)
+  fn.stand(each.ready .. job.queue, place, job.member)
+  fn.stand(our.queues, 0, job.queue)
+  news[job.queue] = (news[job.queue] or 0) + 1
+end
+
+-- A ready or aside line has lost jobs: its name goes with its last.
+function fn.tidy(line)
+  if call('EXISTS', line) == 1 then return end
+  if sub(line, 1, #each.ready) == each.ready then
+    fn.leave(our.queues, sub(line, #each.ready + 1))
+  else
+    fn.leave(our.asides, sub(line, #each.aside + 1))
+  end
+end
+
+-- To the end of the ready line.
+function fn.make_ready(job, past)
+  past.since, past.place = now, job.band * BAND + fn.next_number()
+  fn.note_past(job, past)
+  fn.line_up(job, past.place)
+end
+
+-- To the time `due` where that is to come, else to the end of the ready line.
+function fn.place(job, past, due)
+  past.due = due
+  if due <= now then return fn.make_ready(job, past) end
+  fn.note_past(job, past)
+  fn.stand(our.scheduled, due, job.member)
+  fn.count('SCHEDULED', job.queue, 1)
+  stirred = true -- whoever wakes up sees when there is something to promote
+end
+
+-- Out of the line where a job stands that does not run.
+function fn.take_out(job, state, standing)
+  if state == 'READY' then
+    fn.leave(standing.line, job.member)
+    fn.tidy(standing.line)
+  elseif state == 'SCHEDULED' then
+    fn.leave(our.scheduled, job.member)
+    fn.count('SCHEDULED', job.queue, -1)
+  elseif state == 'WAITING' then
+    fn.drop(our.waiting, job.member)
+    fn.count('WAITING', job.queue, -1)
+  elseif state == 'ENDED' then
+    fn.drop(our.ends, job.id)
+    fn.leave(each.done .. standing.state, job.member)
+    fn.count(standing.state, job.queue, -1)
+  end
+end
+
+
+-- Unique keys --------------------------------------------------------------------------------------------------------------
+
+-- The keys that a job wants: its schedule's, where ticks must not overlap, and its own.
+function fn.keys_of(job)
+  local rare, keys = job.rare, {}
+  if rare.schedule and rare.overlap and rare.overlap ~= 'allow' then
+    keys[1] = { key = 'schedule:' .. rare.schedule, covers = 'finished', conflict = rare.overlap == 'skip' and 'skip' or 'keep_last' }
+  end
+  if rare.key then
+    local covers = type(rare.covers) == 'string' and rare.covers or 'time'
+    keys[#keys + 1] = { key = rare.key, covers = covers, frees_at = rare.frees_at, conflict = rare.conflict }
+  end
+  return keys
+end
+
+function fn.put_hold(key, hold)
+  fn.put(our.keys, key, cmsgpack.pack(hold))
+end
+
+-- Who holds a key; nobody when its time is over.
+function fn.held(key)
+  local row = call('HGET', our.keys, key)
+  local hold = row and cmsgpack.unpack(row)
+  if not hold then return nil end
+  if hold.frees_at and now >= hold.frees_at then
+    fn.drop(our.keys, key)
+    return nil
+  end
+  return hold
+end
+
+function fn.take_key(want, job)
+  fn.put_hold(want.key, { holder = job.id, covers = want.covers, frees_at = want.frees_at })
+  if want.frees_at then fn.stand(our.freeing, want.frees_at, want.key) end
+end
+
+
+-- The one that waited for `key`, which is free now, takes it, and goes on unless it waits for another key as well.
+function fn.succeed(id, key)
+  local job = fn.find_job(id)
+  local blocked
+  for _, want in ipairs(fn.keys_of(job)) do
+    local hold = fn.held(want.key)
+    if not hold and want.key == key then
+      fn.take_key(want, job)
+    elseif hold and hold.holder ~= id then
+      blocked = hold.holder
+    end
+  end
+  if blocked then
+    fn.put(our.waiting, job.member, blocked)
+  else
+    fn.take_out(job, 'WAITING')
+    fn.place(job, fn.past_of(job), job.rare.run_at or NEVER)
+  end
+end
+
+-- Frees the keys of a job that cover what has just ended; who comes after takes over.
+function fn.give_up(job, covered)
+  for _, want in ipairs(fn.keys_of(job)) do
+    local hold = fn.held(want.key)
+    if hold and hold.successor == job.id then
+      hold.successor = nil
+      fn.put_hold(want.key, hold)
+    elseif hold and hold.holder == job.id and covered[hold.covers] then
+      fn.drop(our.keys, want.key)
+      if hold.successor then fn.succeed(hold.successor, want.key) end
+    end
+  end
+end
+
+local AT_START = { started = true }
+local AT_END = { started = true, finished = true }
+local AT_DELETION = { started = true, finished = true, time = true }
+
+
+-- Ends ---------------------------------------------------------------------------------------------------------------------
+
+-- Drops all that is known of jobs but their places in lines.
+function fn.forget(ids, members)
+  fn.many('HDEL', our.jobs, ids)
+  fn.many('ZREM', our.all, members)
+  for _, key in ipairs({ our.past, our.ends, our.errors, our.steps, our.progress }) do
+    if call('EXISTS', key) == 1 then fn.many('HDEL', key, ids) end
+  end
+  if call('EXISTS', our.large) == 1 then fn.many('ZREM', our.large, members) end
+end
+
+-- Ends a job that stands in no line any more. `past` counts the attempt that ends, if any.
+function fn.finish(job, past, state, reason, keep, result)
+  ended[#ended + 1] = job.id
+  if job.rare.expires_at and past.claim == 0 then fn.leave(our.expiring, job.member) end
+  if keep > 0 then
+    fn.put(our.ends, job.id, fn.end_row(state, past.claim, past.attempt, past.started, past.worker, reason, result or ''))
+    if past.crashes > 0 or past.due ~= (job.rare.run_at or NEVER) then fn.note_past(job, past) else fn.drop(our.past, job.id) end
+    fn.stand(each.done .. state, now + keep, job.member)
+    fn.count(state, job.queue, 1)
+  else
+    fn.forget({ job.id }, { job.member })
+  end
+  fn.give_up(job, AT_END)
+end
+
+-- Ends a job that has not started, or asks for the end of one that runs. False when it has ended.
+function fn.stop(job, state, reason)
+  local at, standing = fn.where(job)
+  if at == 'ENDED' then return false end
+  if at == 'RUNNING' then
+    if not fn.has(standing.flags, STOP) then
+      fn.put(each.running .. standing.session, job.member,
+        pack(RUN_ROW, standing.claim, standing.started, standing.flags + STOP) .. standing.queue)
+    end
+    fn.put(each.stops .. standing.session, job.id, standing.claim)
+  else
+    fn.take_out(job, at, standing)
+    fn.finish(job, fn.past_of(job), state, reason, KEEP)
+  end
+  return true
+end
+
+
+-- Enqueue ------------------------------------------------------------------------------------------------------------------
+
+-- Whether nothing stands in the way of jobs: no id is known or comes twice, none has anything rare.
+function fn.all_plain(ids, tails)
+  local seen = {}
+  for i, known in ipairs(call('HMGET', our.jobs, unpack(ids))) do
+    if known or seen[ids[i]] or sub(tails[i], RARE_AT, TAIL_BYTES) ~= NO_RARE then return false end
+    seen[ids[i]] = true
+  end
+  return true
+end
+
+function fn.store_plain(ids, tails)
+  local position = call('INCRBY', our.sequence, #ids) - #ids + 1
+  local head = sub(pack(HEAD, 0, position, now), 7)
+  local moments, places, rows, all, lines, large = {}, {}, {}, {}, {}, {}
+  for i, id in ipairs(ids) do
+    local tail = tails[i]
+    local enqueued, _, band, q, t, _, at = read(TAIL, tail)
+    if not moments[enqueued] then moments[enqueued] = fn.integer(enqueued) end
+    if not places[band] then places[band] = fn.integer(band * BAND + position) end -- the same for all: their numbers order them
+    local n, queue = pack('>I6', position + i - 1), sub(tail, at, at + q - 1)
+    local member, line = n .. id, lines[queue]
+    if not line then
+      line = {}
+      lines[queue] = line
+    end
+    rows[2 * i - 1], rows[2 * i] = id, n .. head .. tail
+    all[2 * i - 1], all[2 * i] = moments[enqueued], member
+    line[#line + 1] = places[band]
+    line[#line + 1] = member
+    local size = #tail - TAIL_BYTES - q - t
+    if size > LARGE_BYTES then large[member] = size end
+  end
+  fn.many('HSET', our.jobs, rows)
+  fn.many('ZADD', our.all, all)
+  for member, size in pairs(large) do call('ZADD', our.large, size, member) end
+  for queue, line in pairs(lines) do
+    fn.many('ZADD', each.ready .. queue, line)
+    call('ZADD', our.queues, 0, queue)
+    news[queue] = (news[queue] or 0) + #line / 2
+  end
+end
+
+-- Gives `holder`, if it has not started, the payload of `job`, and its time where it is to move.
+function fn.replace(holder, job, moves)
+  local at, standing = fn.where(holder)
+  if at == 'RUNNING' or at == 'ENDED' then return end
+  if moves then holder.rare.run_at = job.rare.run_at end
+  fn.rewrite(holder, fn.payload_of(job))
+  if not moves then return end
+  local past, due = fn.past_of(holder), job.rare.run_at or NEVER
+  if at == 'WAITING' then
+    past.due = due
+    fn.note_past(holder, past)
+  else
+    fn.take_out(holder, at, standing)
+    fn.place(holder, past, due)
+  end
+end
+
+-- What a taken key means for a job: the id that stands for it, or nil when it may wait behind the holder; or an error.
+function fn.resolve(hold, want, job)
+  if want.conflict == 'raise' then return nil, { 'unique', want.key, hold.holder } end
+  if want.conflict == 'keep_last' and hold.covers == 'finished' then
+    if hold.successor then fn.replace(fn.find_job(hold.successor), job, false) end
+    return hold.successor
+  end
+  if want.conflict == 'replace' or want.conflict == 'debounce' then
+    local holder = fn.find_job(hold.holder)
+    if holder then fn.replace(holder, job, want.conflict == 'debounce') end
+  end
+  return hold.holder -- also for keep_last, where nothing would tell a successor that the key is free
+end
+
+function fn.add(job, behind)
+  fn.put(our.jobs, job.id, job.row)
+  fn.stand(our.all, job.enqueued, job.member)
+  fn.note_size(job)
+  if job.rare.expires_at then
+    fn.stand(our.expiring, job.rare.expires_at, job.member)
+    stirred = true
+  end
+  for _, want in ipairs(fn.keys_of(job)) do
+    local hold = fn.held(want.key)
+    if hold then
+      hold.successor = job.id
+      fn.put_hold(want.key, hold)
+    else
+      fn.take_key(want, job)
+    end
+  end
+  if behind then
+    fn.put(our.waiting, job.member, behind)
+    fn.count('WAITING', job.queue, 1)
+  else
+    local due = job.rare.run_at or NEVER
+    if due > now then
+      fn.stand(our.scheduled, due, job.member)
+      fn.count('SCHEDULED', job.queue, 1)
+      stirred = true
+    else
+      fn.line_up(job, job.band * BAND + job.position)
+    end
+  end
+end
+
+-- Stores one job with care. Returns the id that stands for it, or nil and why it cannot be.
+function fn.store(id, tail)
+  local known = fn.find_job(id)
+  if known then
+    local sent = fn.read_job(id, pack(HEAD, 0, 0, 0) .. tail)
+    if known.task ~= sent.task or fn.payload_of(known) ~= fn.payload_of(sent) then return nil, { 'id', id } end
+    return id
+  end
+  local job, behind = fn.read_job(id, pack(HEAD, 0, 0, now) .. tail), nil
+  for _, want in ipairs(fn.keys_of(job)) do
+    local hold = fn.held(want.key)
+    if hold and job.rare.overlap == 'replace' and want.key == 'schedule:' .. (job.rare.schedule or '') then
+      local holder = fn.find_job(hold.holder)
+      if holder then fn.stop(holder, 'CANCELLED', 'cancelled') end
+      hold = fn.held(want.key)
+    end
+    if hold then
+      local stand_in, refusal = fn.resolve(hold, want, job)
+      if stand_in or refusal then return stand_in, refusal end
+      behind = hold.holder
+    end
+  end
+  local number = fn.next_number() -- only now: who took over a key that was given up stands before this job
+  fn.add(fn.read_job(id, pack(HEAD, number, number, now) .. tail), behind)
+  return id
+end
+
+-- Stores jobs, all or none: ARGV from `first` on are their ids and tails in turn. Returns the ids that stand for them, or nil and why not.
+function fn.store_all(first)
+  local ids, tails = {}, {}
+  for i = first, #ARGV, 2 do
+    ids[#ids + 1] = ARGV[i]
+    tails[#tails + 1] = ARGV[i + 1]
+  end
+  if #ids == 0 then return ids end
+  if fn.all_plain(ids, tails) then
+    fn.store_plain(ids, tails)
+    return ids
+  end
+  undo = {}
+  local standing = {}
+  for i, id in ipairs(ids) do
+    local refusal
+    standing[i], refusal = fn.store(id, tails[i])
+    if refusal then
+      fn.take_back()
+      return nil, refusal
+    end
+  end
+  undo = nil
+  return standing
+end
+
+
+-- Claim --------------------------------------------------------------------------------------------------------------------
+
+-- The tasks of a session, as they are asked for: how each is isolated, false where it does not know it.
+function fn.tasks_of(session)
+  return setmetatable({}, {
+    __index = function(known, task)
+      local isolation = call('HGET', each.session .. session, 'task:' .. task)
+      known[task] = isolation
+      return isolation
+    end,
+  })
+end
+
+-- The lines of a queue that a session serves: the ready line and those of jobs set aside whose task it knows.
+function fn.lines_of(queue, asides, tasks)
+  local lines = { each.ready .. queue }
+  for _, name in ipairs(asides) do
+    if sub(name, 1, #queue + 1) == queue .. '\0' and tasks[sub(name, #queue + 2)] then lines[#lines + 1] = each.aside .. name end
+  end
+  return lines
+end
+
+-- The first members of lines, in order, and the line of each; the line itself where there is but one.
+function fn.first_of(lines, most)
+  if #lines == 1 then return call('ZRANGE', lines[1], 0, most - 1), lines[1] end
+  local found = {}
+  for _, line in ipairs(lines) do
+    local members = call('ZRANGE', line, 0, most - 1, 'WITHSCORES')
+    for i = 1, #members, 2 do
+      found[#found + 1] = { member = members[i], n = read('>I6', members[i]), place = tonumber(members[i + 1]), line = line }
+    end
+  end
+  table.sort(found, function(one, other)
+    if one.place == other.place then return one.n < other.n end
+    return one.place < other.place
+  end)
+  local members, of = {}, {}
+  for i = 1, math.min(most, #found) do members[i], of[i] = found[i].member, found[i].line end
+  return members, of
+end
+
+function fn.set_aside(job, place)
+  local name = job.queue .. '\0' .. job.task
+  call('ZADD', each.aside .. name, place, job.member)
+  call('ZADD', our.asides, 0, name)
+  news[job.queue] = (news[job.queue] or 0) + 1
+end
+
+-- Leases a job that has something rare, or something behind it.
+function fn.lease_with_care(claim, job, past, has_past)
+  if past.claim == 0 and job.rare.expires_at then fn.leave(our.expiring, job.member) end
+  local flags = (has_past and HAS_PAST or 0) + ((job.rare.key or job.rare.schedule) and KEYED or 0)
+  local running, leases = claim.running, claim.leases
+  running[#running + 1] = job.member
+  running[#running + 1] = pack(RUN_ROW, past.claim + 1, now, flags) .. job.queue
+  leases[#leases + 1] = job.member
+  leases[#leases + 1] = job.row
+  if past.claim > 0 then
+    local again = claim.again
+    again[#again + 1] = { #leases / 2, past.claim + 1, past.attempt + 1, past.crashes, call('HGET', our.steps, job.id) }
+    call('HDEL', our.progress, job.id)
+  end
+  fn.give_up(job, AT_START)
+end
+
+-- Decides about one candidate. Returns 'taken', 'passed', 'gone', or 'changed' when the line may be another now.
+function fn.judge(claim, id, row, past_row)
+  local q, t, r, at = read(LENGTHS, row, LENGTHS_AT)
+  local isolation = claim.tasks[sub(row, at + q, at + q + t - 1)]
+  if isolation and claim.room[isolation] <= 0 and r == 0 and not past_row then return 'passed' end -- of many, most likely
+  local job = fn.read_job(id, row)
+  local past = past_row and fn.read_past(past_row) or fn.past_of(job)
+  if past.claim == 0 and job.rare.expires_at and job.rare.expires_at <= now then
+    fn.finish(job, past, 'EXPIRED', NOT_IN_TIME, KEEP)
+    return #fn.keys_of(job) > 0 and 'changed' or 'gone'
+  end
+  if not isolation then
+    fn.set_aside(job, past.place)
+    return 'gone'
+  end
+  if past.crashes >= CRASHES_BEFORE_ISOLATION then isolation = 'process' end
+  if claim.room[isolation] <= 0 then return 'passed' end
+  claim.room[isolation] = claim.room[isolation] - 1
+  fn.lease_with_care(claim, job, past, past_row)
+  return 'taken'
+end
+
+-- Leases candidates from the first on, as long as they are plain, known to the session, and have room: nearly always all. Returns how many.
+function fn.take_plain(claim, queue, members, rows, pasts, most)
+  local tasks, room, running, leases = claim.tasks, claim.room, claim.running, claim.leases
+  local run, at_running, at_leases = pack(RUN_ROW, 1, now, 0) .. queue, #running, #leases
+  for i, row in ipairs(rows) do
+    if not row or pasts[i] or i > most then return i - 1 end
+    local q, t, r, at = read(LENGTHS, row, LENGTHS_AT)
+    if r > 0 then return i - 1 end
+    local isolation = tasks[sub(row, at + q, at + q + t - 1)]
+    local left = isolation and room[isolation] or 0
+    if left <= 0 then return i - 1 end
+    room[isolation] = left - 1
+    running[at_running + 1], running[at_running + 2] = members[i], run
+    leases[at_leases + 1], leases[at_leases + 2] = members[i], row
+    at_running, at_leases = at_running + 2, at_leases + 2
+  end
+  return #rows
+end
+
+-- Takes out of their lines the members up to the `last` that are not passed over.
+function fn.take_from_lines(members, of, last, passed)
+  if type(of) == 'string' and passed.number == 0 and last == #members then
+    fn.many('ZREM', of, members)
+    return fn.tidy(of)
+  end
+  local leaving = {}
+  for i = 1, last do
+    local line = type(of) == 'string' and of or of[i]
+    if not passed[members[i]] then
+      leaving[line] = leaving[line] or {}
+      table.insert(leaving[line], members[i])
+    end
+  end
+  for line, gone in pairs(leaving) do
+    fn.many('ZREM', line, gone)
+    fn.tidy(line)
+  end
+end
+
+-- The first `most` of lines that were not passed over before, with the line, row and past of each.
+function fn.candidates_of(claim, lines, most, passed)
+  local members, of = fn.first_of(lines, passed.number + most)
+  if passed.number > 0 then
+    local new, lines_of_new = {}, {}
+    for i, member in ipairs(members) do
+      if not passed[member] then
+        new[#new + 1] = member
+        lines_of_new[#new] = type(of) == 'string' and of or of[i]
+      end
+    end
+    members, of = new, lines_of_new
+  end
+  if #members == 0 then return members end
+  local ids = {}
+  for i, member in ipairs(members) do ids[i] = sub(member, 7) end
+  return members, of, call('HMGET', our.jobs, unpack(ids)), claim.have_past and call('HMGET', our.past, unpack(ids)) or {}
+end
+
+-- Takes up to `limit` jobs of one queue. Looks at the first `limit`, and further only while none could be taken.
+function fn.claim_from(claim, queue, limit)
+  local lines = fn.lines_of(queue, claim.asides, claim.tasks)
+  local most, passed = math.max(WINDOW, limit), { number = 0 }
+  local looked, taken = 0, 0
+  while taken < limit and looked < (taken > 0 and limit or most) do
+    local batch = looked < limit and limit - looked or math.min(250, most - looked)
+    local members, of, rows, pasts = fn.candidates_of(claim, lines, batch, passed)
+    if #members == 0 then break end
+    local last, verdict = fn.take_plain(claim, queue, members, rows, pasts, looked < limit and batch or 1), ''
+    taken, looked = taken + last, looked + last
+    while last < #members and verdict ~= 'changed' and taken < limit and (taken == 0 or looked < limit) do
+      last, looked = last + 1, looked + 1
+      local row = rows[last]
+      verdict = row and fn.judge(claim, sub(members[last], 7), row, pasts[last]) or 'gone' -- a row may be gone after a failover
+      if verdict == 'taken' then taken = taken + 1 end
+      if verdict == 'passed' then
+        passed[members[last]] = true
+        passed.number = passed.number + 1
+      end
+    end
+    fn.take_from_lines(members, of, last, passed)
+  end
+  if taken > 0 then fn.count('RUNNING', queue, taken) end
+  return taken
+end
+
+-- All queues that have something ready, by name, starting with another one each turn.
+function fn.rotated(turn)
+  local names = call('ZRANGE', our.queues, 0, -1)
+  local asides = call('ZRANGE', our.asides, 0, -1)
+  if #asides > 0 then
+    local known = {}
+    for _, name in ipairs(names) do known[name] = true end
+    for _, aside in ipairs(asides) do
+      local queue = sub(aside, 1, string.find(aside, '\0', 1, true) - 1)
+      if not known[queue] then names[#names + 1] = queue end
+      known[queue] = true
+    end
+    table.sort(names)
+  end
+  local start = #names > 0 and turn % #names or 0
+  local queues = {}
+  for i = 1, #names do queues[i] = names[(start + i - 1) % #names + 1] end
+  return queues
+end
+
+-- Takes note of a call of a session, which numbers its calls. Says 'gone' when there is no such session, 'late' when the call came before
+-- (a connection made anew sends again what was not answered) or was overtaken. A number left out means that a call never came, or that
+-- a failover lost what it wrote, and the session may hold jobs it does not know of: it is in doubt then until it says what it holds.
+function fn.take_turn(session, number)
+  local last, doubt = unpack(call('HMGET', each.session .. session, 'calls', 'doubt'))
+  if not last then return 'gone' end
+  number, last = tonumber(number), tonumber(last)
+  if number <= last then return 'late' end
+  doubt = (doubt == '1' or number > last + 1) and '1' or '0'
+  call('HSET', each.session .. session, 'calls', number, 'doubt', doubt)
+  return nil, doubt == '1'
+end
+
+
+-- Settle -------------------------------------------------------------------------------------------------------------------
+
+-- What a job has behind it once the attempt is over that `run` tells of.
+function fn.past_after(job, run, worker)
+  local past = fn.past_of(job)
+  past.claim, past.attempt, past.started, past.worker = run.claim, past.attempt + 1, run.started, worker
+  return past
+end
+
+function fn.stop_running(session, member, run)
+  call('HDEL', each.running .. session, member)
+  if fn.has(run.flags, STOP) then call('HDEL', each.stops .. session, sub(member, 7)) end
+  fn.count('RUNNING', run.queue, -1)
+end
+
+function fn.note_failure(id, failure)
+  if failure == '' then return end
+  local before = call('HGET', our.errors, id)
+  call('HSET', our.errors, id, before and before .. '\n' .. failure or failure)
+end
+
+-- Back to the place in the ready line that it had, with the attempt given back.
+function fn.hand_back(job, past)
+  past.attempt = past.attempt - 1
+  fn.note_past(job, past)
+  fn.line_up(job, past.place)
+end
+
+-- Carries out the outcome of an attempt; `detail` is a delay in microseconds, the time to keep, or a reason.
+function fn.end_attempt(id, run, worker, outcome, detail, extra)
+  local job = fn.find_job(id)
+  if not job then return end
+  local past = fn.past_after(job, run, worker)
+  if fn.has(run.flags, STOP) and outcome ~= 'Done' then
+    fn.finish(job, past, 'CANCELLED', 'cancelled', KEEP)
+  elseif outcome == 'Done' then
+    fn.finish(job, past, 'SUCCEEDED', '', tonumber(detail), extra)
+  elseif outcome == 'Retried' then
+    fn.note_failure(id, extra)
+    fn.place(job, past, tonumber(detail) > 0 and now + detail or NEVER)
+  elseif outcome == 'Dead' then
+    fn.note_failure(id, extra)
+    fn.finish(job, past, 'DEAD', detail, KEEP)
+  elseif outcome == 'Cancelled' then
+    fn.finish(job, past, 'CANCELLED', detail, KEEP)
+  elseif tonumber(detail) > 0 then
+    past.attempt = past.attempt - 1
+    fn.place(job, past, now + detail)
+  else
+    fn.hand_back(job, past)
+  end
+end
+
+-- Ends attempts that succeeded, of jobs of which nothing needs care. `runs` are how they ran, alike ones once.
+function fn.succeed_plain(members, runs, results, worker, keep)
+  local ids, ends, done, forget_at = {}, {}, {}, fn.integer(now + keep)
+  for i, member in ipairs(members) do
+    local run, id = runs[i], sub(member, 7)
+    ids[i] = id
+    ended[#ended + 1] = id
+    run.number = (run.number or 0) + 1
+    if keep > 0 then
+      run.head = run.head or fn.end_row('SUCCEEDED', run.claim, 1, run.started, worker, '', '')
+      ends[2 * i - 1], ends[2 * i] = id, run.head .. results[i]
+      done[2 * i - 1], done[2 * i] = forget_at, member
+    end
+  end
+  for _, run in ipairs(runs) do
+    if run.number then
+      fn.count('RUNNING', run.queue, -run.number)
+      if keep > 0 then fn.count('SUCCEEDED', run.queue, run.number) end
+      run.number = nil
+    end
+  end
+  if keep > 0 then
+    fn.many('HSET', our.ends, ends)
+    fn.many('ZADD', each.done .. 'SUCCEEDED', done)
+  else
+    fn.forget(ids, members)
+  end
+end
+
+-- Ends attempts that succeeded: ARGV from `first` on are `number` members, claims and results in turn. `order` outcomes came before.
+function fn.succeed_all(session, worker, keep, first, number, lost, order)
+  local members, known = {}, {}
+  for i = 1, number do members[i] = ARGV[first + 3 * i - 3] end
+  local seen, plain, runs, results, careful = {}, {}, {}, {}, {}
+  for i, row in ipairs(call('HMGET', each.running .. session, unpack(members))) do
+    local member, at = members[i], first + 3 * i - 3
+    local run = row and known[row]
+    if row and not run then
+      run = fn.read_run(row)
+      known[row] = run
+    end
+    if not run or run.claim ~= tonumber(ARGV[at + 1]) or seen[member] then
+      lost[#lost + 1] = order + i
+    elseif run.flags == 0 then
+      seen[member] = true
+      plain[#plain + 1], runs[#runs + 1], results[#results + 1] = member, run, ARGV[at + 2]
+    else
+      seen[member] = true
+      careful[#careful + 1] = { member, run, ARGV[at + 2] }
+    end
+  end
+  if #plain > 0 then
+    fn.many('HDEL', each.running .. session, plain)
+    fn.succeed_plain(plain, runs, results, worker, keep)
+  end
+  for _, held in ipairs(careful) do
+    local member, run, result = unpack(held)
+    fn.stop_running(session, member, run)
+    fn.end_attempt(sub(member, 7), run, worker, 'Done', keep, result)
+  end
+end
+
+
+-- Upkeep -------------------------------------------------------------------------------------------------------------------
+
+function fn.touch(touched, event, job, reason)
+  touched[#touched + 1] = { event, job.id, job.task, job.queue, reason }
+end
+
+-- How jobs run, read from members and rows in turn; in the order in which they were stored.
+function fn.runs_of(found)
+  local runs = {}
+  for i = 1, #found, 2 do
+    local run = fn.read_run(found[i + 1])
+    run.member, run.n = found[i], read('>I6', found[i])
+    runs[#runs + 1] = run
+  end
+  table.sort(runs, function(one, other) return one.n < other.n end)
+  return runs
+end
+
+-- Takes about WINDOW jobs from a session that is gone: died, or left. Returns whether it has none any more.
+function fn.relieve(session, touched)
+  local why, worker = string.match(call('HGET', our.orphans, session), '^(%a+)\n(.*)$')
+  for _, run in ipairs(fn.runs_of(call('HSCAN', each.running .. session, 0, 'COUNT', WINDOW)[2])) do
+    fn.stop_running(session, run.member, run)
+    local job = fn.find_job(sub(run.member, 7))
+    if why == 'left' then
+      fn.end_attempt(sub(run.member, 7), run, worker, 'Release', 0, '')
+    elseif job then
+      local past = fn.past_after(job, run, worker)
+      past.crashes = past.crashes + 1
+      if fn.has(run.flags, STOP) then
+        past.attempt = past.attempt - 1
+        fn.finish(job, past, 'CANCELLED', 'cancelled', KEEP)
+        fn.touch(touched, 'cancelled', job, 'worker ' .. worker .. ' died')
+      else
+        fn.hand_back(job, past)
+        fn.touch(touched, 'rescued', job, 'worker ' .. worker .. ' died')
+      end
+    end
+  end
+  if call('EXISTS', each.running .. session) == 1 then return false end
+  call('DEL', each.stops .. session)
+  call('HDEL', our.orphans, session)
+  return true
+end
+
+-- Ends a session; what it runs is then taken from it.
+function fn.bury(session, why)
+  local worker, entry = unpack(call('HMGET', each.session .. session, 'worker', 'asleep'))
+  call('DEL', each.session .. session, each.bell .. session)
+  call('ZREM', our.sessions, session)
+  call('HDEL', our.beats, session)
+  call('ZREM', our.asleep, entry)
+  call('HSET', our.orphans, session, why .. '\n' .. worker)
+end
+
+function fn.rescue(touched)
+  local all = true
+  for _, session in ipairs(call('HKEYS', our.orphans)) do
+    if #touched >= WINDOW then return false end
+    all = fn.relieve(session, touched) and all
+  end
+  return all
+end
+
+function fn.promote()
+  local due = call('ZRANGEBYSCORE', our.scheduled, '-inf', fn.integer(now), 'LIMIT', 0, WINDOW)
+  for _, member in ipairs(due) do
+    call('ZREM', our.scheduled, member)
+    local job = fn.find_job(sub(member, 7))
+    if job then
+      fn.count('SCHEDULED', job.queue, -1)
+      fn.make_ready(job, fn.past_of(job))
+    end
+  end
+  return #due
+end
+
+function fn.expire(touched)
+  local due = call('ZRANGEBYSCORE', our.expiring, '-inf', fn.integer(now), 'LIMIT', 0, WINDOW)
+  for _, member in ipairs(due) do
+    call('ZREM', our.expiring, member)
+    local job = fn.find_job(sub(member, 7))
+    if job and fn.stop(job, 'EXPIRED', NOT_IN_TIME) then fn.touch(touched, 'expired', job, '') end
+  end
+  return #due
+end
+
+-- Forgets ended jobs whose time is over, and counts them no more.
+function fn.forget_old()
+  local left = WINDOW
+  for _, state in ipairs(STATES) do
+    local members = left > 0 and call('ZRANGEBYSCORE', each.done .. state, '-inf', fn.integer(now), 'LIMIT', 0, left) or {}
+    if #members > 0 then
+      local ids = {}
+      for i, member in ipairs(members) do ids[i] = sub(member, 7) end
+      call('ZREM', each.done .. state, unpack(members))
+      for _, row in ipairs(call('HMGET', our.jobs, unpack(ids))) do
+        if row then fn.count(state, fn.read_job('', row).queue, -1) end
+      end
+      fn.forget(ids, members)
+      left = left - #members
+    end
+  end
+  return WINDOW - left
+end
+
+-- Keys free themselves when they are next asked for; those that nobody asks for go a day after, so that a clock set back finds them.
+function fn.drop_stale_keys()
+  for _, key in ipairs(call('ZRANGEBYSCORE', our.freeing, '-inf', fn.integer(now - 86400 * SECOND), 'LIMIT', 0, WINDOW)) do
+    call('ZREM', our.freeing, key)
+    fn.held(key)
+  end
+end
+
+function fn.first_score(key)
+  local first = call('ZRANGE', key, 0, 0, 'WITHSCORES')
+  return first[2] and tonumber(first[2])
+end
+
+-- Microseconds until the next promotion, expiry or tick; -1 when none is known.
+function fn.next_wait()
+  local wait
+  for _, key in ipairs({ our.scheduled, our.expiring, our.calendar }) do
+    local moment = fn.first_score(key)
+    if moment and (not wait or moment - now < wait) then wait = moment - now end
+  end
+  return wait and math.max(wait, 0) or -1
+end
+
+
+-- Schedules ----------------------------------------------------------------------------------------------------------------
+
+function fn.seat(name)
+  local paused, next_at = unpack(call('HMGET', each.schedule .. name, 'paused', 'next_at'))
+  if paused == '0' and next_at ~= '' then call('ZADD', our.calendar, next_at, name) else call('ZREM', our.calendar, name) end
+  stirred = true
+end
+
+-- Stores a rule; an unchanged one keeps its next tick.
+function fn.put_schedule(name, rule, next_at, declared)
+  local key = each.schedule .. name
+  local known = call('HGET', key, 'rule')
+  if not known then
+    call('ZADD', our.schedules, 0, name)
+    call('HSET', key, 'next_at', next_at, 'last_at', '', 'last_job', '', 'paused', '0', 'fired', 0, 'skipped', 0, 'rule', rule)
+  elseif known ~= rule then
+    call('HSET', key, 'next_at', next_at, 'rule', rule)
+  end
+  call('HSET', key, 'declared', declared, 'absent', '')
+  fn.seat(name)
+end
+
+function fn.drop_schedule(name)
+  call('ZREM', our.calendar, name)
+  call('ZREM', our.schedules, name)
+  return call('DEL', each.schedule .. name)
+end
+
+-- Counts a job of a schedule that `id` stands for now. Nil when its overlap forbade it.
+function fn.count_fired(name, sent, tail, id)
+  if id ~= sent and fn.read_job(sent, pack(HEAD, 0, 0, 0) .. tail).rare.overlap == 'skip' then
+    call('HINCRBY', each.schedule .. name, 'skipped', 1)
+    return nil
+  end
+  call('HINCRBY', each.schedule .. name, 'fired', 1)
+  call('HSET', each.schedule .. name, 'last_job', id)
+  return id
+end
+
+-- Once a minute, removes schedules from code that no live session has declared for ten minutes.
+function fn.prune()
+  local looked = tonumber(call('GET', our.pruned) or NEVER)
+  if now >= looked and now - looked < 60 * SECOND then return end
+  call('SET', our.pruned, fn.integer(now))
+  local declared = {}
+  for _, session in ipairs(call('ZRANGE', our.sessions, 0, -1)) do
+    for _, name in ipairs(cmsgpack.unpack(call('HGET', each.session .. session, 'declares'))) do declared[name] = true end
+  end
+  for _, name in ipairs(call('ZRANGE', our.schedules, 0, -1)) do
+    local from_code, absent = unpack(call('HMGET', each.schedule .. name, 'declared', 'absent'))
+    if from_code == '1' then
+      if declared[name] then
+        call('HSET', each.schedule .. name, 'absent', '')
+      elseif absent == '' then
+        call('HSET', each.schedule .. name, 'absent', fn.integer(now))
+      elseif now - absent >= 600 * SECOND then
+        fn.drop_schedule(name)
+      end
+    end
+  end
+end
+
+
+-- Reading ------------------------------------------------------------------------------------------------------------------
+
+function fn.optional(moment)
+  return moment ~= NEVER and moment
+end
+
+-- All that is known of a job, as rows.Known.
+function fn.known(job)
+  local state, standing = fn.where(job)
+  local past = fn.past_of(job)
+  local finished, reason, result = NEVER, false, false
+  if state == 'ENDED' then
+    state = standing.state
+    past.claim, past.attempt, past.started, past.worker = standing.claim, standing.attempt, standing.started, standing.worker
+    finished, result = standing.finished, standing.result ~= '' and standing.result
+    reason = state ~= 'SUCCEEDED' and standing.reason
+  elseif state == 'RUNNING' then
+    past = fn.past_after(job, standing, call('HGET', each.session .. standing.session, 'worker')
+      or string.match(call('HGET', our.orphans, standing.session), '\n(.*)$'))
+  elseif state == 'WAITING' then
+    reason = 'behind ' .. standing.behind
+  end
+  return {
+    job.id, job.row, state, past.attempt, past.crashes, fn.optional(past.started), past.worker ~= '' and past.worker,
+    fn.optional(past.due), fn.optional(finished), reason, result, state == 'RUNNING' and fn.has(standing.flags, STOP) and 1 or 0,
+    call('HGET', our.errors, job.id), call('HGET', our.steps, job.id), call('HGET', our.progress, job.id),
+  }
+end
+
+function fn.matches(job, filter)
+  if filter.task and job.task ~= filter.task or filter.queue and job.queue ~= filter.queue then return false end
+  if filter.key and job.rare.key ~= filter.key then return false end
+  if not filter.state then return true end
+  local state, standing = fn.where(job)
+  return filter.state == (state == 'ENDED' and standing.state or state)
+end
+
+-- The lines of a queue: the ready line, and those of jobs set aside.
+function fn.all_lines(queue)
+  local lines = { each.ready .. queue }
+  for _, name in ipairs(call('ZRANGE', our.asides, 0, -1)) do
+    if sub(name, 1, #queue + 1) == queue .. '\0' then lines[#lines + 1] = each.aside .. name end
+  end
+  return lines
+end
+
+-- How many ready jobs of its queue go before a job that stands at `place`.
+function fn.ahead(job, place)
+  local number = 0
+  for _, line in ipairs(fn.all_lines(job.queue)) do
+    number = number + call('ZCOUNT', line, '-inf', '(' .. place)
+    for _, member in ipairs(call('ZRANGEBYSCORE', line, place, place)) do
+      if read('>I6', member) < job.n then number = number + 1 end
+    end
+  end
+  return number
+end
+
+-- When the oldest of the first jobs of each priority of a line became ready.
+function fn.oldest_of(line)
+  local oldest, from = nil, '-inf'
+  while true do
+    local found = call('ZRANGEBYSCORE', line, from, '+inf', 'WITHSCORES', 'LIMIT', 0, 100)
+    if #found == 0 then return oldest end
+    local band = math.floor(found[2] / BAND)
+    for i = 1, #found, 2 do
+      local job = math.floor(found[i + 1] / BAND) == band and fn.find_job(sub(found[i], 7))
+      local since = job and fn.past_of(job).since
+      if since and (not oldest or since < oldest) then oldest = since end
+    end
+    from = fn.integer((band + 1) * BAND)
+  end
+end
+
+
+-- Operations ---------------------------------------------------------------------------------------------------------------
+
+-- For producers ---
+
+-- (id, tail)... -> nil and why it was refused, or the places and ids of those for which another job stands
+function operations.enqueue()
+  local standing, refusal = fn.store_all(3)
+  if refusal then return { refusal, false } end
+  local others = {}
+  for i, id in ipairs(standing) do
+    if id ~= ARGV[1 + 2 * i] then
+      others[#others + 1] = i
+      others[#others + 1] = id
+    end
+  end
+  return { false, others }
+end
+
+-- For sessions ---
+
+-- session, worker, info, names declared, how it sleeps, number of schedules, (name, rule, next_at)..., (task, isolation)...
+function operations.enter()
+  fn.insist() -- a worker that comes now brings relief
+  local session, worker, info, declares, asleep, schedules = unpack(ARGV, 3, 8)
+  local number = fn.next_number()
+  local key = each.session .. session
+  call('HSET', key, 'worker', worker, 'info', info, 'declares', declares, 'asleep', asleep, 'started_at', fn.integer(now),
+    'beat_at', fn.integer(now), 'calls', 0, 'doubt', '0')
+  local at = 9 + 3 * schedules
+  for i = at, #ARGV, 2 do call('HSET', key, 'task:' .. ARGV[i], ARGV[i + 1]) end
+  call('ZADD', our.sessions, 'NX', number, session)
+  call('HSETNX', our.beats, session, 0)
+  call('ZADD', our.asleep, number, asleep)
+  call('SET', our.version, SCHEMA, 'NX')
+  for i = 9, at - 1, 3 do fn.put_schedule(ARGV[i], ARGV[i + 1], ARGV[i + 2], '1') end
+end
+
+-- session -> how many jobs it still has to hand back
+function operations.leave()
+  fn.insist()
+  local session = ARGV[3]
+  if call('EXISTS', each.session .. session) == 1 then fn.bury(session, 'left') end
+  if call('HEXISTS', our.orphans, session) == 1 then fn.relieve(session, {}) end
+  return call('HLEN', each.running .. session)
+end
+
+-- session, call, turn, limit, room of async, thread, process, how it sleeps, then the queues to serve, or none for all
+-- -> 'gone', 'late', or (member, row)... and, for those claimed before, {place, claim, attempt, crashes, steps}
+function operations.fetch()
+  local session, number, turn, limit = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
+  local asleep = ARGV[10]
+  call('ZREM', our.asleep, asleep)
+  local void, doubt = fn.take_turn(session, number)
+  if void or doubt then return void or 'late' end
+  call('DEL', each.bell .. session) -- before looking, so that a ring from here on is heard
+  local claim = {
+    tasks = fn.tasks_of(session),
+    room = { async = tonumber(ARGV[7]), thread = tonumber(ARGV[8]), process = tonumber(ARGV[9]) },
+    asides = call('ZRANGE', our.asides, 0, -1),
+    have_past = call('EXISTS', our.past) == 1,
+    pasts = {}, running = {}, leases = {}, again = {},
+  }
+  local queues, taken = #ARGV > 10 and { unpack(ARGV, 11) } or fn.rotated(turn), 0
+  for _, queue in ipairs(queues) do
+    if taken >= limit then break end
+    if call('SISMEMBER', our.paused, queue) == 0 then taken = taken + fn.claim_from(claim, queue, limit - taken) end
+  end
+  fn.many('HSET', each.running .. session, claim.running)
+  fn.pass_on()
+  if taken < limit then call('ZADD', our.asleep, call('GET', our.sequence) or 0, asleep) end
+  return { claim.leases, claim.again }
+end
+
+-- session, number of its last call, (member, claim)... that it knows of -> 'gone', or how many others were handed back
+function operations.retain()
+  fn.insist()
+  local session, number = ARGV[3], tonumber(ARGV[4])
+  local last, worker = unpack(call('HMGET', each.session .. session, 'calls', 'worker'))
+  if not last then return 'gone' end
+  call('HSET', each.session .. session, 'calls', math.max(number, tonumber(last)), 'doubt', '0')
+  local kept, returned = {}, 0
+  for i = 5, #ARGV, 2 do kept[ARGV[i] .. ' ' .. ARGV[i + 1]] = true end -- of a job claimed twice both may be told
+  for _, run in ipairs(fn.runs_of(call('HGETALL', each.running .. session))) do
+    if not kept[run.member .. ' ' .. run.claim] then
+      fn.stop_running(session, run.member, run)
+      fn.end_attempt(sub(run.member, 7), run, worker, 'Release', 0, '')
+      returned = returned + 1
+    end
+  end
+  return returned
+end
+
+-- session, call, then for each outcome its name and
+--   Done: keep, number, (member, claim, result)...     any other: member, claim, delay or reason, failure
+-- -> 'gone', 'late', or the places of the lost
+function operations.settle()
+  fn.insist()
+  local session = ARGV[3]
+  local void = fn.take_turn(session, ARGV[4])
+  if void then return void end
+  local worker = call('HGET', each.session .. session, 'worker')
+  local lost, order, at = {}, 0, 5
+  while at <= #ARGV do
+    local outcome = ARGV[at]
+    if outcome == 'Done' then
+      local number = tonumber(ARGV[at + 2])
+      fn.succeed_all(session, worker, tonumber(ARGV[at + 1]), at + 3, number, lost, order)
+      order, at = order + number, at + 3 + 3 * number
+    else
+      local member, claim, detail, failure = unpack(ARGV, at + 1, at + 4)
+      local row = call('HGET', each.running .. session, member)
+      local run = row and fn.read_run(row)
+      order, at = order + 1, at + 5
+      if run and run.claim == tonumber(claim) then
+        fn.stop_running(session, member, run)
+        fn.end_attempt(sub(member, 7), run, worker, outcome, detail, failure)
+      else
+        lost[#lost + 1] = order
+      end
+    end
+  end
+  return lost
+end
+
+-- session, (member, claim, progress)... -> nil when it is gone, or the time, the beats of all, and the claims to stop
+function operations.beat()
+  fn.insist()
+  local session = ARGV[3]
+  if call('EXISTS', each.session .. session) == 0 then return nil end
+  call('HINCRBY', our.beats, session, 1)
+  call('HSET', each.session .. session, 'beat_at', fn.integer(now))
+  for i = 4, #ARGV, 3 do
+    local row = call('HGET', each.running .. session, ARGV[i])
+    if row and fn.read_run(row).claim == tonumber(ARGV[i + 1]) then call('HSET', our.progress, sub(ARGV[i], 7), ARGV[i + 2]) end
+  end
+  return { now, call('HGETALL', our.beats), call('HGETALL', each.stops .. session) }
+end
+
+-- session, member, claim, step, value -> whether the lease is still held
+function operations.remember()
+  fn.insist()
+  local session, member, claim, step, value = unpack(ARGV, 3, 7)
+  local row = call('EXISTS', each.session .. session) == 1 and call('HGET', each.running .. session, member)
+  if not row or fn.read_run(row).claim ~= tonumber(claim) then return 0 end
+  local id = sub(member, 7)
+  local steps = call('HGET', our.steps, id)
+  steps = steps and cmsgpack.unpack(steps) or {}
+  steps[step] = value
+  call('HSET', our.steps, id, cmsgpack.pack(steps))
+  return 1
+end
+
+-- (session, beat)... that are dead -> the time, whether there is more to do, when next, and what happened to which jobs
+function operations.maintain()
+  fn.insist()
+  local touched = {}
+  for i = 3, #ARGV, 2 do
+    if call('HGET', our.beats, ARGV[i]) == ARGV[i + 1] then fn.bury(ARGV[i], 'died') end
+  end
+  local relieved = fn.rescue(touched)
+  local promoted, expired, forgotten = fn.promote(), fn.expire(touched), fn.forget_old()
+  fn.drop_stale_keys()
+  fn.prune()
+  local more = not relieved or promoted == WINDOW or expired == WINDOW or forgotten == WINDOW
+  return { now, more and 0 or fn.next_wait(), touched }
+end
+
+-- -> name, rule and next tick of what is due
+function operations.due()
+  local found = {}
+  for _, name in ipairs(call('ZRANGEBYSCORE', our.calendar, '-inf', fn.integer(now))) do
+    found[#found + 1] = { name, unpack(call('HMGET', each.schedule .. name, 'rule', 'next_at')) }
+  end
+  return found
+end
+
+-- name, rule, next tick as it was, as it will be, last tick, (id, tail)... -> as enqueue, and 0 when another was first
+function operations.tick()
+  local name, rule, was, next_at, last_at = unpack(ARGV, 3, 7)
+  local known_rule, known_next, paused = unpack(call('HMGET', each.schedule .. name, 'rule', 'next_at', 'paused'))
+  if known_rule ~= rule or known_next ~= was or paused ~= '0' then return { false, 0 } end
+  local standing, refusal = fn.store_all(8)
+  if refusal then return { refusal, false } end
+  for i, id in ipairs(standing) do fn.count_fired(name, ARGV[6 + 2 * i], ARGV[7 + 2 * i], id) end
+  call('HSET', each.schedule .. name, 'next_at', next_at)
+  if last_at ~= '' then call('HSET', each.schedule .. name, 'last_at', last_at) end
+  fn.seat(name)
+  return { false, 1 }
+end
+
+-- For people ---
+
+-- ids... -> the ids that were not yet terminal
+function operations.cancel()
+  fn.insist()
+  local found = {}
+  for i = 3, #ARGV do
+    local job = fn.find_job(ARGV[i])
+    if job and fn.stop(job, 'CANCELLED', 'cancelled') then found[#found + 1] = job.id end
+  end
+  return found
+end
+
+-- payload or empty, ids... -> the ids that were revived
+function operations.retry()
+  local found = {}
+  for i = 4, #ARGV do
+    local job = fn.find_job(ARGV[i])
+    local at, standing = 'MISSING', nil
+    if job then at, standing = fn.where(job) end
+    local free = at == 'ENDED' and standing.state ~= 'SUCCEEDED'
+    local wanted = {}
+    for _, want in ipairs(free and fn.keys_of(job) or {}) do
+      if want.covers ~= 'time' then
+        wanted[#wanted + 1] = want
+        free = free and not fn.held(want.key)
+      end
+    end
+    if free then
+      fn.take_out(job, at, standing)
+      for _, want in ipairs(wanted) do fn.take_key(want, job) end
+      job.rare.run_at, job.rare.expires_at = nil, nil
+      fn.rewrite(job, ARGV[3] ~= '' and ARGV[3] or fn.payload_of(job))
+      call('HDEL', our.progress, job.id)
+      fn.place(job, {
+        claim = standing.claim, attempt = 0, crashes = 0, started = standing.started, since = now, due = NEVER, place = 0,
+        worker = standing.worker,
+      }, NEVER)
+      found[#found + 1] = job.id
+    end
+  end
+  return found
+end
+
+-- ids... -> the ids that were deleted
+function operations.delete()
+  fn.insist()
+  local found = {}
+  for i = 3, #ARGV do
+    local job = fn.find_job(ARGV[i])
+    local at, standing = 'RUNNING', nil
+    if job then at, standing = fn.where(job) end
+    if at ~= 'RUNNING' then
+      fn.take_out(job, at, standing)
+      fn.leave(our.expiring, job.member)
+      fn.forget({ job.id }, { job.member })
+      fn.give_up(job, AT_DELETION)
+      ended[#ended + 1] = job.id
+      found[#found + 1] = job.id
+    end
+  end
+  return found
+end
+
+-- queue, whether it is paused from now on
+function operations.pause()
+  local queue, paused = ARGV[3], ARGV[4] == '1'
+  call(paused and 'SADD' or 'SREM', our.paused, queue)
+  if not paused then news[queue] = MOST_ROUSED end
+end
+
+-- name, rule, next tick
+function operations.schedule()
+  fn.put_schedule(ARGV[3], ARGV[4], ARGV[5], '0')
+end
+
+-- name -> whether there was one
+function operations.unschedule()
+  return fn.drop_schedule(ARGV[3])
+end
+
+-- name, whether it is paused from now on, next tick -> whether there is one
+function operations.pause_schedule()
+  local name, paused, next_at = unpack(ARGV, 3, 5)
+  if call('EXISTS', each.schedule .. name) == 0 then return 0 end
+  call('HSET', each.schedule .. name, 'paused', paused)
+  if paused == '0' then call('HSET', each.schedule .. name, 'next_at', next_at) end
+  fn.seat(name)
+  return 1
+end
+
+-- name, id, tail -> as enqueue, and the id that stands for the job; nil when its overlap forbids it or there is no such schedule
+function operations.fire()
+  if call('EXISTS', each.schedule .. ARGV[3]) == 0 then return { false, false } end
+  local standing, refusal = fn.store_all(4)
+  if refusal then return { refusal, false } end
+  return { false, fn.count_fired(ARGV[3], ARGV[4], ARGV[5], standing[1]) or false }
+end
+
+-- Questions ---
+
+-- -> the time, the schema that is stored, and a key of another type than ours
+function operations.open()
+  fn.insist()
+  local types = {
+    hash = 'jobs past waiting ends errors steps progress counts keys beats orphans awaited',
+    zset = 'queues asides scheduled all expiring large freeing schedules calendar sessions asleep',
+    set = 'paused',
+    string = 'sequence version pruned',
+  }
+  for expected, names in pairs(types) do
+    for name in string.gmatch(names, '%a+') do
+      local found = call('TYPE', our[name]).ok
+      if found ~= 'none' and found ~= expected then return { now, false, our[name], found } end
+    end
+  end
+  call('SET', our.version, SCHEMA, 'NX')
+  return { now, call('GET', our.version) }
+end
+
+-- ids... -> rows.Known of those that exist
+function operations.get()
+  local found = {}
+  for i = 3, #ARGV do
+    local job = fn.find_job(ARGV[i])
+    if job then found[#found + 1] = fn.known(job) end
+  end
+  return found
+end
+
+-- how many to look at, filter, where the page before ended: member, when that was enqueued -> the same of this page, ids that match
+function operations.walk()
+  local most, filter, member, enqueued, first = tonumber(ARGV[3]), cmsgpack.unpack(ARGV[4]), ARGV[5], ARGV[6], 0
+  if member ~= '' then
+    local rank = call('ZREVRANK', our.all, member)
+    first = rank and rank + 1 or call('ZCOUNT', our.all, '(' .. enqueued, '+inf') -- forgotten meanwhile: what came with it comes again
+  end
+  local members = call('ZREVRANGE', our.all, first, first + most - 1, 'WITHSCORES')
+  local found = {}
+  for i = 1, #members, 2 do
+    local id = sub(members[i], 7)
+    local job = next(filter) and fn.find_job(id)
+    if not next(filter) or job and fn.matches(job, filter) then found[#found + 1] = id end
+  end
+  return { #members == 2 * most and members[#members - 1], members[#members] or false, found }
+end
+
+-- state -> how many jobs there are in all, and the lines of those in this state, each with its length
+function operations.lines()
+  local state, lines, found = ARGV[3], {}, {}
+  if state == 'READY' then
+    for _, queue in ipairs(call('ZRANGE', our.queues, 0, -1)) do lines[#lines + 1] = each.ready .. queue end
+    for _, name in ipairs(call('ZRANGE', our.asides, 0, -1)) do lines[#lines + 1] = each.aside .. name end
+  elseif state == 'RUNNING' then
+    for _, session in ipairs(fn.holders()) do lines[#lines + 1] = each.running .. session end
+  elseif state == 'SCHEDULED' or state == 'WAITING' then
+    lines[1] = state == 'SCHEDULED' and our.scheduled or our.waiting
+  else
+    lines[1] = each.done .. state
+  end
+  for _, line in ipairs(lines) do
+    found[#found + 1] = line
+    found[#found + 1] = call('TYPE', line).ok == 'hash' and call('HLEN', line) or call('ZCARD', line)
+  end
+  return { call('ZCARD', our.all), found }
+end
+
+-- line, where to begin, how many -> where to go on, 0 at the end; and members with the time when each was enqueued
+function operations.members()
+  local line, from, most, members, on = ARGV[3], ARGV[4], tonumber(ARGV[5]), {}, 0
+  if call('TYPE', line).ok == 'hash' then
+    local found = call('HSCAN', line, from, 'COUNT', most)
+    for i = 1, #found[2], 2 do members[#members + 1] = found[2][i] end
+    on = found[1]
+  else
+    members = call('ZRANGE', line, from, from + most - 1)
+    on = #members == most and from + most or 0
+  end
+  return { on, members, #members > 0 and call('ZMSCORE', our.all, unpack(members)) or members }
+end
+
+-- filter, members... -> the ids of those that match
+function operations.sift()
+  local filter, found = cmsgpack.unpack(ARGV[3]), {}
+  for i = 4, #ARGV do
+    local job = fn.find_job(sub(ARGV[i], 7))
+    if job and fn.matches(job, filter) then found[#found + 1] = job.id end
+  end
+  return found
+end
+
+-- ids... -> id, row and errors of those that exist
+function operations.texts()
+  local found = {}
+  for i = 3, #ARGV do
+    local row = call('HGET', our.jobs, ARGV[i])
+    if row then found[#found + 1] = { ARGV[i], row, call('HGET', our.errors, ARGV[i]) } end
+  end
+  return found
+end
+
+-- id -> where it stands among all jobs, as walk wants it
+function operations.seat()
+  local job = fn.find_job(ARGV[3])
+  return job and { job.member, fn.integer(job.enqueued) }
+end
+
+-- -> numbers by STATE\nqueue
+function operations.counts()
+  local found = call('HGETALL', our.counts)
+  for _, queue in ipairs(call('ZRANGE', our.queues, 0, -1)) do
+    found[#found + 1] = 'READY\n' .. queue
+    found[#found + 1] = call('ZCARD', each.ready .. queue)
+  end
+  for _, name in ipairs(call('ZRANGE', our.asides, 0, -1)) do
+    found[#found + 1] = 'READY\n' .. sub(name, 1, string.find(name, '\0', 1, true) - 1)
+    found[#found + 1] = call('ZCARD', each.aside .. name)
+  end
+  return found
+end
+
+-- -> the paused queues
+function operations.paused()
+  return call('SMEMBERS', our.paused)
+end
+
+-- waiter, ids... -> the ids that are terminal or unknown; the waiter is told of the end of the others
+function operations.await()
+  fn.insist()
+  local waiter, over = ARGV[3], {}
+  for i = 4, #ARGV do
+    local id = ARGV[i]
+    if call('HEXISTS', our.jobs, id) == 0 or call('HEXISTS', our.ends, id) == 1 then
+      over[#over + 1] = id
+    else
+      local waiters = call('HGET', our.awaited, id)
+      if not waiters then
+        call('HSET', our.awaited, id, waiter)
+      elseif not string.find(waiters, waiter, 1, true) then
+        call('HSET', our.awaited, id, waiters .. ' ' .. waiter)
+      end
+    end
+  end
+  return over
+end
+
+-- id -> rows.Known, whether its queue is paused, whether it was set aside, how many go before it, the job it waits for
+function operations.standing()
+  local job = fn.find_job(ARGV[3])
+  if not job then return nil end
+  local state, standing = fn.where(job)
+  return {
+    fn.known(job), call('SISMEMBER', our.paused, job.queue), state == 'READY' and standing.aside and 1 or 0,
+    state == 'READY' and fn.ahead(job, standing.place) or 0, state == 'WAITING' and standing.behind,
+  }
+end
+
+-- -> id, info, beat, beat_at, started_at, number of running jobs
+function operations.sessions()
+  local found = {}
+  for _, session in ipairs(call('ZRANGE', our.sessions, 0, -1)) do
+    local info, beat_at, started_at = unpack(call('HMGET', each.session .. session, 'info', 'beat_at', 'started_at'))
+    local beat, running = call('HGET', our.beats, session), call('HLEN', each.running .. session)
+    found[#found + 1] = { session, info, tonumber(beat), tonumber(beat_at), tonumber(started_at), running }
+  end
+  return found
+end
+
+-- -> rule, next_at, last_at, last_job, paused, declared, fired, skipped
+function operations.schedules()
+  local found = {}
+  for _, name in ipairs(call('ZRANGE', our.schedules, 0, -1)) do
+    local key = each.schedule .. name
+    found[#found + 1] = call('HMGET', key, 'rule', 'next_at', 'last_at', 'last_job', 'paused', 'declared', 'fired', 'skipped')
+  end
+  return found
+end
+
+-- most large, most finished -> for `doctor`: set aside by task, large payloads, the last that succeeded
+function operations.facts()
+  local aside, large, finished = {}, {}, {}
+  for _, name in ipairs(call('ZRANGE', our.asides, 0, -1)) do
+    aside[#aside + 1] = { sub(name, string.find(name, '\0', 1, true) + 1), call('ZCARD', each.aside .. name) }
+  end
+  local sizes = call('ZREVRANGE', our.large, 0, ARGV[3] - 1, 'WITHSCORES')
+  for i = 1, #sizes, 2 do
+    local job = fn.find_job(sub(sizes[i], 7))
+    if job then large[#large + 1] = { job.id, job.task, tonumber(sizes[i + 1]) } end
+  end
+  for _, member in ipairs(call('ZREVRANGE', each.done .. 'SUCCEEDED', 0, ARGV[4] - 1)) do
+    local job = fn.find_job(sub(member, 7))
+    local row = job and call('HGET', our.ends, job.id)
+    if row then
+      local fate = fn.read_end(row)
+      finished[#finished + 1] = { fate.finished, job.n, job.task, fate.finished - fate.started }
+    end
+  end
+  return { aside, large, finished }
+end
+
+-- -> the queues that have something ready
+function operations.queues()
+  return fn.rotated(0)
+end
+
+-- queue -> when its oldest ready job became ready
+function operations.oldest()
+  local oldest
+  for _, line in ipairs(fn.all_lines(ARGV[3])) do
+    local since = fn.oldest_of(line)
+    if since and (not oldest or since < oldest) then oldest = since end
+  end
+  return oldest or false
+end
+
+end
+
+define()
+local reply = operations[ARGV[1]]()
+fn.conclude()
+return reply

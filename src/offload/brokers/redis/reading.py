@@ -1,0 +1,177 @@
+"""What a person asks: records, counts, facts. Reads only, in pieces that hold up the server for about a millisecond."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from typing import TypeAlias
+
+import msgspec
+
+from offload.brokers.redis import planning
+from offload.brokers.redis.connections import server_version
+from offload.brokers.redis.notes import Note, notes
+from offload.brokers.redis.rows import MEMBER, MICROSECOND, Known, failures_of, job_of, moment
+from offload.brokers.redis.script import Script
+from offload.job import Facts, Filter, Record, SessionRecord, Standing, State, WorkerInfo
+
+SCHEMA = 1
+PAGE = 200
+"""Jobs looked at in one call."""
+FEW = 10
+"""The jobs in a state are gone through alone where they are fewer than one in so many."""
+MOST_LARGE = 20
+MOST_FINISHED = 1_000
+LARGEST_SKEW = timedelta(seconds=2)
+
+Place: TypeAlias = tuple[bytes, bytes]
+"""A job's member, and when it was enqueued: where a page of all jobs ends."""
+
+_info = msgspec.json.Decoder(WorkerInfo).decode
+_pack = msgspec.msgpack.Encoder().encode
+
+
+async def get(script: Script, ids: Sequence[str], *, patient: bool = False) -> dict[str, Record]:
+    """The records of those of `ids` that exist, in the order asked for."""
+    wanted = list(dict.fromkeys(ids))
+    records: dict[str, Record] = {}
+    for start in range(0, len(wanted), PAGE):
+        for known in await script.ask("get", *wanted[start : start + PAGE], patient=patient):
+            record = Known(*known).record()
+            records[record.id] = record
+    return records
+
+
+async def find(script: Script, filter: Filter, limit: int, after: str | None) -> list[Record]:
+    """Records that match, newest enqueued first."""
+    place: Place | None = (b"", b"") if after is None else await script.ask("seat", after)
+    if place is None:
+        return []
+    wanted = _pack({name: value for name in ("state", "task", "queue", "key") if (value := getattr(filter, name)) is not None})
+    lines = None if filter.state is None else await _few(script, filter.state)
+    pages = _walk(script, wanted, place) if lines is None else _through(script, wanted, lines, place)
+    found: dict[str, Record] = {}
+    async for ids in pages:
+        found |= await get(script, ids if filter.text is None else await _mentioning(script, ids, filter.text))
+        if len(found) >= limit:
+            break
+    return list(found.values())[:limit]
+
+
+async def _walk(script: Script, wanted: bytes, place: Place) -> AsyncIterator[list[str]]:
+    """The ids of jobs that match, page by page, by way of all jobs that come after `place`."""
+    member: bytes | None
+    member, enqueued = place
+    while member is not None:
+        member, enqueued, ids = await script.ask("walk", PAGE, wanted, member, enqueued)
+        yield [id.decode() for id in ids]
+
+
+async def _few(script: Script, state: State) -> list[bytes] | None:
+    """The lines of the jobs in a state, where it is quicker to go through them than through all jobs."""
+    total, lengths = await script.ask("lines", state.value)
+    return lengths[::2] if sum(lengths[1::2]) <= max(total // FEW, PAGE) else None
+
+
+async def _through(script: Script, wanted: bytes, lines: Sequence[bytes], place: Place) -> AsyncIterator[list[str]]:
+    """As `_walk`, by way of some lines."""
+    found: set[tuple[int, bytes]] = set()
+    for line in lines:
+        on = b"0"
+        while True:
+            on, members, times = await script.ask("members", line, on, PAGE)
+            found.update((int(time), member) for member, time in zip(members, times, strict=True) if time is not None)
+            if int(on) == 0:
+                break
+    member, enqueued = place
+    seats = sorted(found, key=lambda seat: (seat[0], seat[1][:MEMBER]), reverse=True)
+    if member:
+        seats = [seat for seat in seats if (seat[0], seat[1][:MEMBER]) < (int(enqueued), member[:MEMBER])]
+    for start in range(0, len(seats), PAGE):
+        yield [id.decode() for id in await script.ask("sift", wanted, *(member for _, member in seats[start : start + PAGE]))]
+
+
+async def _mentioning(script: Script, ids: Sequence[str], sought: str) -> list[str]:
+    """Those of `ids` whose job, by its id, task, payload or errors, mentions what is sought, in whatever case."""
+    sought = sought.casefold()
+    found: list[str] = []
+    for id, row, errors in await script.ask("texts", *ids):
+        job = job_of(id.decode(), row)
+        told = (job.id, job.task, job.payload.decode(), *(failure.message for failure in failures_of(errors)))
+        if sought in "\n".join(told).casefold():
+            found.append(job.id)
+    return found
+
+
+async def counts(script: Script) -> dict[str, dict[State, int]]:
+    """Numbers by queue and state."""
+    found: dict[tuple[str, State], int] = {}
+    flat = await script.ask("counts")
+    for field, number in zip(flat[::2], flat[1::2], strict=True):
+        state, _, queue = field.decode().partition("\n")
+        found[queue, State(state)] = found.get((queue, State(state)), 0) + int(number)
+    counted: dict[str, dict[State, int]] = {}
+    for (queue, state), number in sorted(found.items()):
+        counted.setdefault(queue, {})[state] = number
+    return counted
+
+
+async def standing(script: Script, id: str) -> Standing | None:
+    """The facts about one job."""
+    found = await script.ask("standing", id)
+    if found is None:
+        return None
+    known, paused, aside, ahead, waits_for = found
+    return Standing(
+        record=Known(*known).record(),
+        paused=bool(paused),
+        aside=bool(aside),
+        ahead=ahead,
+        waits_for=None if waits_for is None else waits_for.decode(),
+        sessions=tuple(await sessions(script)),
+        now=script.clock.now(),
+    )
+
+
+async def sessions(script: Script) -> list[SessionRecord]:
+    """The sessions, oldest first."""
+    return [
+        SessionRecord(id=id.decode(), info=_info(info), beat=beat, beat_at=moment(beat_at), started_at=moment(started_at), running=running)
+        for id, info, beat, beat_at, started_at, running in await script.ask("sessions")
+    ]
+
+
+async def facts(script: Script) -> Facts:
+    """What `doctor` judges by."""
+    aside, large, finished = await script.ask("facts", 5 * MOST_LARGE, MOST_FINISHED)
+    engine, version = server_version(await script.link.facts())
+    set_aside: dict[str, int] = {}
+    for task, number in aside:
+        set_aside[task.decode()] = set_aside.get(task.decode(), 0) + number
+    oldest = {queue: await script.ask("oldest", queue) for queue in await script.ask("queues")}
+    payloads = sorted(((id.decode(), task.decode(), size) for id, task, size in large), key=lambda row: (-row[2], row[0]))
+    return Facts(
+        engine=engine,
+        version=version,
+        schema=SCHEMA,
+        newest_schema=SCHEMA,
+        place=f"{script.link.address} under {script.link.address.key}",
+        paused=tuple(sorted(queue.decode() for queue in await script.ask("paused"))),
+        sessions=tuple(await sessions(script)),
+        schedules=tuple(planning.record_of(row) for row in await script.ask("schedules")),
+        aside=set_aside,
+        oldest_ready={queue.decode(): moment(since) for queue, since in oldest.items() if since is not None},
+        large=tuple(payloads[:MOST_LARGE]),
+        finished=tuple((task.decode(), took / 1_000_000) for _, _, task, took in sorted(finished, reverse=True)),
+        notes=(*_skew(script), *await notes(script.link)),
+        now=script.clock.now(),
+    )
+
+
+def _skew(script: Script) -> list[Note]:
+    skew = script.clock.skew
+    if skew is None or abs(skew) <= LARGEST_SKEW:
+        return []
+    way = "ahead of" if skew > timedelta() else "behind"
+    text = f"this machine's clock is {abs(skew) // MICROSECOND / 1_000_000:,.1f} s {way} the server's"
+    return [("warning", text, "Jobs go by the server's clock; set this machine's by NTP, so that times enqueued here mean what they say.")]

@@ -1,0 +1,228 @@
+"""Turns jobs into rows and rows into jobs, leases and records. `queue.lua` describes the row of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from struct import Struct
+from typing import NamedTuple
+
+import msgspec
+
+from offload.job import Conflict, Failure, Job, Lease, Overlap, Progress, Record, State, UniqueKey
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+HIGHEST_PRIORITY = 100
+
+_TAIL = Struct(">qdBHHI")
+"""When enqueued, seconds to keep, the rank of the priority, the lengths of queue, task and rare fields; then these, and the payload."""
+_HEAD = 19
+"""Bytes that the script puts before the tail: the job's number, its position, and when it became ready."""
+_unpack_tail = _TAIL.unpack_from
+MEMBER = 6
+"""Bytes of the number before the id in a member."""
+_NAMES = _HEAD + _TAIL.size
+
+
+def stored(moment: datetime) -> int:
+    """A moment as the server holds it: whole microseconds since 1970."""
+    return (moment - EPOCH) // MICROSECOND
+
+
+@lru_cache(maxsize=256)  # jobs of one batch share theirs
+def moment(stored: int) -> datetime:
+    """The moment that `stored` stands for, in UTC."""
+    return EPOCH + timedelta(0, 0, stored)
+
+
+def optional_moment(stored: int | None) -> datetime | None:
+    """As `moment`; None stays None."""
+    return None if stored is None else moment(stored)
+
+
+def optional_stored(moment: datetime | None) -> int | str:
+    """As `stored`; None is the empty word."""
+    return "" if moment is None else stored(moment)
+
+
+def microseconds(duration: float) -> int:
+    """A duration in seconds as microseconds."""
+    return timedelta(seconds=duration) // MICROSECOND
+
+
+class Rare(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The fields of a job that few jobs have."""
+
+    run_at: int | None = None
+    expires_at: int | None = None
+    timeout: float | None = None
+    key: str | None = None
+    covers: str | float | None = None
+    """Until when the unique key holds: a state, or seconds."""
+    frees_at: int | None = None
+    """When a key frees itself that holds for so many seconds."""
+    conflict: Conflict | None = None
+    schedule: str | None = None
+    overlap: Overlap | None = None
+
+    def unique(self) -> UniqueKey | None:
+        """The job's own unique key."""
+        if self.key is None or self.covers is None or self.conflict is None:
+            return None
+        return msgspec.convert({"key": self.key, "until": self.covers, "on_conflict": self.conflict}, UniqueKey)
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_rare = msgspec.msgpack.Decoder(Rare).decode
+_failure = msgspec.json.Decoder(Failure).decode
+_steps = msgspec.msgpack.Decoder(dict[str, str]).decode
+_progress = msgspec.json.Decoder(tuple[float, str]).decode
+
+
+def tail(job: Job) -> bytes:
+    """The row of a job that comes in, but for its head, which the script adds."""
+    queue, task, rare = job.queue.encode(), job.task.encode(), b""
+    if (
+        job.run_at is not None
+        or job.unique is not None
+        or job.schedule is not None
+        or job.expires_at is not None
+        or job.timeout is not None
+        or job.overlap is not None
+    ):
+        rare = _pack(_rare_fields(job))
+    fixed = _TAIL.pack(stored(job.enqueued_at), job.keep, HIGHEST_PRIORITY - job.priority, len(queue), len(task), len(rare))
+    return b"".join((fixed, queue, task, rare, job.payload))
+
+
+def _rare_fields(job: Job) -> Rare:
+    unique = job.unique
+    lasts = unique.until if unique is not None and not isinstance(unique.until, str) else None
+    return Rare(
+        run_at=None if job.run_at is None else stored(job.run_at),
+        expires_at=None if job.expires_at is None else stored(job.expires_at),
+        timeout=job.timeout,
+        key=None if unique is None else unique.key,
+        covers=None if unique is None else unique.until,
+        frees_at=None if lasts is None else stored(job.enqueued_at) + microseconds(lasts),
+        conflict=None if unique is None else unique.on_conflict,
+        schedule=job.schedule,
+        overlap=job.overlap,
+    )
+
+
+@lru_cache(maxsize=1024)  # a third of what a lease costs, else
+def _names(names: bytes, queue_bytes: int) -> tuple[str, str]:
+    return names[:queue_bytes].decode(), names[queue_bytes:].decode()
+
+
+def job_of(id: str, row: bytes) -> Job:
+    """The job of a row."""
+    enqueued_at, keep, rank, queue_bytes, task_bytes, rare_bytes = _unpack_tail(row, _HEAD)
+    rare_at = _NAMES + queue_bytes + task_bytes
+    queue, task = _names(row[_NAMES:rare_at], queue_bytes)
+    if rare_bytes == 0:
+        return Job(
+            id=id,
+            task=task,
+            payload=row[rare_at:],
+            enqueued_at=moment(enqueued_at),
+            queue=queue,
+            priority=HIGHEST_PRIORITY - rank,
+            keep=keep,
+        )
+    payload_at = rare_at + rare_bytes
+    rare = _rare(row[rare_at:payload_at])
+    return Job(
+        id=id,
+        task=task,
+        payload=row[payload_at:],
+        enqueued_at=moment(enqueued_at),
+        queue=queue,
+        priority=HIGHEST_PRIORITY - rank,
+        run_at=optional_moment(rare.run_at),
+        expires_at=optional_moment(rare.expires_at),
+        timeout=rare.timeout,
+        unique=rare.unique(),
+        schedule=rare.schedule,
+        overlap=rare.overlap,
+        keep=keep,
+    )
+
+
+def leases_of(words: Sequence[bytes], again: Sequence[tuple[int, int, int, int, bytes | None]]) -> list[Lease]:
+    """The leases of members and rows in turn; and for jobs claimed before, at places counted from 1: claim, attempt, crashes, steps.
+
+    The `ref` of a lease is the member: what the script calls the job where it stands or runs.
+    """
+    leases = [
+        Lease(job_of(member[MEMBER:].decode(), row), 1, 1, 0, {}, member) for member, row in zip(words[::2], words[1::2], strict=True)
+    ]
+    for place, claim, attempt, crashes, steps in again:
+        lease = leases[place - 1]
+        leases[place - 1] = Lease(lease.job, claim, attempt, crashes, steps_of(steps), lease.ref)
+    return leases
+
+
+class Known(NamedTuple):
+    """All that the store knows of a job, as the script tells it."""
+
+    id: bytes
+    row: bytes
+    state: bytes
+    attempt: int
+    crashes: int
+    started_at: int | None
+    worker: bytes | None
+    due: int | None
+    finished_at: int | None
+    reason: bytes | None
+    result: bytes | None
+    cancel_asked: int
+    errors: bytes | None
+    """JSON of each Failure, on a line of its own."""
+    steps: bytes | None
+    progress: bytes | None
+
+    def record(self) -> Record:
+        """The record of the job."""
+        job = job_of(self.id.decode(), self.row)
+        return Record(
+            id=job.id,
+            task=job.task,
+            payload=job.payload,
+            enqueued_at=job.enqueued_at,
+            queue=job.queue,
+            priority=job.priority,
+            run_at=optional_moment(self.due),
+            expires_at=job.expires_at,
+            timeout=job.timeout,
+            unique=job.unique,
+            schedule=job.schedule,
+            overlap=job.overlap,
+            keep=job.keep,
+            state=State(self.state.decode()),
+            attempt=self.attempt,
+            crashes=self.crashes,
+            errors=failures_of(self.errors),
+            result=None if self.result is None else msgspec.json.decode(self.result),
+            progress=None if self.progress is None else Progress(*_progress(self.progress)),
+            steps={name: msgspec.json.decode(value) for name, value in steps_of(self.steps).items()},
+            reason=None if self.reason is None else self.reason.decode(),
+            worker=None if self.worker is None else self.worker.decode(),
+            cancel_asked=bool(self.cancel_asked),
+            started_at=optional_moment(self.started_at),
+            finished_at=optional_moment(self.finished_at),
+        )
+
+
+def failures_of(lines: bytes | None) -> tuple[Failure, ...]:
+    """The failures of a job's attempts, from JSON of each on a line of its own."""
+    return () if lines is None else tuple(_failure(line) for line in lines.split(b"\n"))
+
+
+def steps_of(packed: bytes | None) -> Mapping[str, bytes]:
+    """The results of a job's steps, as JSON."""
+    return {} if packed is None else {name: value.encode() for name, value in _steps(packed).items()}

@@ -1,0 +1,79 @@
+"""Puts outcomes into the words of one call, sets of plain successes together, and reads which leases it found lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias, assert_never
+
+import msgspec
+
+from offload.brokers.redis.rows import microseconds
+from offload.job import Cancelled, Dead, Done, Failure, Lease, Outcome, Release, Retried
+
+Settlements: TypeAlias = Sequence[tuple[Lease, Outcome]]
+Words: TypeAlias = list[bytes | str | int | float]
+
+_encode = msgspec.json.Encoder().encode
+
+
+def words_of(settlements: Settlements) -> tuple[Words, list[int]]:
+    """What the script is told, and which settlement each outcome that it counts belongs to.
+
+    Successes that can touch no other job are gathered by how long they are kept; all else stays in order. Where a lease comes twice,
+    so does everything.
+    """
+    plain: dict[float, list[int]] = {}
+    others: list[int] = []
+    for place, (lease, outcome) in enumerate(settlements):
+        job = lease.job
+        if type(outcome) is Done and job.unique is None and job.schedule is None:
+            plain.setdefault(job.keep, []).append(place)
+        else:
+            others.append(place)
+    if plain and others and len({lease.job.id for lease, _ in settlements}) < len(settlements):
+        plain, others = {}, list(range(len(settlements)))
+    words: Words = []
+    order: list[int] = []
+    for keep, places in plain.items():
+        words += ("Done", _kept(keep), len(places))
+        for place in places:
+            lease, outcome = settlements[place]
+            words += (lease.ref, lease.claim, (outcome.result if type(outcome) is Done else None) or b"")
+        order += places
+    for place in others:
+        words += _words(*settlements[place])
+    return words, order + others
+
+
+def lost_of(settlements: Settlements, order: Sequence[int], lost: Sequence[int]) -> list[Lease]:
+    """The leases at the places, counted from 1, that the script found lost; in the order of the settlements."""
+    return [settlements[place][0] for place in sorted(order[number - 1] for number in lost)]
+
+
+def _kept(keep: float) -> int:
+    return microseconds(keep) if keep > 0 else 0
+
+
+def _words(lease: Lease, outcome: Outcome) -> Words:
+    member, claim = lease.ref, lease.claim
+    match outcome:
+        case Done(result):
+            return ["Done", _kept(lease.job.keep), 1, member, claim, result or b""]
+        case Retried(delay, failure):
+            return ["Retried", member, claim, _delay(delay), _failure(failure)]
+        case Dead(reason, failure):
+            return ["Dead", member, claim, reason, _failure(failure)]
+        case Cancelled(reason):
+            return ["Cancelled", member, claim, reason, b""]
+        case Release(delay):
+            return ["Release", member, claim, _delay(delay), b""]
+        case _:
+            assert_never(outcome)
+
+
+def _delay(delay: float) -> int:
+    return microseconds(delay) if delay > 0 else 0
+
+
+def _failure(failure: Failure | None) -> bytes:
+    return b"" if failure is None else _encode(failure)

@@ -1,0 +1,209 @@
+"""Ends the job at work in a transaction: the rows of its task, its success and the jobs enqueued inside commit together or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, Coroutine, Generator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from offload.broker import SqlStore
+from offload.clients import Clients
+from offload.connections import AsyncAdapter, SyncAdapter, adapter_of
+from offload.connections.adapter import InPlace
+from offload.connections.faults import passing
+from offload.errors import BadDeclaration, LoopRunning, SessionLost, Snooze
+from offload.events import Event
+from offload.job import Done
+from offload.joining import joining, store_of, suited, suited_blocking
+from offload.portal import portal, refuse_inside_loop
+
+if TYPE_CHECKING:
+    from offload.current import Attempt
+
+log = logging.getLogger("offload.worker")
+
+AGAIN_WITHIN = 0.5
+"""Seconds within which, at random, a job is run again whose transaction met another one."""
+
+
+class Completion:
+    """A transaction that will end the job of an attempt."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        if attempt.completed is not None:
+            raise BadDeclaration(f"job {attempt.job.id} has ended by its transaction already: a job has one, and after it nothing counts")
+        if attempt.completion is not None:
+            raise BadDeclaration(f"job {attempt.job.id} has a transaction open already: put all that belongs together into one block")
+        self._attempt = attempt
+        self._result: bytes | None = None
+        self._enqueued: list[Event] = []
+        self.clients: Clients = attempt.task.producer.clients
+        attempt.completion = self
+
+    def complete(self, value: Any) -> None:
+        """Set the result of the job. Raises BadPayload when it cannot be carried."""
+        self._result = self._attempt.task.arguments.encode_result(value)
+
+    @property
+    def rehearsed(self) -> bool:
+        """Whether this is a test on a broker without transactions: there the job is settled as any other, after the caller's commit."""
+        return self.clients.rehearsed and not issubclass(self.clients.kind, SqlStore)
+
+    @contextmanager
+    def open(self) -> Generator[None]:
+        """The time from first to last; a transaction that met another one hands the job back unharmed, to run again soon."""
+        try:
+            yield
+        except Exception as error:
+            if not passing(error) or self._attempt.completed is not None:
+                raise
+            self._attempt.in_doubt = False
+            log.warning("job %s is handed back: its transaction met another one (%s)", self._attempt.job.id, error)
+            raise Snooze(random.uniform(0.1, 1.0) * AGAIN_WITHIN) from error
+        finally:
+            self._attempt.completion = None
+
+    @contextmanager
+    def joined(self, adapter: SyncAdapter | AsyncAdapter) -> Generator[None]:
+        """The caller's part of it."""
+        if self.rehearsed:
+            yield
+            return
+        with joining(adapter) as joined:
+            yield
+        self._enqueued = joined.enqueued
+
+    def settling(self, store: SqlStore) -> Any:
+        """What records the success."""
+        return store.settle_on(self._attempt.session_id, self._attempt.lease, Done(self._result))
+
+    def about_to_commit(self, held: bool) -> None:
+        """All is done but the commit. Raises SessionLost when the lease is not held any more."""
+        if not held:
+            raise SessionLost(f"job {self._attempt.job.id} is no longer this worker's; nothing of its transaction was committed")
+        self._attempt.committing()
+
+    def committed(self) -> list[Event]:
+        """It is done. Returns the news of what was enqueued."""
+        self._attempt.committed(Done(self._result), settled=not self.rehearsed)
+        return self._enqueued
+
+
+@contextmanager
+def transaction(attempt: Attempt, given: Any) -> Generator[Any]:
+    """A block whose commit ends the job, for sync code; see `Current.transaction`."""
+    try:
+        refuse_inside_loop("transaction")
+    except LoopRunning:
+        raise LoopRunning(
+            "current.transaction() would block the running event loop; use: async with current.atransaction() as connection"
+        ) from None
+    completion = Completion(attempt)
+    with _unstopped(attempt), completion.open():
+        if given is None:
+            store = _own(completion)
+            block: AbstractContextManager[Any] = store.transaction()
+        else:
+            adapter = adapter_of(given)
+            if not isinstance(adapter, SyncAdapter):
+                raise BadDeclaration(f"{adapter.kind} is used with await; use: async with current.atransaction(...)")
+            store = None if completion.rehearsed else suited_blocking(adapter, completion.clients)
+            block = adapter.block()
+        with block as connection:
+            adapter = adapter_of(connection if given is None else given)
+            assert isinstance(adapter, SyncAdapter)
+            with completion.joined(adapter), _stoppable(attempt):
+                yield connection if given is None else given
+            completion.about_to_commit(store is None or adapter.run(completion.settling(store)))
+        news = completion.committed()
+    if news:
+        portal.run(attempt.task.producer.observers.emit, news)
+
+
+@asynccontextmanager
+async def atransaction(attempt: Attempt, given: Any) -> AsyncGenerator[Any]:
+    """The same for coroutines. A commit under way is waited for, though the attempt be cancelled meanwhile."""
+    completion = Completion(attempt)
+    cancelled: BaseException | None = None
+    with completion.open():
+        store: SqlStore | None
+        if given is None:
+            store_of(completion.clients, "current.atransaction()")
+            client = await completion.clients.client()
+            assert isinstance(client, SqlStore)
+            store = client
+            block: AbstractAsyncContextManager[Any] = store.atransaction()
+        else:
+            adapter = _awaited(given)
+            store = None if completion.rehearsed else await suited(adapter, completion.clients)
+            block = adapter.block()
+        connection = await block.__aenter__()
+        connection = connection if given is None else given
+        try:
+            adapter = _awaited(connection)
+            with completion.joined(adapter):
+                yield connection
+            completion.about_to_commit(store is None or await adapter.run(completion.settling(store)))
+        except BaseException as error:
+            if await block.__aexit__(type(error), error, error.__traceback__):
+                raise AssertionError("a transaction does not swallow errors") from error
+            raise
+        cancelled = await _to_the_end(block.__aexit__(None, None, None))
+        news = completion.committed()
+    if cancelled is not None:
+        raise cancelled
+    if news:
+        await attempt.task.producer.observers.emit(news)
+
+
+@contextmanager
+def _unstopped(attempt: Attempt) -> Generator[None]:
+    """Nothing stops the thread in this block: an exception from outside, in the midst of beginning or ending, would leave locks held."""
+    attempt.shield()
+    try:
+        yield
+    finally:
+        attempt.unshield()
+
+
+@contextmanager
+def _stoppable(attempt: Attempt) -> Generator[None]:
+    """In this part of the block something may."""
+    attempt.unshield()
+    try:
+        yield
+    finally:
+        try:
+            attempt.shield()
+        except BaseException:  # it came at this very moment; the next will not come so soon
+            attempt.shield()
+            raise
+
+
+def _own(completion: Completion) -> SqlStore:
+    """The store, from a thread."""
+    store_of(completion.clients, "current.transaction()")
+    client = completion.clients.anyone() or portal.run(completion.clients.client)
+    assert isinstance(client, SqlStore)
+    return client
+
+
+def _awaited(connection: Any) -> AsyncAdapter:
+    adapter = adapter_of(connection)
+    return InPlace(adapter) if isinstance(adapter, SyncAdapter) else adapter
+
+
+async def _to_the_end(commit: Coroutine[Any, Any, Any]) -> BaseException | None:
+    """Wait for a commit to end, and raise what it raises. Returns the cancellation that came meanwhile, which is still to be raised."""
+    task = asyncio.ensure_future(commit)
+    cancelled: BaseException | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    return cancelled

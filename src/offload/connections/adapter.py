@@ -1,0 +1,130 @@
+"""Runs operations on a connection, in the transaction that is open there."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from offload.broker import Cursor, Dialect, Execute, Routine, Work
+
+T = TypeVar("T")
+
+SAVEPOINT, UNDO, RELEASE = "savepoint offload", "rollback to savepoint offload", "release savepoint offload"
+
+Task: TypeAlias = Work[T] | Routine[T]
+
+
+class Adapter(ABC):
+    """A connection of some kind."""
+
+    kind: str
+    """What it is, for people: `a psycopg connection`."""
+    dialect: Dialect
+    library: str | None = None
+    """The package that opened the database, where that matters."""
+
+
+class SyncAdapter(Adapter):
+    """A connection whose calls block. Used in the caller's thread."""
+
+    @abstractmethod
+    def execute(self, sql: str, values: Any = ()) -> Cursor:
+        """Run one statement. Raises the driver's errors."""
+
+    @abstractmethod
+    def join(self) -> None:
+        """See that a transaction is open. Raises BadDeclaration where what is done now would be committed at once."""
+
+    @abstractmethod
+    def block(self) -> AbstractContextManager[None]:
+        """A transaction from here on: what was done on the connection is committed at the end, rolled back on an error."""
+
+    def run(self, work: Task[T]) -> T:
+        """Carry out an operation in the transaction that is open; what it did is undone when it fails, and nothing else."""
+        self.join()
+        self.execute(SAVEPOINT)
+        try:
+            result = carried_out(work, self.execute)
+        except BaseException:
+            with suppress(Exception):  # a connection that is gone; the error that says so is on its way
+                self.execute(UNDO)
+                self.execute(RELEASE)
+            raise
+        self.execute(RELEASE)
+        return result
+
+
+class AsyncAdapter(Adapter):
+    """A connection whose calls are awaited."""
+
+    @abstractmethod
+    async def run(self, work: Task[T]) -> T:
+        """As `SyncAdapter.run`."""
+
+    @abstractmethod
+    def block(self) -> AbstractAsyncContextManager[None]:
+        """As `SyncAdapter.block`."""
+
+
+class InPlace(AsyncAdapter):
+    """A connection whose calls block, used by a coroutine: they run here and now."""
+
+    def __init__(self, adapter: SyncAdapter) -> None:
+        self.kind, self.dialect, self.library = adapter.kind, adapter.dialect, adapter.library
+        self._adapter = adapter
+
+    async def run(self, work: Task[T]) -> T:
+        """Carry out an operation, without letting others run meanwhile."""
+        return self._adapter.run(work)
+
+    @asynccontextmanager
+    async def block(self) -> AsyncGenerator[None]:
+        """As `SyncAdapter.block`."""
+        with self._adapter.block():
+            yield
+
+
+class Rows(NamedTuple):
+    """A cursor whose rows have all been read."""
+
+    rows: Sequence[Any]
+    rowcount: int = -1
+
+    def fetchone(self) -> Any:
+        """The first row; None when there is none."""
+        return self.rows[0] if self.rows else None
+
+    def fetchall(self) -> list[Any]:
+        """All rows."""
+        return list(self.rows)
+
+
+def carried_out(work: Task[T], execute: Execute) -> T:
+    """Run an operation by what executes its statements."""
+    if callable(work):
+        return work(execute)
+    try:
+        statement = next(work)
+        while True:
+            try:
+                rows = execute(statement.sql, statement.values).fetchall()
+            except Exception as error:  # noqa: BLE001 - the operation's own to handle
+                statement = work.throw(error)
+            else:
+                statement = work.send(rows)
+    except StopIteration as end:
+        return end.value
+
+
+@contextmanager
+def ended_by(commit: Callable[[], object], rollback: Callable[[], object]) -> Generator[None]:
+    """Commit at the end of the block, roll back on an error."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # a connection that is gone has rolled back; what went wrong is on its way
+            rollback()
+        raise
+    commit()

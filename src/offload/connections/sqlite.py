@@ -1,0 +1,112 @@
+"""Connections of sqlite3, and what all SQLite connections share: how they begin a transaction and how long they wait for locks."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, ClassVar, TypeVar
+
+from offload.broker import Cursor
+from offload.connections.adapter import Rows, SyncAdapter, Task, ended_by
+from offload.connections.faults import locked
+from offload.errors import BadDeclaration
+
+T = TypeVar("T")
+
+
+def adapter(connection: Any) -> SyncAdapter | None:
+    """The adapter of a connection of sqlite3."""
+    return SqliteAdapter(connection) if isinstance(connection, sqlite3.Connection) else None
+
+
+class SqliteAdapter(SyncAdapter):
+    """A connection to an SQLite database. Waits for locks in short sleeps of random length, as long as its own timeout says."""
+
+    dialect = "sqlite"
+    kind = "a sqlite3 connection"
+    library = "sqlite3"
+    advice: ClassVar[str] = 'call connection.execute("begin immediate") before, or open it without isolation_level=None'
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._deadline: float | None = None
+
+    @property
+    def driver(self) -> Any:
+        """The connection of the library itself, which tells whether a transaction is open."""
+        return self._connection
+
+    def plainly(self, sql: str, values: Any = ()) -> Cursor:
+        """Run one statement, without patience of ours; rows are tuples of texts and numbers, whatever the connection's factories."""
+        cursor = self.driver.cursor()
+        cursor.row_factory = None
+        if (texts := self.driver.text_factory) is not str:
+            self.driver.text_factory = str
+            try:
+                return Rows(cursor.execute(sql, values).fetchall(), cursor.rowcount)
+            finally:
+                self.driver.text_factory = texts
+        return cursor.execute(sql, values)
+
+    def execute(self, sql: str, values: Any = ()) -> Cursor:
+        """Run one statement; in `run` and `join` it is tried again while others hold the lock."""
+        while True:
+            try:
+                return self.plainly(sql, values)
+            except Exception as error:
+                if self._deadline is None or not locked(error) or time.monotonic() >= self._deadline:
+                    raise
+            time.sleep(random.uniform(0.0002, 0.002))
+
+    def join(self) -> None:
+        """Begin a transaction where the library would at the first write; in the autocommit mode one must be open."""
+        driver = self.driver
+        if driver.in_transaction:
+            return
+        if getattr(driver, "isolation_level", None) is None or getattr(driver, "autocommit", None) is True:
+            raise BadDeclaration(f"{self.kind} in autocommit mode has no transaction that the job could join: {self.advice}")
+        self.execute("begin immediate")
+
+    def run(self, work: Task[T]) -> T:
+        """Carry out an operation; see `SyncAdapter.run`."""
+        with self._patience():
+            return super().run(work)
+
+    @contextmanager
+    def _patience(self) -> Generator[None]:
+        """Wait for locks in our own way, which is fairer than SQLite's and as long."""
+        if self._deadline is not None:
+            yield
+            return
+        timeout: int = self.plainly("pragma busy_timeout").fetchone()[0]
+        self.plainly("pragma busy_timeout=0").fetchall()
+        self._deadline = time.monotonic() + timeout / 1000
+        try:
+            yield
+        finally:
+            self._deadline = None
+            self.plainly(f"pragma busy_timeout={timeout}").fetchall()
+
+    def begin(self) -> None:
+        """Begin a transaction, with the right to write, if none is open."""
+        if not self.driver.in_transaction:
+            with self._patience():
+                self.execute("begin immediate")
+
+    def commit(self) -> None:
+        """Commit."""
+        self._connection.commit()
+
+    def rollback(self) -> None:
+        """Roll back."""
+        self._connection.rollback()
+
+    @contextmanager
+    def block(self) -> Generator[None]:
+        """A transaction, begun here if none is open."""
+        self.begin()
+        with ended_by(self.commit, self.rollback):
+            yield

@@ -1,0 +1,84 @@
+"""What the tests of the PostgreSQL engine alone need: one server for all of them, a schema for each."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from typing import Any, TypeAlias
+
+import psycopg
+import pytest
+
+from offload.brokers.postgres import PostgresBroker
+from offload.clock import Clock
+from offload.testing.clock import TestClock
+from offload.testing.servers import PostgresServer
+
+Ask: TypeAlias = Callable[..., list[tuple[Any, ...]]]
+"""What the fixture `ask` gives."""
+Opens: TypeAlias = Callable[..., Awaitable[PostgresBroker]]
+"""What the fixture `opens` gives."""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def clock() -> TestClock:
+    return TestClock()
+
+
+@pytest.fixture
+def server(shared_postgres: Callable[[int | None], PostgresServer]) -> PostgresServer:
+    return shared_postgres(None)
+
+
+@pytest.fixture
+def schema(server: PostgresServer, fresh_name: str) -> Iterator[str]:
+    """The name of a schema of this test's own, which is dropped after it."""
+    yield fresh_name
+    server.ask(f'drop schema if exists "{fresh_name}" cascade')
+
+
+@pytest.fixture
+def url(server: PostgresServer, schema: str) -> str:
+    return f"{server.url}?schema={schema}"
+
+
+@pytest.fixture
+async def opens(url: str, clock: TestClock) -> AsyncIterator[Opens]:
+    """`await opens()`: one more open broker on the test's schema; at another URL or by another clock where given."""
+    async with AsyncExitStack() as stack:
+
+        async def opens(at: str = url, by: Clock = clock) -> PostgresBroker:
+            broker = PostgresBroker.connect(at, by)
+            await broker.open()
+            stack.push_async_callback(broker.close)
+            return broker
+
+        yield opens
+
+
+@pytest.fixture
+async def broker(opens: Opens) -> PostgresBroker:
+    return await opens()
+
+
+@pytest.fixture
+def connection(server: PostgresServer, schema: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+    """A connection of no client's, in autocommit mode, whose tables are the test's."""
+    with psycopg.connect(server.url, autocommit=True, options=f"-c search_path={schema}") as connection:
+        yield connection
+
+
+@pytest.fixture
+def ask(connection: psycopg.Connection[tuple[Any, ...]]) -> Ask:
+    """`ask(statement, **values)`: its rows."""
+
+    def ask(statement: str, **values: Any) -> list[tuple[Any, ...]]:
+        cursor = connection.execute(statement.encode(), values or None)
+        return cursor.fetchall() if cursor.description else []
+
+    return ask

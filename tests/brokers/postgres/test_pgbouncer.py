@@ -1,0 +1,54 @@
+"""The contract holds behind pgbouncer in transaction mode, with `?pgbouncer=true`; with `listen=` workers are still woken."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from urllib.parse import quote
+
+import pytest
+from tests.conftest import Starts
+
+from offload.brokers.postgres import PostgresBroker, wake
+from offload.testing.clock import TestClock
+from offload.testing.contract import BrokerContract
+from offload.testing.contract.fixtures import PATIENCE, claim, ids, info, job
+from offload.testing.servers import PostgresServer, Server, pgbouncer
+
+
+@pytest.fixture(scope="session")
+def server(shared_postgres: Callable[[int | None], PostgresServer]) -> PostgresServer:
+    return shared_postgres(None)
+
+
+@pytest.fixture(scope="session")
+def bouncer(shared: Starts[Server], server: PostgresServer) -> Server:
+    return shared(lambda: pgbouncer(server))
+
+
+class TestBehindPgbouncer(BrokerContract):
+    @pytest.fixture
+    async def broker(self, clock: TestClock, bouncer: Server, fresh_name: str) -> AsyncIterator[PostgresBroker]:
+        broker = PostgresBroker.connect(f"{bouncer.url}?schema={fresh_name}&pgbouncer=true", clock)
+        await broker.open()
+        yield broker
+        await broker.close()
+
+
+@pytest.mark.anyio
+async def test_notifications_come_from_the_server_itself(
+    bouncer: Server, server: PostgresServer, fresh_name: str, clock: TestClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wake, "POLL", 3_600.0)
+    monkeypatch.setattr(wake, "POLL_DEAF", 3_600.0)
+    url = f"{bouncer.url}?schema={fresh_name}&pgbouncer=true&listen={quote(server.url, safe='')}"
+    broker = PostgresBroker.connect(url, clock)
+    await broker.open()
+    async with broker.session(info()) as session, asyncio.timeout(PATIENCE):
+        assert await claim(session) == []
+        waiting = asyncio.ensure_future(session.wait(3_600))
+        await asyncio.sleep(0.2)
+        await broker.enqueue([job(clock, "a")])
+        await waiting
+        assert ids(await claim(session)) == ["a"]
+    await broker.close()

@@ -1,0 +1,243 @@
+"""What hot statements cost does not grow with jobs that wait, are scheduled, or have finished; with statistics and without.
+
+The very statements that a session sends are explained as they run. Buffers are compared, not times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import psycopg
+import pytest
+from tests.brokers.postgres.conftest import Ask, Opens
+
+from offload.broker import Session
+from offload.brokers.postgres import PostgresBroker, reading
+from offload.brokers.postgres.connections import SETTINGS
+from offload.brokers.postgres.database import Database
+from offload.brokers.postgres.session import PostgresSession
+from offload.brokers.postgres.work import Operation
+from offload.job import Done, Filter, Outcome, Retried
+from offload.testing.clock import TestClock
+from offload.testing.contract.fixtures import ROOM, claim, info, job
+from offload.testing.servers import PostgresServer
+
+pytestmark = pytest.mark.anyio
+T = TypeVar("T")
+
+LARGE = {"jobs", "ready", "scheduled", "waiting", "running", "done", "expiring", "uniques", "errors", "steps"}
+LINE = 1_200
+BATCH = 100
+
+FILL = """
+insert into jobs (n, id, task, queue, rank, payload, enqueued_at, keep, due)
+select nextval('places'), 'old-' || i, 'greet', 'default', 0, '{"n":1}', %(now)s, 60,
+    case when i %% 3 = 0 then %(now)s + 1000000000000 + i end
+from generate_series(1, 3 * %(count)s) as i;
+"""
+SPREAD = (
+    "insert into scheduled (due, n) select due, n from jobs where due is not null",
+    """insert into done (n, state, claim, attempt, crashes, finished_at, forget_at)
+        select n, case when n % 9 = 0 then 'DEAD' else 'SUCCEEDED' end, 1, 1, 0, enqueued_at, enqueued_at + 1000000000000 + n
+        from jobs where due is null and n % 2 = 0""",
+    "insert into waiting (n, behind) select n, 'old-1' from jobs where due is null and n % 2 = 1",
+    "insert into uniques (key, n, holder, until) select 'key-' || n, n, id, 'finished' from jobs where due is null and n % 4 = 0",
+    "insert into expiring (expires_at, n) select due + 1000000000000, n from jobs where due is not null and n % 4 = 0",
+    "insert into errors (n, claim, failure) select n, 1, '{}' from jobs where due is null and n % 8 = 0",
+)
+
+
+def fill(ask: Ask, clock: TestClock, count: int) -> None:
+    """Three times `count` jobs: scheduled, finished, and waiting ones. Nothing is vacuumed or analyzed by itself."""
+    for table in sorted(LARGE):
+        ask(f"alter table {table} set (autovacuum_enabled = false)")
+    if count:
+        ask(FILL, now=round(clock.now().timestamp()) * 1_000_000, count=count)
+        for statement in SPREAD:
+            ask(statement)
+
+
+@dataclass
+class Explained:
+    """What one statement did."""
+
+    sql: str
+    plan: dict[str, Any]
+
+    @property
+    def buffers(self) -> int:
+        return self.plan["Shared Hit Blocks"] + self.plan["Shared Read Blocks"]
+
+    def nodes(self) -> Iterator[dict[str, Any]]:
+        waiting = [self.plan]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting += node.get("Plans", [])
+
+    def check(self) -> None:
+        """Whatever it reads of large tables it finds by an index, and it sorts no more than it was asked for."""
+        for node in self.nodes():
+            assert not (node["Node Type"] == "Seq Scan" and node["Relation Name"] in LARGE), (node, self.sql)
+            if node["Node Type"] in ("Sort", "Incremental Sort"):
+                assert node["Actual Rows"] <= 2_000, (node, self.sql)
+
+
+@dataclass
+class ExplainingLink:
+    """Stands in for a session's connection: explains each statement as it runs, then runs it."""
+
+    connection: psycopg.Connection[tuple[Any, ...]]
+    database: Database
+    seen: list[Explained] = field(default_factory=list[Explained])
+
+    async def step(self, operation: Operation[T]) -> T:
+        return self._carried_out(operation)
+
+    async def run(self, operation: Operation[T]) -> T:
+        with self.connection.transaction():
+            return self._carried_out(operation)
+
+    def _carried_out(self, operation: Operation[T]) -> T:
+        work = operation(self.database.transaction())
+        try:
+            statement = next(work)
+            while True:
+                statement = work.send(self._execute(statement.sql, dict(statement.values)))
+        except StopIteration as end:
+            return end.value
+
+    def _execute(self, sql: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+        with self.connection.transaction(force_rollback=True):
+            [[[plan]]] = self.connection.execute(f"explain (analyze, buffers, format json) {sql}".encode(), values).fetchall()
+        self.seen.append(Explained(sql, plan["Plan"]))
+        cursor = self.connection.execute(sql.encode(), values)
+        return cursor.fetchall() if cursor.description else []
+
+    def cost(self) -> int:
+        """The buffers that were touched since this was last asked. Fails where a plan is not what it should be."""
+        seen, self.seen = self.seen, []
+        assert seen
+        for each in seen:
+            each.check()
+        return sum(each.buffers for each in seen)
+
+
+@contextmanager
+def explaining(session: Session, broker: PostgresBroker, connection: psycopg.Connection[tuple[Any, ...]]) -> Iterator[ExplainingLink]:
+    assert isinstance(session, PostgresSession)
+    for name, value in SETTINGS.items():
+        connection.execute("select set_config(%s, %s, false)", [name, value])
+    link = ExplainingLink(connection, broker.opened)
+    own = session._link
+    session._link = session._fetching._link = link  # type: ignore[assignment]
+    try:
+        yield link
+    finally:
+        session._link = session._fetching._link = own
+
+
+async def costs(broker: PostgresBroker, clock: TestClock, connection: psycopg.Connection[tuple[Any, ...]]) -> dict[str, int]:
+    """Buffers touched by each of the hot operations."""
+    await broker.enqueue([job(clock, keep=60) for _ in range(LINE - 200)])
+    await broker.enqueue([job(clock, keep=0) for _ in range(200)])
+    await broker.enqueue([job(clock, delay=1) for _ in range(500)])
+    found: dict[str, int] = {}
+    async with broker.session(info()) as session:
+        await claim(session, BATCH)  # the first goes with care, as it does not know the queues yet
+        with explaining(session, broker, connection) as link:
+            leases = await claim(session, BATCH)
+            assert len(leases) == BATCH
+            found["claim"] = link.cost()
+            assert await session.settle([(lease, Done(b"1")) for lease in leases]) == []
+            found["settle"] = link.cost()
+            mixed: list[Outcome] = [Retried(0), Retried(60), Done()]
+            leases = await claim(session, BATCH)
+            link.cost()
+            assert await session.settle([(lease, mixed[n % 3]) for n, lease in enumerate(leases)]) == []
+            found["settle mixed"] = link.cost()
+            leases = await claim(session, BATCH, room={"async": BATCH // 2, "thread": 0, "process": 0})
+            assert len(leases) == BATCH // 2
+            found["claim with care"] = link.cost()
+            clock.advance(1)
+            await session.maintain()
+            found["promote"] = link.cost()
+            await session.fetch(["default"], LINE, {"async": LINE, "thread": 0, "process": 0})
+            link.cost()
+            await session.maintain()
+            found["nothing to maintain"] = link.cost()
+    return found
+
+
+def compare(few: dict[str, int], many: dict[str, int]) -> None:
+    print(few, many)
+    assert many["claim"] <= 1.5 * few["claim"], (few, many)
+    for name, cost in many.items():
+        assert cost <= 2 * few[name] + 20, (name, few, many)
+
+
+@pytest.mark.parametrize("analyzed", [False, True], ids=["never analyzed", "analyzed"])
+@pytest.mark.parametrize("count", [20_000, pytest.param(1_000_000, marks=[pytest.mark.soak, pytest.mark.timeout(1_200)])])
+async def test_cost_does_not_grow(
+    opens: Opens, ask: Ask, clock: TestClock, connection: psycopg.Connection[tuple[Any, ...]], analyzed: bool, count: int, schema: str
+) -> None:
+    found: list[dict[str, int]] = []
+    for number in (0, count):
+        broker = await opens()
+        fill(ask, clock, number)
+        if analyzed:
+            ask("analyze")
+        found.append(await costs(broker, clock, connection))
+        await broker.close()
+        connection.execute("discard all")
+        connection.execute(f"set search_path = {schema}".encode())
+        ask(f"drop schema {schema} cascade")
+    compare(*found)
+
+
+async def test_claims_do_not_wade_through_what_a_held_snapshot_keeps(
+    broker: PostgresBroker, clock: TestClock, server: PostgresServer, schema: str, connection: psycopg.Connection[tuple[Any, ...]]
+) -> None:
+    async def least_cost(session: Session) -> int:
+        """Of three claims: one now and then looks at the whole line."""
+        found: list[int] = []
+        with explaining(session, broker, connection) as link:
+            for _ in range(3):
+                leases = await session.fetch(["default"], 10, ROOM)
+                assert len(leases) == 10
+                found.append(link.cost())
+                await session.settle([(lease, Done()) for lease in leases])
+                link.seen.clear()
+        return min(found)
+
+    with psycopg.connect(server.url, options=f"-c search_path={schema}") as holder:
+        holder.execute("set transaction isolation level repeatable read")
+        holder.execute("select 1 from jobs")
+        async with broker.session(info()) as session:
+            await broker.enqueue([job(clock, keep=0) for _ in range(1_000)])
+            first = await least_cost(session)
+            for _ in range(8):
+                await broker.enqueue([job(clock, keep=0) for _ in range(1_000)])
+                for _ in range(10):
+                    leases = await session.fetch(["default"], BATCH, ROOM)
+                    await session.settle([(lease, Done()) for lease in leases])
+            last = await least_cost(session)
+        assert last <= 1.5 * first, (first, last)
+
+
+async def test_a_rare_state_and_the_newest_jobs_are_found_without_reading_all(
+    broker: PostgresBroker, ask: Ask, clock: TestClock, connection: psycopg.Connection[tuple[Any, ...]]
+) -> None:
+    fill(ask, clock, 20_000)
+    ask("vacuum analyze jobs")
+    clock.advance(60)
+    await broker.enqueue([job(clock, f"new-{n}") for n in range(60)])
+    link = ExplainingLink(connection, broker.opened)
+    found = await link.run(lambda tx: reading.find(tx, Filter(), 50, None))
+    assert [record.id for record in found] == [f"new-{n}" for n in reversed(range(10, 60))]
+    [newest] = [each for each in link.seen if "as latest" in each.sql]
+    size = ask("select pg_relation_size('jobs') / 8192")[0][0]
+    assert newest.buffers < size / 2, (newest.buffers, size)

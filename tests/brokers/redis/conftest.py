@@ -1,0 +1,53 @@
+"""What the tests of the Redis engine alone need: one Valkey for all of them, emptied before each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.conftest import Starts
+
+from offload.brokers.redis import connections
+from offload.brokers.redis.address import Address
+from offload.brokers.redis.connections import Link
+from offload.testing.servers import RedisServer, valkey
+
+SCRIPT = """
+local key, operation = KEYS[1] .. 'test', ARGV[1]
+if operation == 'add' then return redis.call('INCRBY', key, ARGV[2]) end
+if operation == 'read' then return tonumber(redis.call('GET', key) or '0') end
+return redis.error_reply('ERR no operation ' .. operation)
+"""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def running(shared: Starts[RedisServer]) -> RedisServer:
+    return shared(valkey)
+
+
+@pytest.fixture
+def server(running: RedisServer) -> RedisServer:
+    running.ask("FLUSHALL")
+    running.ask("SCRIPT", "FLUSH")
+    return running
+
+
+@pytest.fixture
+async def link(server: RedisServer) -> AsyncIterator[Link]:
+    link = Link(Address.parse(server.url))
+    await link.open()
+    yield link
+    await link.close()
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that counts, instead of the engine's: `add n`, `read`."""
+    text = SCRIPT
+    monkeypatch.setattr(connections, "script", lambda: (text, hashlib.sha1(text.encode()).hexdigest()))

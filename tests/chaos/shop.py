@@ -1,0 +1,56 @@
+"""Tasks that write a row each, in the transaction that ends their job; a worker is started by `offload worker shop:app`."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import os
+import signal
+import time
+from typing import Any
+
+from offload import Offload, Retry, current
+
+faulthandler.register(signal.SIGUSR1, all_threads=True)
+TIMEOUT = float(os.environ.get("CHAOS_SESSION_TIMEOUT", "15"))
+SOON = Retry(initial=0.1)
+
+app = Offload(os.environ.get("CHAOS_URL", "memory://"), session_timeout=TIMEOUT, heartbeat=TIMEOUT / 5)
+
+
+@app.task(retry=SOON)
+def entry(n: int) -> None:
+    """Linger before, in and after the block, so that kills find jobs in each of them."""
+    time.sleep(0.002 * (n % 5))
+    with current.transaction() as connection:
+        connection.execute(f"insert into entries (n) values ({n})")
+        receipt.enqueue(n)
+        time.sleep(0.002 * (n % 3))
+        current.complete(n)
+    time.sleep(0.002 * (n % 5))
+
+
+@app.task(retry=SOON)
+async def aentry(n: int) -> None:
+    """The same in a coroutine."""
+    await asyncio.sleep(0.002 * (n % 5))
+    async with current.atransaction() as connection:
+        done: Any = connection.execute(f"insert into entries (n) values ({n})")
+        if hasattr(done, "__await__"):
+            await done
+        await receipt.aenqueue(n)
+        await asyncio.sleep(0.002 * (n % 3))
+        current.complete(n)
+    await asyncio.sleep(0.002 * (n % 5))
+
+
+@app.task(retry=SOON, isolation="process")
+def child_entry(n: int) -> None:
+    """The same in a child process."""
+    entry(n)
+
+
+@app.task(retry=SOON)
+async def receipt(n: int) -> int:
+    """Enqueued by each entry, as part of it."""
+    return n
