@@ -15,6 +15,7 @@ from offload import BrokerError, Offload
 from offload.brokers.memory import MemoryBroker
 from offload.clients import Clients
 from offload.clock import Clock, SystemClock
+from offload.errors import BrokerUnusable
 from offload.job import Job
 from offload.portal import portal
 
@@ -117,6 +118,25 @@ def test_an_opening_that_failed_is_tried_again_by_the_next_call(clients: Clients
 
     asyncio.run(main())
     assert len(PerLoop.opened) == 1
+
+
+def test_a_producer_waits_for_a_broker_that_is_away_as_long_as_its_timeout_says(clients: Clients) -> None:
+    PerLoop.faults += [BrokerError("no server")] * 3
+    clients.broker.timeout = 60.0
+    asyncio.run(clients.patient())
+    assert PerLoop.faults == []
+    assert len(PerLoop.opened) == 1
+
+
+def test_a_producer_does_not_wait_for_what_a_person_must_change(clients: Clients) -> None:
+    PerLoop.faults.append(BrokerUnusable("wrong password"))
+    clients.broker.timeout = 60.0
+    with pytest.raises(BrokerUnusable, match="wrong password"):
+        asyncio.run(clients.patient())
+    PerLoop.faults.append(BrokerError("no server"))
+    clients.broker.timeout = 0.0
+    with pytest.raises(BrokerError, match="no server"):
+        asyncio.run(clients.patient())
 
 
 def test_a_loop_that_ends_while_it_opens_leaves_no_one_waiting(clients: Clients) -> None:

@@ -126,6 +126,8 @@ class Broker(ABC):
     durable: ClassVar[bool] = True
     clock: Clock
     """By what it judges whether a time has come: its server's clock, where it has a server, for a worker's own may be wrong or jump."""
+    timeout: float = 0.0
+    """Seconds for which a producer's call is tried again while the broker is away; with its first call, to open it as well."""
 
     @classmethod
     @abstractmethod

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import threading
 import weakref
 from concurrent.futures import Future
+from time import monotonic
 
 from offload.broker import ASKS, Broker, Store, broker_class
 from offload.clock import Clock
-from offload.errors import BrokerError, Unsupported
+from offload.errors import BrokerError, BrokerUnusable, Unsupported
+
+PAUSE = (0.1, 0.5)
+"""Seconds between two tries to open a broker that is away: from, to."""
 
 
 class Opening:
@@ -57,6 +62,19 @@ class Clients:
         loop = asyncio.get_running_loop()
         client = self._ready.get(loop)
         return client if client is not None else await self._open(loop)
+
+    async def patient(self) -> Broker:
+        """As `client`, tried again with jitter until the broker's `timeout` has passed. Raises BrokerUnusable at once."""
+        deadline = monotonic() + self.broker.timeout
+        while True:
+            try:
+                return await self.client()
+            except BrokerUnusable:
+                raise
+            except BrokerError:
+                if monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(random.uniform(*PAUSE))
 
     def anyone(self) -> Broker | None:
         """An open client of whatever loop, for what is bound to none."""

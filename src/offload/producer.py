@@ -43,7 +43,7 @@ class Producer:
             store = await suited(adapter, self.clients)
             return self._joined(target, jobs, [await adapter.run(work) for work in _works(store, jobs)])
         jobs = self._jobs(drafts)
-        client = await self.clients.client()
+        client = await self.clients.patient()
         ids: list[str] = []
         for start in range(0, len(jobs), MOST_ATOMIC):
             chunk = jobs[start : start + MOST_ATOMIC]

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,23 @@ def test_what_redis_pubsub_says_to_nobody_is_gone_and_a_job_is_not(shared_valkey
     assert "Pub/Sub: published to 0 listeners" in said
     assert "Pub/Sub: the worker is back and hears nothing" in said
     assert "Offload: a worker has come, and has welcomed user 7; the job is SUCCEEDED" in said
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("say", [lambda url: run("orders_with_sqlalchemy.py", **url), lambda url: run("orders_with_django.py", **url)])
+def test_orders_bills_and_jobs_are_one_transaction(
+    say: Callable[[dict[str, str]], str], engine: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/shop.db"
+    if engine == "postgresql":
+        url = request.getfixturevalue("shared_postgres")(None).database()
+    assert say({"OFFLOAD_URL": url}).splitlines() == [
+        "rolled back: the card of Bob was refused",
+        "order of Ann: billed True, 1 bill",
+        "order of Cleo: billed True, 1 bill",
+        "2 letters, 2 jobs that billed",
+    ]
 
 
 def test_every_example_is_tested_here() -> None:

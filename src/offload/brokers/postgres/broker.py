@@ -39,6 +39,7 @@ class PostgresBroker(SqlStore):
     def __init__(self, address: Address, clock: Clock) -> None:
         self.address = address
         self.clock = self._server_clock = ServerClock(clock)
+        self.timeout = address.timeout
         self._clock = clock
         self._database: Database | None = None
         self._awaited: Awaited | None = None

@@ -43,7 +43,7 @@ SETTINGS = {
     "enable_material": "off",
     "jit": "off",
     # A worker frozen in mid-transaction must not hold its locks, which others may need to rescue its jobs, for long.
-    "idle_in_transaction_session_timeout": "5s",
+    "idle_in_transaction_session_timeout": "10s",
     "lock_timeout": "20s",
 }
 _PIN = "; ".join(f"set {name} = '{value}'" for name, value in SETTINGS.items())

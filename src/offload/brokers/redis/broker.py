@@ -37,7 +37,7 @@ class RedisBroker(Store):
         self._clock = clock
         self._script = Script(Link(address), clock)
         self.clock = self._script.clock
-        self.clock = self._script.clock
+        self.timeout = address.timeout
         self._awaited = Awaited(self._script)
 
     @classmethod
