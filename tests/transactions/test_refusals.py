@@ -121,7 +121,9 @@ def test_without_a_transaction_autocommit_is_refused_and_with_one_it_is_joined(s
     assert shop.jobs() == [3]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.name.endswith((": Connection", ": AsyncConnection"))], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind.name.endswith((": Connection", ": AsyncConnection"))], ids=lambda kind: kind.name
+)
 def test_sqlalchemys_autocommit_is_refused(shop: Shop, kind: Kind) -> None:
     match = "AUTOCOMMIT"
     if not kind.is_async:

@@ -208,6 +208,8 @@ class Worker:
         except BrokerUnusable:
             raise
         except BrokerError as error:
+            if self._opened is not None and not self._opened.done():
+                raise  # it never had a session: whoever starts it inside a program is told
             if not self._stopping.is_set():
                 log.error("worker %s could not close its session (%s); it opens a new one", self.name, error)
                 return False

@@ -148,7 +148,8 @@ create table offload.sessions (
     started_at bigint not null
 ) with (fillfactor = 50);
 
-create table offload.sleepers (     -- who is to be notified, of what, and until when (by the server's clock)
+-- Unlogged: it is advice, asked for again once lost, and so falling asleep and waking up wait for no disk.
+create unlogged table offload.sleepers (    -- who is to be notified, of what, and until when (by the server's clock)
     id text collate "C" primary key,
     what text not null,             -- work, or ended
     until timestamptz not null

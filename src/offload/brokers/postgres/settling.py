@@ -68,7 +68,7 @@ def settle(tx: Transaction, session: str, settlements: Settlements, marked: Abst
     others: list[tuple[Lease, Outcome]] = []
     for lease, outcome in settlements:
         (easy if plain(lease, outcome, marked) else others).append((lease, outcome))
-    if others and not _distinct(settlements):
+    if not _distinct(settlements):
         easy, others = [], list(settlements)
     lost: list[Lease] = []
     if others:

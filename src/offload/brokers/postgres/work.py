@@ -39,7 +39,12 @@ def statements(schema: str) -> Mapping[str, str]:
     """All statements by name, for the tables in `schema`."""
     named = queries(PACKAGE, "queries.sql") | queries(PACKAGE, "control.sql")
     named["add_new_strict"] = named["add_new"].replace("on conflict do nothing", "")  # a third faster; conflicts fail
-    return {name: in_schema(sql, schema) for name, sql in named.items()}
+    return {name: in_schema(_bare(sql), schema) for name, sql in named.items()}
+
+
+def _bare(sql: str) -> str:
+    """SQL without comments and indentation: psycopg parses a statement anew at every call, 0.2 ms of it, where it has over 4,096 characters."""
+    return "\n".join(line.strip() for line in sql.splitlines() if not line.lstrip().startswith("--"))
 
 
 def schema_script(schema: str, sql: str | None = None) -> bytes:

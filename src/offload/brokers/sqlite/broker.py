@@ -10,14 +10,14 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 from uuid import uuid4
 
 from msgspec.structs import replace
 
 from offload.broker import Dialect, Feature, Routine, SqlStore
-from offload.brokers.sqlite import callers, cancelling, control, enqueueing, planning, reading
+from offload.brokers.sqlite import callers, cancelling, control, enqueueing, file, planning, reading
 from offload.brokers.sqlite.awaited import Awaited
 from offload.brokers.sqlite.rows import stored
 from offload.brokers.sqlite.session import SqliteSession
@@ -37,7 +37,7 @@ LARGE_LOG_BYTES = 64 * 1_048_576
 class SqliteBroker(SqlStore):
     """`sqlite:///relative.db` or `sqlite:////absolute.db`, with `?synchronous=normal` to wait for no disk at commits.
 
-    A client belongs to the event loop that opened it; `client` gives one for another. All clients of a process on one file share
+    `?driver=apsw` opens the file with that library instead of the standard one. A client belongs to the event loop that opened it; `client` gives one for another. All clients of a process on one file share
     one writer, which commits together what they ask for at the same time.
     """
 
@@ -45,9 +45,9 @@ class SqliteBroker(SqlStore):
     dialect: ClassVar[Dialect] = "sqlite"
     needs_opening: ClassVar[bool] = False
 
-    def __init__(self, path: Path, synchronous: str, clock: Clock) -> None:
+    def __init__(self, path: Path, synchronous: str, clock: Clock, driver: file.Driver = "sqlite3") -> None:
         self.path = path
-        self.library = "sqlite3"
+        self.library = self._driver = driver
         self._synchronous = synchronous
         self.clock = clock
         self._shared: Shared | None = None
@@ -62,13 +62,18 @@ class SqliteBroker(SqlStore):
             raise BadDeclaration(f"{url!r} names no file; use sqlite:///offload.db, or memory:// to keep jobs in memory")
         if parts.netloc:
             raise BadDeclaration(f"{url!r} names a host, which SQLite has not; a relative path has three slashes, an absolute one four")
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        options: dict[str, Any] = dict(parse_qsl(parts.query, keep_blank_values=True))
         synchronous = options.pop("synchronous", "full")
+        driver = options.pop("driver", "sqlite3")
         if options:
-            raise BadDeclaration(f"{url!r}: unknown option {', '.join(sorted(options))}; sqlite:// knows synchronous=full or normal")
+            known = "synchronous=full or normal, and driver=sqlite3 or apsw"
+            raise BadDeclaration(f"{url!r}: unknown option {', '.join(sorted(options))}; sqlite:// knows {known}")
+        if driver not in ("sqlite3", "apsw"):
+            raise BadDeclaration(f"{url!r}: driver is sqlite3 or apsw, not {driver!r}")
+        file.sqlite_version(driver)
         if synchronous not in ("full", "normal"):
             raise BadDeclaration(f"{url!r}: synchronous is full or normal, not {synchronous!r}")
-        return cls(Path(name), synchronous, clock)
+        return cls(Path(name), synchronous, clock, driver)
 
     def missing(self) -> str | None:
         """The file, where there is none."""
@@ -78,12 +83,12 @@ class SqliteBroker(SqlStore):
 
     def client(self) -> Self:
         """The same store for another event loop."""
-        return type(self)(self.path, self._synchronous, self.clock)
+        return type(self)(self.path, self._synchronous, self.clock, self._driver)
 
     async def open(self) -> None:
         """Open the file, made with its schema if need be. Raises BrokerError, SchemaTooNew."""
         path = await asyncio.to_thread(self.path.resolve)
-        self._shared = await asyncio.to_thread(acquire, path, self._synchronous)
+        self._shared = await asyncio.to_thread(acquire, path, self._synchronous, self._driver)
 
     async def close(self) -> None:
         """Let go of the file; the last client of the process finishes what was asked for and empties the log."""
@@ -265,7 +270,7 @@ class SqliteBroker(SqlStore):
 
     async def inspect(self) -> Facts:
         """What `doctor` judges by."""
-        facts = await self._read(lambda tx: reading.facts(tx, self.clock.now(), sqlite3.sqlite_version))
+        facts = await self._read(lambda tx: reading.facts(tx, self.clock.now(), file.sqlite_version(self._driver)))
         return replace(facts, place=str(self.opened.database.path), notes=self._notes())
 
     def _notes(self) -> tuple[tuple[Literal["error", "warning", "info"], str, str], ...]:
@@ -274,8 +279,9 @@ class SqliteBroker(SqlStore):
         if log >= LARGE_LOG_BYTES:
             advice = "It is emptied while nobody reads; a transaction that is open for long, here or in another program, keeps it growing."
             notes.append(("info", f"the write-ahead log holds {log / 1_048_576:,.0f} MiB", advice))
-        if sqlite3.sqlite_version_info < FIXED:  # Offload lets one process at a time checkpoint; others do not know of that
-            notes.append(("info", f"SQLite {sqlite3.sqlite_version} is safe here as long as only Offload writes to this file", ""))
+        version = file.sqlite_version(self._driver)
+        if tuple(map(int, version.split("."))) < FIXED:  # Offload lets one process at a time checkpoint; others do not know of that
+            notes.append(("info", f"SQLite {version} is safe here as long as only Offload writes to this file", ""))
         return tuple(notes)
 
     async def migrate(self) -> tuple[int, int]:

@@ -21,9 +21,9 @@ from offload.errors import BrokerUnusable
 class Link:
     """A connection and the lock under which it is used, so that a fork finds no thread inside SQLite."""
 
-    def __init__(self, path: Path, synchronous: str, factory: type[sqlite3.Connection]) -> None:
+    def __init__(self, path: Path, synchronous: str, driver: file.Driver, *, lent: bool) -> None:
         self.lock = threading.Lock()
-        self.connection = file.connect(path, synchronous, factory)
+        self.connection = file.connect(path, synchronous, driver, lent=lent)
 
     def impatient(self) -> Self:
         """Have busy locks reported at once: for writes, which wait in a fairer way, and for what may not block."""
@@ -34,8 +34,9 @@ class Link:
 class Database:
     """The connections of this process to one database file."""
 
-    def __init__(self, path: Path, synchronous: str) -> None:
+    def __init__(self, path: Path, synchronous: str, driver: file.Driver) -> None:
         self.path = path
+        self.driver: file.Driver = driver
         self.synchronous = synchronous
         self.links: list[Link] = []
         self.checkpointer = Checkpointer(path)
@@ -49,12 +50,12 @@ class Database:
     def prepare(self) -> tuple[int, int]:
         """Create the file and its schema, or bring an older one up to date. Returns the versions (from, to)."""
         with self.errors():
-            return _prepared(self.path)
+            return _prepared(self.path, self.driver)
 
-    def link(self, synchronous: str | None = None, factory: type[sqlite3.Connection] = sqlite3.Connection) -> Link:
-        """One more connection, closed by `unlink` or with the database."""
+    def link(self, synchronous: str | None = None, *, lent: bool = False) -> Link:
+        """One more connection, closed by `unlink` or with the database; one to be `lent` commits only when we do."""
         with self.errors():
-            link = Link(self.path, synchronous or self.synchronous, factory)
+            link = Link(self.path, synchronous or self.synchronous, self.driver, lent=lent)
         self.links.append(link)
         return link
 
@@ -129,9 +130,9 @@ class Database:
             self.unlink(link)
 
 
-def _prepared(path: Path) -> tuple[int, int]:
+def _prepared(path: Path, driver: file.Driver) -> tuple[int, int]:
     """Safe for many processes at once: the schema is looked at again under an exclusive lock."""
-    connection = file.connect(path, "full")
+    connection = file.connect(path, "full", driver)
     try:
         deadline = time.monotonic() + file.PATIENCE
         while True:

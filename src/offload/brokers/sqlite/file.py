@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sqlite3
 from pathlib import Path
+from typing import Literal, TypeAlias, cast
 
 from offload.brokers._sql import script
-from offload.errors import BadDeclaration, BrokerError, BrokerUnusable, SchemaTooNew
+from offload.errors import BadDeclaration, BrokerError, BrokerNotInstalled, BrokerUnusable, SchemaTooNew
 
 APPLICATION = 0x0FF10AD
 """Marks a database file as one of Offload."""
@@ -73,15 +74,43 @@ class Lent(sqlite3.Connection):
         raise BadDeclaration("the block of current.transaction() rolls back when an exception leaves it; raise one")
 
 
-def connect(path: Path, synchronous: str, factory: type[sqlite3.Connection] = sqlite3.Connection) -> sqlite3.Connection:
+Driver: TypeAlias = Literal["sqlite3", "apsw"]
+"""The library that opens the file: the standard one, or the other."""
+
+
+def sqlite_version(driver: Driver) -> str:
+    """The version of SQLite that the library contains. Raises BrokerNotInstalled when it is missing."""
+    if driver == "sqlite3":
+        return sqlite3.sqlite_version
+    try:
+        from offload.brokers.sqlite import apsw
+    except ImportError as error:
+        raise BrokerNotInstalled("?driver=apsw needs the package 'apsw'; install it with: pip install 'offload[sqlite]'") from error
+    return apsw.sqlite_version()
+
+
+def _opened(path: Path, driver: Driver, *, lent: bool) -> sqlite3.Connection:
+    if driver == "sqlite3":
+        return sqlite3.connect(
+            path,
+            timeout=PATIENCE,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=512,
+            factory=Lent if lent else sqlite3.Connection,
+        )
+    from offload.brokers.sqlite.apsw import ApswConnection
+
+    return cast(sqlite3.Connection, ApswConnection(path, PATIENCE))  # the same in all that is used of it here
+
+
+def connect(path: Path, synchronous: str, driver: Driver = "sqlite3", *, lent: bool = False) -> sqlite3.Connection:
     """A connection as this engine uses them: transactions by hand, write locks waited for by ourselves, checkpoints by election.
 
     Memory-mapped reading stays off: with it an I/O error kills the process, and a truncated log can. SQLite's own patience is for
     short moments only, when a process opens the log as the first or closes it as the last.
     """
-    connection = sqlite3.connect(
-        path, timeout=PATIENCE, isolation_level=None, check_same_thread=False, cached_statements=512, factory=factory
-    )
+    connection = _opened(path, driver, lent=lent)
     try:
         for setting in ("wal_autocheckpoint=0", "temp_store=memory", "secure_delete=off"):
             connection.execute(f"pragma {setting}")

@@ -59,7 +59,7 @@ class Lender:
         try:
             return self._idle.pop()  # one step of the interpreter, so no two threads get the same
         except IndexError:
-            return self._database.link(factory=file.Lent).impatient()
+            return self._database.link(lent=True).impatient()
 
     def _begun(self, link: Link, deadline: float) -> bool:
         """Try to begin. Raises BrokerError when others held the lock too long."""
@@ -76,7 +76,7 @@ class Lender:
     def _ended(self, link: Link) -> Generator[sqlite3.Connection]:
         connection = link.connection
         try:
-            yield connection
+            yield getattr(connection, "itself", connection)
             with self._database.errors(), link.lock:
                 if not connection.in_transaction:
                     raise BadDeclaration(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from offload.brokers.sqlite.database import Database
+from offload.brokers.sqlite.file import Driver
 from offload.brokers.sqlite.lending import Lender
 from offload.brokers.sqlite.transaction import Operation, T
 from offload.brokers.sqlite.wake import Ringer
@@ -19,10 +20,10 @@ from offload.errors import BadDeclaration, BrokerError
 class Shared:
     """One database file as this process has it open."""
 
-    def __init__(self, path: Path, synchronous: str) -> None:
+    def __init__(self, path: Path, synchronous: str, driver: Driver) -> None:
         self.pid = os.getpid()
         self.clients = 0
-        self.database = Database(path, synchronous)
+        self.database = Database(path, synchronous, driver)
         self.ringer = Ringer(path)
         self.writer = Writer(self.database, self.ringer)
         self.lender = Lender(self.database)
@@ -55,15 +56,20 @@ _lock = threading.Lock()
 _open: dict[Path, Shared] = {}
 
 
-def acquire(path: Path, synchronous: str) -> Shared:
+def acquire(path: Path, synchronous: str, driver: Driver = "sqlite3") -> Shared:
     """The database at `path`, for one more client. Raises BrokerError, SchemaTooNew, BadDeclaration."""
     with _lock:
         shared = _open.get(path)
         if shared is None:
-            shared = _open[path] = Shared(path, synchronous)
+            shared = _open[path] = Shared(path, synchronous, driver)
         elif shared.database.synchronous != synchronous:
             raise BadDeclaration(
                 f"{path} is open in this process with synchronous={shared.database.synchronous}; give all its clients the same URL"
+            )
+        elif shared.database.driver != driver:
+            raise BadDeclaration(
+                f"{path} is open in this process with {shared.database.driver}, and two SQLite libraries lose each other's locks and "
+                f"damage the file; give all its clients the same URL, with ?driver=apsw or without"
             )
         shared.clients += 1
         return shared

@@ -108,6 +108,14 @@ class Outcomes(Fixtures):
         assert (await record(store, "a")).result == 1
         assert await state(store, "b") is State.READY
 
+    async def test_a_success_twice_in_one_batch_settles_once(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([job(clock, "a"), job(clock, "b", keep=0)])
+        async with store.session(info()) as session:
+            a, b = await claim(session)
+            assert await session.settle([(a, Done(b"1")), (a, Done(b"2")), (b, Done()), (b, Done())]) == [a, b]
+        assert (await record(store, "a")).result == 1
+        assert await store.get(["b"]) == {}
+
     @pytest.mark.parametrize("first", [Retried(0), Retried(60), Dead("d"), Cancelled("mine"), Release(), Release(60)])
     async def test_in_one_batch_too_the_first_outcome_wins(self, store: Store, clock: TestClock, first: Outcome) -> None:
         await store.enqueue([job(clock, "a"), job(clock, "b", keep=0)])

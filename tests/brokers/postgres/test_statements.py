@@ -1,0 +1,51 @@
+"""What statements must be like, and what they do where another transaction holds the row they meet."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import psycopg
+import pytest
+from tests.brokers.postgres.conftest import Ask, Opens
+from tests.conftest import Eventually
+
+from offload.brokers.postgres.work import statements
+from offload.job import Dead, Done, Outcome, State
+from offload.testing.clock import TestClock
+from offload.testing.contract.fixtures import claim_one, info, job
+from offload.testing.servers import PostgresServer
+
+MOST_CACHED = 4_096
+"""Characters of the longest statement that psycopg parses once and not at every call."""
+
+
+def test_statements_are_short_enough_for_the_driver_to_remember() -> None:
+    longest = "x" * 63
+    assert {name: len(sql) for name, sql in statements(longest).items() if len(sql) > MOST_CACHED} == {}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("outcome", [Done(), Dead("broken")], ids=["done", "dead"])
+@pytest.mark.parametrize("keep", [0.0, 100.0], ids=["forgotten", "kept"])
+async def test_a_settle_that_meets_a_cancel_under_way_ends_the_attempt(
+    server: PostgresServer, schema: str, opens: Opens, clock: TestClock, ask: Ask, eventually: Eventually, outcome: Outcome, keep: float
+) -> None:
+    broker = await opens()
+    await broker.enqueue([job(clock, id="one", keep=keep)])
+    async with broker.session(info()) as session:
+        lease = await claim_one(session)
+        canceller = await psycopg.AsyncConnection.connect(server.url)
+        async with canceller:
+            await canceller.execute(f'update "{schema}".running set cancel = true')
+            settling = asyncio.create_task(session.settle([(lease, outcome)]))
+            waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%running%'"
+            await eventually(lambda: ask(waiting) != [(0,)] or settling.done())
+            assert not settling.done()
+            await canceller.commit()
+        assert await settling == []
+        assert ask("select count(*) from running") == [(0,)]
+        clock.advance(timedelta(seconds=1))
+        found = await broker.get(["one"])
+        kept = {"one": State.CANCELLED} if isinstance(outcome, Dead) else {"one": State.SUCCEEDED} if keep else {}
+        assert {id: record.state for id, record in found.items()} == kept
