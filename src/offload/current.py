@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar, overload
@@ -37,6 +37,8 @@ class Attempt(ABC):
     task: Task[..., Any]
     completion: Completion | None = None
     """The transaction that is open to end the job."""
+    block: Generator[Any] | None = None
+    """What ends that transaction, in sync code: to be closed where the task was stopped before it got into its `with`."""
     completed: Done | None = None
     """The outcome that such a transaction committed; whatever comes later changes nothing."""
     settled = False
@@ -152,7 +154,11 @@ class Current:
         count. Raises SessionLost, with nothing committed, when another worker has the job; Unsupported on a broker that is no
         SQL database; BadDeclaration for a connection that does not fit; LoopRunning in a coroutine (use `atransaction`).
         """
-        return completing.transaction(_attempt(), connection)
+        attempt = _attempt()
+        block = completing.transaction(attempt, connection)
+        if attempt.completion is None:
+            attempt.block = block.gen
+        return block
 
     def atransaction(self, connection: Any = None) -> AbstractAsyncContextManager[Any]:
         """`transaction` for coroutines: `async with`. Its own connection is psycopg's `AsyncConnection`, on SQLite sqlite3's."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import os
-import signal
 import time
 from typing import Any
 
 from offload import Offload, Retry, current
 
-faulthandler.register(signal.SIGUSR1, all_threads=True)
 TIMEOUT = float(os.environ.get("CHAOS_SESSION_TIMEOUT", "15"))
 SOON = Retry(initial=0.1)
 

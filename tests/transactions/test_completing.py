@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -273,18 +272,13 @@ class Given:
 def test_a_connection_of_the_tasks_own_of_any_kind_ends_the_job_too(shop: Shop, kind: Kind) -> None:
     given = Given(kind, shop.url)
 
-    if kind.is_async:
+    async def coroutine(n: int, wrong: bool) -> None:
+        await given.coroutine(n, wrong=wrong)
 
-        async def act(n: int, wrong: bool) -> None:
-            await given.coroutine(n, wrong=wrong)
-    else:
+    def sync(n: int, wrong: bool) -> None:
+        given.sync(n, wrong=wrong)
 
-        def act(n: int, wrong: bool) -> None:
-            given.sync(n, wrong=wrong)
-
-    act.__qualname__ = "act"
-    act.__module__ = f"tests_{threading.get_ident()}_{id(given)}"
-    task = shop.app.task(retry=Retry(max_retries=0))(act)
+    task = shop.app.task(name="given", retry=Retry(max_retries=0))(coroutine if kind.is_async else sync)
     try:
         assert shop.ran(task.enqueue(1, wrong=True)).state is State.DEAD
         assert (shop.marks(), shop.jobs()) == ([], [])

@@ -152,7 +152,7 @@ def test_a_file_without_jobs_names_the_command(file: str) -> None:
     app = Offload(f"sqlite:///{file}")
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("create table marks (n integer)")
-        with pytest.raises(BrokerError, match="run `offload migrate`, or app.migrate"):
+        with pytest.raises(BrokerError, match=r"run `offload migrate`, or app\.migrate"):
             app.using(connection=connection).enqueue("program.note", n=1)
 
 

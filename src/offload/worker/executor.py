@@ -187,6 +187,9 @@ class Executor:
         except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
             attempt.error = error
             return self._stopped(attempt, error)
+        finally:
+            if attempt.completion is not None and attempt.block is not None:
+                pass  # MUT
         return outcome if attempt.stop_reason is None else self._late(attempt, outcome)
 
     async def _through_middlewares(self, attempt: LocalAttempt) -> Outcome:

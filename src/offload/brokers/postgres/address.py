@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+
+import psycopg
 
 from offload.errors import BadDeclaration
 
@@ -34,6 +37,7 @@ class Address:
 
 def address(url: str) -> Address:
     """The address that `url` names: libpq's own forms, with options of ours in the query. Raises BadDeclaration."""
+    _check_credentials(url)
     parts = urlsplit(url)
     query = parse_qsl(parts.query, keep_blank_values=True)
     options = {name: value for name, value in query if name in OPTIONS}
@@ -42,6 +46,10 @@ def address(url: str) -> Address:
     dsn = urlunsplit(("postgresql", parts.netloc, parts.path, kept, ""))
     if not dsn.startswith("postgresql://"):  # without a host, `urlunsplit` leaves out the slashes
         dsn = dsn.replace("postgresql:", "postgresql://", 1)
+    try:
+        psycopg.conninfo.conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:  # whose words may hold the password
+        raise BadDeclaration(f"{_shown(dsn)!r}: libpq cannot read this URL; check its host, port and options") from None
     pgbouncer = _switch(url, options, "pgbouncer", default=False)
     schema = options.get("schema", "offload")
     if not schema or len(schema.encode()) > _LONGEST_NAME or any(sign in schema for sign in "\0.'%"):
@@ -55,6 +63,15 @@ def address(url: str) -> Address:
         listen=options.get("listen", None if pgbouncer else dsn),
         timeout=_seconds(url, options),
     )
+
+
+def _check_credentials(url: str) -> None:
+    """Refuse a URL whose password would be taken for something else, without showing it."""
+    authority = url.partition("://")[2]
+    before = authority.partition("?")[0] if "@" not in authority.partition("/")[0] else authority.partition("/")[0]
+    credentials = before.rpartition("@")[0]
+    if any(sign in credentials for sign in "/?#[] ") or re.search(r"%(?![0-9A-Fa-f]{2})", credentials):
+        raise BadDeclaration("the user or password in this PostgreSQL URL holds a sign that must be percent-encoded, such as %23 for '#'")
 
 
 def _switch(url: str, options: dict[str, str], name: str, *, default: bool) -> bool:

@@ -28,6 +28,8 @@ SILENCE_MS = 15_000
 """A server that acknowledges nothing for so long is given up."""
 LAST_WAIT = 5.0
 """Seconds that closing waits for what is under way."""
+LONGEST_CALL = 60.0
+"""Seconds after which a server that is connected but does not answer is given up; longer than locks and strife are waited for."""
 LONGEST_STRIFE = 30.0
 """Seconds for which an operation is run again that other transactions undid."""
 PREPARED = 500
@@ -46,8 +48,10 @@ SETTINGS = {
     "idle_in_transaction_session_timeout": "10s",
     "lock_timeout": "20s",
 }
+_BEGIN = "begin isolation level read committed"
+"""Whatever the role's default: what another transaction did while one waited for it must be seen."""
 _PIN = "; ".join(f"set {name} = '{value}'" for name, value in SETTINGS.items())
-_BEGIN_PINNED = "begin; " + "; ".join(f"set local {name} = '{value}'" for name, value in SETTINGS.items())
+_BEGIN_PINNED = f"{_BEGIN}; " + "; ".join(f"set local {name} = '{value}'" for name, value in SETTINGS.items())
 
 
 def keywords(address: Address) -> dict[str, Any]:
@@ -124,7 +128,11 @@ class Link:
             with translated(self._address):
                 connection = await self._opened()
                 try:
-                    return await act(connection)
+                    async with asyncio.timeout(LONGEST_CALL):
+                        return await act(connection)
+                except TimeoutError as error:
+                    await self._drop()
+                    raise BrokerError(f"{self._address.place}: no answer for {LONGEST_CALL:g} s") from error
                 finally:
                     if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:  # a plain number, never the enum's own value
                         await self._drop()
@@ -146,7 +154,7 @@ class Link:
         wait = 0.001
         while True:
             try:
-                begin = _BEGIN_PINNED if self._address.pgbouncer else "begin"
+                begin = _BEGIN_PINNED if self._address.pgbouncer else _BEGIN
                 await connection.execute(cast(LiteralString, begin), prepare=False)
                 result = await _carried_out(connection, told(self._transaction(), operation))
                 await connection.execute("commit")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
 
@@ -97,21 +98,24 @@ class Database:
 
     async def run(self, operation: Operation[T]) -> T:
         """Run an operation in a transaction."""
-        async with self._turns:
-            link = self._lend()
-            try:
-                return await link.run(operation)
-            finally:
-                link.when_free(partial(self._idle.append, link))
+        return await self._lent(lambda link: link.run(operation))
 
     async def step(self, operation: Operation[T]) -> T:
         """Run an operation whose statements are each a transaction of their own."""
-        async with self._turns:
-            link = self._lend()
-            try:
-                return await link.step(operation)
-            finally:
-                link.when_free(partial(self._idle.append, link))
+        return await self._lent(lambda link: link.step(operation))
+
+    async def _lent(self, act: Callable[[Link], Awaitable[T]]) -> T:
+        """Act on a connection that is free. A caller who gives up leaves it, and its turn, to what it began."""
+        await self._turns.acquire()
+        link = self._lend()
+        try:
+            return await act(link)
+        finally:
+            link.when_free(partial(self._freed, link))
+
+    def _freed(self, link: Link) -> None:
+        self._idle.append(link)
+        self._turns.release()
 
     def _lend(self) -> Link:
         return self._idle.pop() if self._idle else self.link()

@@ -7,10 +7,15 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import psycopg
+from psycopg import pq
+from psycopg.rows import tuple_row
 
 from offload.brokers.postgres.address import Address
 from offload.brokers.postgres.connections import keywords, usable
 from offload.brokers.postgres.errors import translated
+
+_AS_NEW = "reset session authorization; reset all; discard temp; select pg_advisory_unlock_all()"
+"""Undoes what a task may have set in the server's session. Prepared statements stay, for the driver counts on them."""
 
 
 class Lender:
@@ -37,14 +42,26 @@ class Lender:
             connection = self._idle.pop()  # atomic under the interpreter lock
             if usable(connection.pgconn):
                 return connection
+            connection.close()
         with translated(self._address):
             return psycopg.connect(self._address.dsn, autocommit=True, **self._keywords())
 
     def _back(self, connection: psycopg.Connection[Any]) -> None:
-        if self._closed or connection.closed or len(self._idle) >= MOST_KEPT:
-            connection.close()
-        else:
-            self._idle.append(connection)
+        try:
+            if self._kept(connection, len(self._idle)):
+                connection.execute(_AS_NEW, prepare=False)
+                self._idle.append(connection)
+                return
+        except psycopg.Error:
+            pass  # it is closed, and the next who asks gets a new one
+        connection.close()
+
+    def _kept(self, connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], idle: int) -> bool:
+        """Whether a connection may be lent again; what the task set in the driver is undone."""
+        if self._closed or idle >= MOST_KEPT or connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+            return False
+        connection.row_factory = tuple_row
+        return (connection.isolation_level, connection.read_only, connection.deferrable) == (None, None, None)
 
     @asynccontextmanager
     async def alent(self) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:
@@ -54,16 +71,24 @@ class Lender:
             async with connection.transaction():
                 yield connection
         finally:
-            if self._closed or connection.closed or len(self._aidle) >= MOST_KEPT:
-                await connection.close()
-            else:
+            await self._aback(connection)
+
+    async def _aback(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        try:
+            if self._kept(connection, len(self._aidle)):
+                await connection.execute(_AS_NEW, prepare=False)
                 self._aidle.append(connection)
+                return
+        except psycopg.Error:
+            pass  # as above
+        await connection.close()
 
     async def _ataken(self) -> psycopg.AsyncConnection[Any]:
         while self._aidle:
             connection = self._aidle.pop()
             if usable(connection.pgconn):
                 return connection
+            await connection.close()
         with translated(self._address):
             return await psycopg.AsyncConnection.connect(self._address.dsn, autocommit=True, **self._keywords())
 

@@ -15,6 +15,8 @@ SWEEP_EVERY = 0.25
 """Seconds after which a claim looks below its marks again."""
 REST = 10.0
 """How many times as long as looking below the marks took it rests before it does so again."""
+LONGEST_REST = 1.0
+"""Seconds: what took long may have waited for a lock or a connection, and what lies below the marks must not wait for ever."""
 MOST_RANKS = 32
 LOWEST, HIGHEST = -(1 << 31), (1 << 31) - 1
 
@@ -57,7 +59,7 @@ class Marks:
     def swept(self, queues: Iterable[str], took: float) -> None:
         """Queues were looked at below their marks."""
         now = monotonic()
-        self._rest = REST * took
+        self._rest = min(REST * took, LONGEST_REST)
         for queue in queues:
             self._swept[queue] = now
 

@@ -61,6 +61,7 @@ async def prepare(connection: Connection, address: Address) -> None:
 async def migrate(connection: Connection, address: Address) -> tuple[int, int]:
     """Bring the schema to this version. Returns (from, to). Any number of processes may do so at the same time."""
     async with connection.transaction():
+        await connection.execute("set transaction isolation level read committed")  # what others made is to be seen once the lock is had
         await connection.execute("select pg_advisory_xact_lock(%s, hashtext(%s))", [LOCK, address.schema])
         await connection.execute("set local lock_timeout = '60s'")
         version = await version_of(connection, address)

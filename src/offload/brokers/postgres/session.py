@@ -20,6 +20,9 @@ from offload.errors import BrokerError, BrokerUnusable
 from offload.job import Beat, Due, Isolation, Job, Lease, Outcome, Pulse, Release, Upkeep, WorkerInfo
 from offload.liveness import Watch
 
+PROMPT = 1.0
+"""Seconds: an answer that took longer says too little about what the server's clock shows now."""
+
 _beats = msgspec.json.Decoder(dict[str, int]).decode
 _asked = msgspec.json.Decoder(list[tuple[str, int]]).decode
 _numbers = msgspec.json.Decoder(list[int]).decode
@@ -95,11 +98,13 @@ class PostgresSession(Session):
         progress = [(lease.ref, lease.claim, *done) for lease, done in pulse.progress if type(lease.ref) is int]
         reported = {lease.ref for lease, _ in pulse.progress}
         self._marked |= reported
+        asked_at = self._database.clock.monotonic()
         found = await self._pulse.step(lambda tx: self._beat(tx, progress))
         if found is None:
             return Beat(alive=False)
         beats, asked, held, now = found
-        self._database.clock.read(moment(now))
+        if self._database.clock.monotonic() - asked_at <= PROMPT:
+            self._database.clock.read(moment(now))
         self._marked -= reported.difference(held)  # settled while their progress was on its way: nothing was stored
         self._dead = self._watch.observe(beats, self._database.clock.monotonic())
         return Beat(alive=True, stop=tuple(asked), rescue=bool(self._dead))

@@ -28,6 +28,7 @@ NAP = 30.0
 RENEW = 15.0
 """Seconds before their end at which it asks again."""
 RECONNECT = 2.0
+"""Seconds, at most, before it tries to listen again after a break."""
 
 What = Literal["work", "ended"]
 
@@ -145,6 +146,7 @@ class Ear:
         try:
             await connection.execute(sql.SQL("listen {}").format(sql.Identifier(address.schema)))
             self._listening.set()
+            self._asked.clear()  # a server that was restarted knows of no sleepers
             for what in self._counts:
                 self.ring(what)  # what was said before was not heard
             async for notification in connection.notifies():

@@ -43,7 +43,7 @@ def statements(schema: str) -> Mapping[str, str]:
 
 
 def _bare(sql: str) -> str:
-    """SQL without comments and indentation: psycopg parses a statement anew at every call, 0.2 ms of it, where it has over 4,096 characters."""
+    """SQL without comments and indentation: what has over 4,096 characters psycopg parses anew at every call, for 0.2 ms."""
     return "\n".join(line.strip() for line in sql.splitlines() if not line.lstrip().startswith("--"))
 
 

@@ -37,8 +37,9 @@ LARGE_LOG_BYTES = 64 * 1_048_576
 class SqliteBroker(SqlStore):
     """`sqlite:///relative.db` or `sqlite:////absolute.db`, with `?synchronous=normal` to wait for no disk at commits.
 
-    `?driver=apsw` opens the file with that library instead of the standard one. A client belongs to the event loop that opened it; `client` gives one for another. All clients of a process on one file share
-    one writer, which commits together what they ask for at the same time.
+    `?driver=apsw` opens the file with that library instead of the standard one. A client belongs to the event loop that opened it;
+    `client` gives one for another. All clients of a process on one file share one writer, which commits together what they ask for at
+    the same time.
     """
 
     features: ClassVar[frozenset[Feature]] = frozenset(Feature)
@@ -47,7 +48,8 @@ class SqliteBroker(SqlStore):
 
     def __init__(self, path: Path, synchronous: str, clock: Clock, driver: file.Driver = "sqlite3") -> None:
         self.path = path
-        self.library = self._driver = driver
+        self.library = driver
+        self._driver: file.Driver = driver
         self._synchronous = synchronous
         self.clock = clock
         self._shared: Shared | None = None

@@ -1,0 +1,171 @@
+"""Stopping a task whose transaction is open leaves no lock behind, and no half of it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import pytest
+from tests.transactions import program
+from tests.transactions.conftest import Shop
+
+from offload import Retry, State, current
+from offload.worker import executor
+
+NEVER = Retry(max_retries=0)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that was told to stop is told again every few milliseconds."""
+    monkeypatch.setattr(executor, "NUDGE_EVERY", {"async": 0.01, "thread": 0.01, "process": 0.01})
+    monkeypatch.setattr(executor, "STUCK_AFTER", 20.0)
+
+
+@contextmanager
+def task_of(shop: Shop, function: Any, **options: Any) -> Iterator[Any]:
+    task = shop.app.task(retry=NEVER, **options)(function)
+    try:
+        yield task
+    finally:
+        del shop.app.tasks[task.name]
+
+
+def nobody_holds_a_lock(shop: Shop) -> None:
+    program.sql(shop.url, "insert into marks (n) values (99)")
+    assert shop.marks()[-1] == 99
+
+
+def test_a_time_limit_in_the_block_rolls_back(shop: Shop, impatient: None) -> None:
+    def slow(n: int) -> None:
+        with current.transaction() as mine:
+            mine.execute(program.insert(n))
+            program.note.enqueue(n)
+            while True:
+                time.sleep(0.001)
+
+    with task_of(shop, slow, timeout=0.2) as task:
+        record = shop.ran(task.enqueue(7))
+    assert record.state is State.DEAD
+    assert record.errors[0].type == "TimeoutError"
+    assert (shop.marks(), shop.jobs()) == ([], [])
+    nobody_holds_a_lock(shop)
+
+
+def test_a_time_limit_while_a_coroutine_has_its_block_open_rolls_back(shop: Shop) -> None:
+    async def slow(n: int) -> None:
+        async with current.atransaction() as mine:
+            done = mine.execute(program.insert(n))
+            if hasattr(done, "__await__"):
+                await done
+            await asyncio.Event().wait()
+
+    with task_of(shop, slow, timeout=0.2) as task:
+        record = shop.ran(task.enqueue(7))
+    assert record.state is State.DEAD
+    assert shop.marks() == []
+    nobody_holds_a_lock(shop)
+
+
+def slow_ends(shop: Shop, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Begin and end transactions of threads slowly, in Python, where an exception from outside could get in."""
+    broker: Any = type(shop.app.broker)
+    transaction = broker.transaction
+
+    @contextmanager
+    def slowly(self: Any) -> Iterator[Any]:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(0.001)
+        with transaction(self) as connection:
+            yield connection
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                time.sleep(0.001)
+
+    monkeypatch.setattr(broker, "transaction", slowly)
+
+
+def test_nothing_stops_a_thread_while_it_commits(shop: Shop, impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time limit comes to its end while the block ends: the commit goes through, and the job has succeeded."""
+    slow_ends(shop, monkeypatch, 0.4)
+
+    def quick(n: int) -> None:
+        with current.transaction() as mine:
+            mine.execute(program.insert(n))
+            current.complete(n)
+
+    with task_of(shop, quick, timeout=0.6) as task:
+        record = shop.ran(task.enqueue(7))
+    assert (record.state, record.result, record.errors) == (State.SUCCEEDED, 7, ())
+    assert shop.marks() == [7]
+    nobody_holds_a_lock(shop)
+
+
+def test_nothing_stops_a_thread_while_it_begins_and_then_it_is_stopped(
+    shop: Shop, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_ends(shop, monkeypatch, 0.4)
+    begun = threading.Event()
+
+    def late(n: int) -> None:
+        with current.transaction() as mine:
+            begun.set()
+            mine.execute(program.insert(n))
+            while True:
+                time.sleep(0.001)
+
+    with task_of(shop, late, timeout=0.1) as task:
+        record = shop.ran(task.enqueue(7))
+    assert record.state is State.DEAD
+    assert record.errors[0].type == "TimeoutError"
+    assert shop.marks() == []
+    nobody_holds_a_lock(shop)
+
+
+def test_a_commit_under_way_is_waited_for_although_the_coroutine_is_cancelled(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker: Any = type(shop.app.broker)
+    atransaction = broker.atransaction
+    committing = asyncio.Event()
+
+    @asynccontextmanager
+    async def slowly(self: Any) -> AsyncIterator[Any]:
+        async with atransaction(self) as connection:
+            yield connection
+            committing.set()
+            await asyncio.sleep(0.5)
+
+    monkeypatch.setattr(broker, "atransaction", slowly)
+
+    async def quick(n: int) -> None:
+        async with current.atransaction() as mine:
+            done = mine.execute(program.insert(n))
+            if hasattr(done, "__await__"):
+                await done
+            current.complete(n)
+
+    with task_of(shop, quick, timeout=0.2) as task:
+        record = shop.ran(task.enqueue(7))
+    assert committing.is_set()
+    assert (record.state, record.result) == (State.SUCCEEDED, 7)
+    assert shop.marks() == [7]
+
+
+def test_a_thread_stopped_before_it_is_in_its_with_leaves_no_transaction_open(shop: Shop) -> None:
+    """What was begun is undone by the end of the attempt, although the error that is kept of it still holds all that was there."""
+
+    def stopped(n: int) -> None:
+        block = current.transaction()
+        mine = block.__enter__()
+        mine.execute(program.insert(n))
+        raise ValueError("as if it came from outside, between the two steps of a `with`")
+
+    with task_of(shop, stopped) as task:
+        record = shop.ran(task.enqueue(7))
+    assert record.state is State.DEAD
+    assert shop.marks() == []
+    nobody_holds_a_lock(shop)
