@@ -27,6 +27,8 @@ log = logging.getLogger("offload.worker")
 
 AGAIN_WITHIN = 0.5
 """Seconds within which, at random, a job is run again whose transaction met another one."""
+MOST_HANDED_BACK = 20
+"""So often a job is handed back unharmed; from then on such an error is a failure as any other, for a lock may be one that never passes."""
 
 
 class Completion:
@@ -58,13 +60,19 @@ class Completion:
         try:
             yield
         except Exception as error:
-            if not passing(error) or self._attempt.completed is not None:
+            if not passing(error) or self._attempt.completed is not None or self._handed_back >= MOST_HANDED_BACK:
                 raise
             self._attempt.in_doubt = False
             log.warning("job %s is handed back: its transaction met another one (%s)", self._attempt.job.id, error)
             raise Snooze(random.uniform(0.1, 1.0) * AGAIN_WITHIN) from error
         finally:
             self._attempt.completion = None
+
+    @property
+    def _handed_back(self) -> int:
+        """How often the job was claimed without an attempt or a crash that counts, for whatever reason."""
+        lease = self._attempt.lease
+        return lease.claim - lease.attempt - lease.crashes
 
     @contextmanager
     def joined(self, adapter: SyncAdapter | AsyncAdapter) -> Generator[None]:

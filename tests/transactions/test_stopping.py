@@ -28,7 +28,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def task_of(shop: Shop, function: Any, **options: Any) -> Iterator[Any]:
-    task = shop.app.task(retry=NEVER, **options)(function)
+    task = shop.app.task(**{"retry": NEVER, **options})(function)
     try:
         yield task
     finally:

@@ -17,7 +17,8 @@ from offload import BrokerError, Event, Offload, Retry, State, Worker, current
 from offload.broker import Session
 from offload.brokers.memory import MemoryBroker
 from offload.clock import SystemClock
-from offload.job import Beat, Due, Isolation, Job, Lease, Outcome, Pulse, Upkeep, WorkerInfo
+from offload.current import attempt_var
+from offload.job import Beat, Done, Due, Isolation, Job, Lease, Outcome, Pulse, Upkeep, WorkerInfo
 from offload.worker import patience
 
 pytestmark = pytest.mark.anyio
@@ -103,6 +104,7 @@ class ShakyBroker(MemoryBroker):
             raise BrokerError("session failed")
         try:
             async with super().session(worker) as session:
+                self.steady = session
                 yield ShakySession(session, self.failing, self.silent, self.calls)
         finally:
             if self.failing["leave"] > 0:
@@ -266,6 +268,29 @@ async def test_outcomes_whose_settling_lost_its_answer_are_no_lost_leases(
     assert told == Counter(handle.id for handle in handles)
     assert broker.silent["settle"] == 0
     assert "its lease was lost" not in caplog.text
+
+
+async def test_a_refused_outcome_whose_transaction_is_in_doubt_is_not_told_though_settling_was_repeated(
+    shaky: Offload, broker: ShakyBroker, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+
+    @shaky.on("retrying")
+    async def note(event: Event) -> None:
+        told.append(event.id)
+
+    @shaky.task
+    async def work() -> None:
+        attempt = attempt_var.get()
+        attempt.committing()
+        broker.failing["settle"] = 1
+        await broker.steady.settle([(attempt.lease, Done())])  # what the transaction did whose answer never came
+        raise OSError("the connection broke")
+
+    async with Worker(shaky):
+        record = await ended(await work.aenqueue())
+        await eventually(lambda: "contact was lost while its transaction was being committed" in caplog.text)
+    assert (record.state, told) == (State.SUCCEEDED, [])
 
 
 async def test_outcomes_of_a_session_that_died_meanwhile_are_lost(

@@ -120,11 +120,11 @@ def carried_out(work: Task[T], execute: Execute) -> T:
 
 @contextmanager
 def ended_by(commit: Callable[[], object], rollback: Callable[[], object]) -> Generator[None]:
-    """Commit at the end of the block, roll back on an error."""
+    """Commit at the end of the block, roll back on an error; also on one of the commit, after which SQLite's transaction is still open."""
     try:
         yield
+        commit()
     except BaseException:
         with suppress(Exception):  # a connection that is gone has rolled back; what went wrong is on its way
             rollback()
         raise
-    commit()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Literal, TypeVar
 
 import aiosqlite
 
 from offload.broker import Cursor
 from offload.connections.adapter import AsyncAdapter, Rows, Task
-from offload.connections.sqlite import SqliteAdapter
+from offload.connections.sqlite import SqliteAdapter, end
 
 T = TypeVar("T")
 
@@ -36,19 +36,26 @@ class AiosqliteAdapter(AsyncAdapter):
 
     async def run(self, work: Task[T]) -> T:
         """Carry out an operation in the transaction that is open; see `SyncAdapter.run`."""
-        return await asyncio.to_thread(self._inside().run, work)
+        inside = self._inside()
+        return await _in_thread(lambda: inside.run(work))
 
     @asynccontextmanager
     async def block(self) -> AsyncGenerator[None]:
         """A transaction, begun here if none is open."""
         inside = self._inside()
-        await asyncio.to_thread(inside.begin)
         try:
+            await _in_thread(inside.begin)
             yield
+            await self._end("commit")
         except BaseException:
-            await self._connection.rollback()
+            with suppress(Exception):  # a connection that is gone has rolled back; what went wrong is on its way
+                await self._end("rollback")
             raise
-        await self._connection.commit()
+
+    async def _end(self, how: Literal["commit", "rollback"]) -> None:
+        """In the connection's own thread, the only one that may ask sqlite3 for its mode."""
+        connection: Any = self._connection
+        await connection._execute(end, connection._conn, how)  # noqa: SLF001
 
 
 class _InThread(SqliteAdapter):
@@ -70,3 +77,17 @@ class _InThread(SqliteAdapter):
     async def _rows(self, sql: str, values: Any) -> Rows:
         async with self._connection.execute(sql, values) as cursor:
             return Rows(list(await cursor.fetchall()), cursor.rowcount)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Do it in a thread. A cancellation that comes meanwhile is raised at its end: a rollback before that would miss what it does then."""
+    thread = asyncio.ensure_future(asyncio.to_thread(work))
+    cancelled: asyncio.CancelledError | None = None
+    while not thread.done():
+        try:
+            await asyncio.wait({thread})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled from (None if thread.cancelled() else thread.exception())
+    return thread.result()

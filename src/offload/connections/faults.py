@@ -9,15 +9,18 @@ BUSY_SNAPSHOT = 517
 """SQLite: what the transaction has read is out of date. Waiting does not help; doing all of it again does."""
 PASSING = frozenset({"40001", "40P01"})
 """PostgreSQL: serialisation failure, deadlock."""
+WRAPPERS = frozenset({"django", "sqlalchemy", "offload"})
+"""Packages whose errors stand for the driver's errors that caused them."""
 
 
 def _within(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it wraps: SQLAlchemy's `orig`, Django's `__cause__`."""
+    """The error and what it wraps: SQLAlchemy's `orig`, Django's `__cause__`. Errors of a task raised from these are its own."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen
         inner = getattr(seen, "orig", None)
-        seen = inner if isinstance(inner, BaseException) else seen.__cause__
+        wraps = type(seen).__module__.partition(".")[0] in WRAPPERS
+        seen = inner if isinstance(inner, BaseException) else seen.__cause__ if wraps else None
 
 
 def _sqlite_code(error: BaseException) -> int:

@@ -141,11 +141,11 @@ class AsyncSqlalchemyAdapter(AsyncAdapter):
         await self._given.run_sync(self._begin)
         try:
             yield
+            await self._given.commit()
         except BaseException:
             with suppress(Exception):  # a connection that is gone has rolled back; what went wrong is on its way
                 await self._given.rollback()
             raise
-        await self._given.commit()
 
 
 def _given(values: Any) -> Any:

@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from offload.broker import Cursor
 from offload.connections.adapter import Rows, SyncAdapter, Task, ended_by
@@ -98,11 +98,11 @@ class SqliteAdapter(SyncAdapter):
 
     def commit(self) -> None:
         """Commit."""
-        self._connection.commit()
+        end(self._connection, "commit")
 
     def rollback(self) -> None:
         """Roll back."""
-        self._connection.rollback()
+        end(self._connection, "rollback")
 
     @contextmanager
     def block(self) -> Generator[None]:
@@ -110,3 +110,11 @@ class SqliteAdapter(SyncAdapter):
         self.begin()
         with ended_by(self.commit, self.rollback):
             yield
+
+
+def end(connection: Any, how: Literal["commit", "rollback"]) -> None:
+    """Commit or roll back. With `autocommit=True`, which Python 3.12 brought, the methods of that name do nothing."""
+    if getattr(connection, "autocommit", None) is not True:
+        getattr(connection, how)()
+    elif connection.in_transaction:
+        connection.execute(how)

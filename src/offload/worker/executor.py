@@ -189,7 +189,7 @@ class Executor:
             return self._stopped(attempt, error)
         finally:
             if attempt.completion is not None and attempt.block is not None:
-                pass  # MUT
+                attempt.block.close()
         return outcome if attempt.stop_reason is None else self._late(attempt, outcome)
 
     async def _through_middlewares(self, attempt: LocalAttempt) -> Outcome:

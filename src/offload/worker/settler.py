@@ -120,8 +120,8 @@ class Settler:
                 await asyncio.sleep(self._patience.failed(error))
                 continue
             self._patience.succeeded()
-            if lost and not (repeated and await self._lives_on()):
-                batch = self._without(lost, batch)
+            if lost:
+                batch = self._without(lost, batch, only_in_doubt=repeated and await self._lives_on())
             await self._news.settled(batch)
             return
         for attempt, outcome in batch:
@@ -139,11 +139,14 @@ class Settler:
             void.cancel()
         return not self._void.is_set()
 
-    def _without(self, lost: list[Lease], batch: list[tuple[LocalAttempt, Outcome]]) -> list[tuple[LocalAttempt, Outcome]]:
+    def _without(
+        self, lost: list[Lease], batch: list[tuple[LocalAttempt, Outcome]], *, only_in_doubt: bool
+    ) -> list[tuple[LocalAttempt, Outcome]]:
+        """What was recorded. With a transaction in doubt a refused outcome is not: the success was, or another worker has the job."""
         refused = {(lease.job.id, lease.claim) for lease in lost}
         kept: list[tuple[LocalAttempt, Outcome]] = []
         for attempt, outcome in batch:
-            if (attempt.job.id, attempt.lease.claim) in refused:
+            if (attempt.job.id, attempt.lease.claim) in refused and (attempt.in_doubt or not only_in_doubt):
                 self._news.lost(attempt, outcome)
             else:
                 kept.append((attempt, outcome))

@@ -185,6 +185,7 @@ async def test_a_marker_that_came_as_its_taker_was_cancelled_is_put_back(link: L
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         await eventually(lambda: server.ask("ZSCORE", MARKS.decode(), "work") == b"7")
+        await eventually(lambda: server.ask("PTTL", MARKS.decode()) != -1)
         server.ask("DEL", MARKS.decode())
 
 
@@ -306,6 +307,22 @@ async def test_a_connection_cut_in_mid_call_is_made_anew_and_the_call_repeated(p
         proxy.cut_after(0 if answers else 20, answers=answers)
         assert await link.call("add", 1) == (2 if answers else 1)  # repeated although it was done: callers' operations are made for that
         assert proxy.cuts == 1
+
+
+async def test_a_call_that_answers_otherwise_the_second_time_is_not_repeated(proxy: Proxy, server: RedisServer) -> None:
+    async with linked(proxy.through(server.url)) as link:
+        await link.call("read")
+        proxy.cut_after(len(b"+PONG\r\n:"), answers=True)  # in the midst of the answer, so it was done
+        with pytest.raises(BrokerError):
+            await link.call("add", 1, once=True)
+        assert proxy.cuts == 1
+        assert await link.call("read") == 1
+
+
+async def test_what_is_done_only_once_is_done_over_a_new_connection_where_the_old_one_is_gone(link: Link, server: RedisServer) -> None:
+    await link.call("add", 1)
+    server.ask("CLIENT", "KILL", "TYPE", "normal")
+    assert await link.call("add", 1, once=True) == 2
 
 
 async def test_calls_fail_while_the_server_is_away_and_work_when_it_is_back(own: RedisServer) -> None:

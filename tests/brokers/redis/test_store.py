@@ -15,7 +15,7 @@ from offload.clock import SystemClock
 from offload.errors import BrokerUnusable, SchemaTooNew
 from offload.job import Dead, Done, Filter, Progress, Pulse, Retried, State, UniqueKey
 from offload.testing.clock import TestClock
-from offload.testing.contract.fixtures import claim, failure, ids, info, job, rule, tick_job
+from offload.testing.contract.fixtures import claim, failure, ids, info, job, live, rule, tick_job
 from offload.testing.servers import RedisServer, valkey
 from offload.worker import Worker
 
@@ -191,3 +191,40 @@ async def test_a_key_that_is_spoiled_under_way_is_explained(
     each_redis.ask("SET", f"{{{fresh_name}}}:ready:default", "something else")
     with pytest.raises(BrokerUnusable, match="not Offload's; keep jobs under another"):
         await broker.enqueue([job(clock)])
+
+
+async def test_a_session_with_very_many_jobs_hands_all_back(broker: RedisBroker, clock: TestClock) -> None:
+    number = 20_000
+    for start in range(0, number, 4_000):
+        await broker.enqueue([job(clock, f"j{start + place}") for place in range(4_000)])
+    async with asyncio.timeout(20), broker.session(info()) as session:
+        taken = 0
+        while leases := await claim(session):
+            taken += len(leases)
+        assert taken == number
+    assert await broker.counts() == {"default": {State.READY: number}}
+
+
+async def test_a_session_of_which_nothing_is_known_any_more_ends_all_the_same(
+    broker: RedisBroker, clock: TestClock, each_redis: RedisServer, fresh_name: str
+) -> None:
+    await broker.enqueue([job(clock, "a")])
+    async with broker.session(info("other")) as other, broker.session(info("lost")) as lost:
+        await claim(lost)
+        each_redis.ask("DEL", f"{{{fresh_name}}}:session:{lost.id}")
+        assert [shown.id for shown in await broker.sessions()] == [other.id]
+        assert ids((await broker.get(["a"])).values()) == ["a"]
+        assert await live(clock, 60, other)
+        assert ids((await other.maintain()).touched) == ["a"]
+        assert each_redis.ask("HLEN", f"{{{fresh_name}}}:beats") == 1
+        assert ids(await claim(other)) == ["a"]
+
+
+async def test_a_session_of_which_nothing_is_known_any_more_leaves(
+    broker: RedisBroker, clock: TestClock, each_redis: RedisServer, fresh_name: str
+) -> None:
+    await broker.enqueue([job(clock, "a")])
+    async with asyncio.timeout(10), broker.session(info()) as lost:
+        await claim(lost)
+        each_redis.ask("DEL", f"{{{fresh_name}}}:session:{lost.id}")
+    assert await broker.counts() == {"default": {State.READY: 1}}

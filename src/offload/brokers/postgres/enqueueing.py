@@ -224,6 +224,7 @@ class Storing:
             if n not in taken:
                 raise Doubt
             past = taken[n]
+        self._known[row.id] = (row.task, new.payload.decode())
         extra = row.extra if new.run_at == old.run_at else extra_text(new)
         yield from self._tx.do("replace_job", n=n, payload=new.payload.decode(), due=due, extra=extra)
         if moving:

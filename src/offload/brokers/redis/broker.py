@@ -117,7 +117,7 @@ class RedisBroker(Store):
         wanted = list(dict.fromkeys(ids))
         done: set[str] = set()
         for start in range(0, len(wanted), PAGE):
-            done.update(id.decode() for id in await self._script.tell(operation, *words, *wanted[start : start + PAGE]))
+            done.update(id.decode() for id in await self._script.tell(operation, *words, *wanted[start : start + PAGE], once=True))
         return done
 
     async def cancel(self, ids: Sequence[str]) -> set[str]:
@@ -168,7 +168,7 @@ class RedisBroker(Store):
 
     async def unschedule(self, name: str) -> bool:
         """Remove a schedule."""
-        return bool(await self._script.tell("unschedule", name))
+        return bool(await self._script.tell("unschedule", name, once=True))
 
     async def pause_schedule(self, name: str, paused: bool, next_at: datetime | None = None) -> bool:
         """Pause or resume a schedule."""
@@ -176,7 +176,7 @@ class RedisBroker(Store):
 
     async def fire(self, name: str, job: Job) -> str | None:
         """Enqueue an extra job of a schedule."""
-        refusal, id = await self._script.tell("fire", name, job.id, tail(job))
+        refusal, id = await self._script.tell("fire", name, job.id, tail(job), once=True)
         if refusal:
             refuse(refusal)
         return None if id is None else id.decode()

@@ -31,6 +31,8 @@ CONFIRM = 3.0
 """Seconds for which replicas and disks are waited for, where `durability` asks for them."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between a patient call's tries, doubling from one to the other, with jitter."""
+BELL = 60_000
+"""Milliseconds that a member which was put back is kept, as in the script: whoever has not listened for so long never will."""
 UNBLOCK_AGAIN = 0.005
 """Seconds after which a waiting connection is interrupted again, when the server had not yet read what it was to wait for."""
 
@@ -116,7 +118,7 @@ class Confirmation:
 
 
 class Link:
-    """One event loop's way to the server that holds the jobs of `address`. All its calls are safe to repeat, and it repeats some."""
+    """One event loop's way to the server that holds the jobs of `address`. It repeats calls that were cut, but for those made `once`."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -156,15 +158,16 @@ class Link:
         """What the server says about itself (INFO)."""
         return _parsed(await self._reached(("INFO",), patient=patient))
 
-    async def call(self, operation: str, *arguments: Word, patient: bool = False, confirm: bool = True) -> Any:
+    async def call(self, operation: str, *arguments: Word, patient: bool = False, confirm: bool = True, once: bool = False) -> Any:
         """What `operation` of the script answers: KEYS[1] is the address's key prefix, ARGV[1] the operation, the arguments follow.
 
         With `patient` it is tried again, with jitter, until the address's `timeout` has passed. With `confirm`, and where the address
         asks for durability, returns when replicas and disks have what was written; readers, and what may be lost because it
-        would be done again, do without. Raises BrokerError, BrokerUnusable; the operation may have been carried out or not.
+        would be done again, do without. With `once` it is not sent again where it may have been carried out, for what answers otherwise
+        the second time. Raises BrokerError, BrokerUnusable; the operation may have been carried out or not.
         """
         words = ("EVALSHA", script()[1], 1, self.address.key, operation, *arguments)
-        return await self._reached(words, patient=patient, confirm=confirm and bool(self.address.durability))
+        return await self._reached(words, patient=patient, confirm=confirm and bool(self.address.durability), once=once)
 
     async def command(self, *words: Word) -> Any:
         """What the server answers to a command: bytes, integers, lists, None. Raises BrokerError, BrokerUnusable."""
@@ -191,11 +194,11 @@ class Link:
 
     # --- one call
 
-    async def _reached(self, words: Sequence[Word], *, patient: bool = False, confirm: bool = False) -> Any:
+    async def _reached(self, words: Sequence[Word], *, patient: bool = False, confirm: bool = False, once: bool = False) -> Any:
         """Ask, and again as long as `patient` allows."""
         if not patient:
             try:
-                return await self._asked(words, confirm=confirm)
+                return await self._asked(words, confirm=confirm, once=once)
             except (Cut, Refusal) as failure:
                 self._fail(failure)
         limit = self.address.timeout
@@ -216,13 +219,15 @@ class Link:
             text = str(last) if last is not None else f"{self.address}: no answer"
             raise BrokerError(f"{text} (tried for {limit:g} seconds)") from (last.__cause__ if last is not None else error)
 
-    async def _asked(self, words: Sequence[Word], *, confirm: bool) -> Any:
+    async def _asked(self, words: Sequence[Word], *, confirm: bool, once: bool = False) -> Any:
         """Ask, and once more at once where the connection was an old one that is gone or the primary is elsewhere now."""
         known = self._calls.open
+        if once and known:
+            await self._asked(("PING",), confirm=False)  # so that an old connection that is gone is made anew before anything is asked
         try:
             return await self._answered(words, confirm=confirm)
         except Cut:
-            if not known:
+            if once or not known:
                 raise
         except Refusal as refusal:
             self._moved(self._calls, refusal)
@@ -302,7 +307,8 @@ class Link:
             return
         key, member, score = marker.result()
         if self._calls.wire is not None:
-            self._calls.wire.send(("ZADD", key, "NX", score, member)).add_done_callback(_heard)
+            for words in (("ZADD", key, "NX", score, member), ("PEXPIRE", key, BELL)):
+                self._calls.wire.send(words).add_done_callback(_heard)
 
     def _unblock(self, wire: Wire, marker: asyncio.Future[Any]) -> None:
         """Let the server wait no longer, without waiting for it: the reply to `marker` then comes at once."""

@@ -71,6 +71,7 @@ local END_ROW = '>BI4I4i8i8I2c0I2c0'  -- state, claim, attempt, started, finishe
 local STATES = { 'SUCCEEDED', 'DEAD', 'CANCELLED', 'EXPIRED' }
 local NUMBERS = { SUCCEEDED = 1, DEAD = 2, CANCELLED = 3, EXPIRED = 4 }
 local NOT_IN_TIME = 'not started in time'
+local UNKNOWN = 'unknown'             -- the worker of a session whose hash is gone
 
 local function server_time()
   local time = call('TIME')
@@ -168,6 +169,14 @@ end
 function fn.serves(entry, queue)
   local at = string.find(entry, '\n', 1, true)
   return at == #entry or string.find(entry, '\n' .. queue .. '\n', at, true) ~= nil
+end
+
+function fn.entries_of(session)
+  local found, start = {}, session .. '\n'
+  for _, entry in ipairs(call('ZRANGE', our.asleep, 0, -1)) do
+    if sub(entry, 1, #start) == start then found[#found + 1] = entry end
+  end
+  return found
 end
 
 function fn.sleepers(before)
@@ -1027,10 +1036,20 @@ function fn.runs_of(found)
   return runs
 end
 
+-- Some of what a session runs, members and rows in turn; nothing only when there is nothing. One HSCAN visits so many places of a hash and
+-- no more, and where jobs were taken from it before, they may all be empty.
+function fn.some_running(session)
+  local cursor, found = '0', nil
+  repeat
+    cursor, found = unpack(call('HSCAN', each.running .. session, cursor, 'COUNT', WINDOW))
+  until #found > 0 or cursor == '0'
+  return found
+end
+
 -- Takes about WINDOW jobs from a session that is gone: died, or left. Returns whether it has none any more.
 function fn.relieve(session, touched)
   local why, worker = string.match(call('HGET', our.orphans, session), '^(%a+)\n(.*)$')
-  for _, run in ipairs(fn.runs_of(call('HSCAN', each.running .. session, 0, 'COUNT', WINDOW)[2])) do
+  for _, run in ipairs(fn.runs_of(fn.some_running(session))) do
     fn.stop_running(session, run.member, run)
     local job = fn.find_job(sub(run.member, 7))
     if why == 'left' then
@@ -1054,14 +1073,14 @@ function fn.relieve(session, touched)
   return true
 end
 
--- Ends a session; what it runs is then taken from it.
+-- Ends a session; what it runs is then taken from it. What is known of it may be gone, evicted or deleted by hand: it ends all the same.
 function fn.bury(session, why)
-  local worker, entry = unpack(call('HMGET', each.session .. session, 'worker', 'asleep'))
+  local worker, known = unpack(call('HMGET', each.session .. session, 'worker', 'asleep'))
   call('DEL', each.session .. session, each.bell .. session)
   call('ZREM', our.sessions, session)
   call('HDEL', our.beats, session)
-  call('ZREM', our.asleep, entry)
-  call('HSET', our.orphans, session, why .. '\n' .. worker)
+  for _, entry in ipairs(known and { known } or fn.entries_of(session)) do call('ZREM', our.asleep, entry) end
+  call('HSET', our.orphans, session, why .. '\n' .. (worker or UNKNOWN))
 end
 
 function fn.rescue(touched)
@@ -1185,7 +1204,8 @@ function fn.prune()
   call('SET', our.pruned, fn.integer(now))
   local declared = {}
   for _, session in ipairs(call('ZRANGE', our.sessions, 0, -1)) do
-    for _, name in ipairs(cmsgpack.unpack(call('HGET', each.session .. session, 'declares'))) do declared[name] = true end
+    local declares = call('HGET', each.session .. session, 'declares')
+    for _, name in ipairs(declares and cmsgpack.unpack(declares) or {}) do declared[name] = true end
   end
   for _, name in ipairs(call('ZRANGE', our.schedules, 0, -1)) do
     local from_code, absent = unpack(call('HMGET', each.schedule .. name, 'declared', 'absent'))
@@ -1220,7 +1240,7 @@ function fn.known(job)
     reason = state ~= 'SUCCEEDED' and standing.reason
   elseif state == 'RUNNING' then
     past = fn.past_after(job, standing, call('HGET', each.session .. standing.session, 'worker')
-      or string.match(call('HGET', our.orphans, standing.session), '\n(.*)$'))
+      or string.match(call('HGET', our.orphans, standing.session) or '', '\n(.*)$') or UNKNOWN)
   elseif state == 'WAITING' then
     reason = 'behind ' .. standing.behind
   end
@@ -1318,8 +1338,8 @@ end
 function operations.leave()
   fn.insist()
   local session = ARGV[3]
-  if call('EXISTS', each.session .. session) == 1 then fn.bury(session, 'left') end
-  if call('HEXISTS', our.orphans, session) == 1 then fn.relieve(session, {}) end
+  if call('EXISTS', each.session .. session) == 1 or call('HEXISTS', our.orphans, session) == 0 then fn.bury(session, 'left') end
+  fn.relieve(session, {})
   return call('HLEN', each.running .. session)
 end
 
@@ -1730,7 +1750,7 @@ function operations.sessions()
   for _, session in ipairs(call('ZRANGE', our.sessions, 0, -1)) do
     local info, beat_at, started_at = unpack(call('HMGET', each.session .. session, 'info', 'beat_at', 'started_at'))
     local beat, running = call('HGET', our.beats, session), call('HLEN', each.running .. session)
-    found[#found + 1] = { session, info, tonumber(beat), tonumber(beat_at), tonumber(started_at), running }
+    if info and beat then found[#found + 1] = { session, info, tonumber(beat), tonumber(beat_at), tonumber(started_at), running } end
   end
   return found
 end

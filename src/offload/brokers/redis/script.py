@@ -32,9 +32,9 @@ class Script:
         """Ask for what may be done again when it is lost: reads, and what sessions do. Raises BrokerError."""
         return await self.link.call(operation, self._now(), *words, patient=patient, confirm=False)
 
-    async def tell(self, operation: str, *words: bytes | str | float, patient: bool = False) -> Any:
-        """Ask for what must not be lost: returns when it is as durable as the address asks for. Raises BrokerError."""
-        return await self.link.call(operation, self._now(), *words, patient=patient)
+    async def tell(self, operation: str, *words: bytes | str | float, patient: bool = False, once: bool = False) -> Any:
+        """Ask for what must not be lost: returns when it is as durable as the address asks for; see `Link.call`. Raises BrokerError."""
+        return await self.link.call(operation, self._now(), *words, patient=patient, once=once)
 
     def read_clock(self, now: int) -> None:
         """Take note of what the server's clock showed just now."""
