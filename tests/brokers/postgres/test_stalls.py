@@ -24,7 +24,7 @@ async def test_enqueues_that_give_up_leave_no_storm_of_connections(
     broker = await opens(f"{url}&timeout=0.2")
     blocker = await psycopg.AsyncConnection.connect(server.url)
     async with blocker:
-        await blocker.execute(f'lock table "{schema}".jobs in access exclusive mode')
+        await blocker.execute(f'lock table "{schema}".jobs in access exclusive mode'.encode())
         for round in range(3):
             calls = [broker.enqueue([job(clock, id=f"{round}-{n}")]) for n in range(10)]
             refused = await asyncio.gather(*calls, return_exceptions=True)

@@ -37,7 +37,7 @@ async def test_a_settle_that_meets_a_cancel_under_way_ends_the_attempt(
         lease = await claim_one(session)
         canceller = await psycopg.AsyncConnection.connect(server.url)
         async with canceller:
-            await canceller.execute(f'update "{schema}".running set cancel = true')
+            await canceller.execute(f'update "{schema}".running set cancel = true'.encode())
             settling = asyncio.create_task(session.settle([(lease, outcome)]))
             waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%running%'"
             await eventually(lambda: ask(waiting) != [(0,)] or settling.done())

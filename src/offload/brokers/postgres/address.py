@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from offload.errors import BadDeclaration
 
@@ -47,7 +48,7 @@ def address(url: str) -> Address:
     if not dsn.startswith("postgresql://"):  # without a host, `urlunsplit` leaves out the slashes
         dsn = dsn.replace("postgresql:", "postgresql://", 1)
     try:
-        psycopg.conninfo.conninfo_to_dict(dsn)
+        conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:  # whose words may hold the password
         raise BadDeclaration(f"{_shown(dsn)!r}: libpq cannot read this URL; check its host, port and options") from None
     pgbouncer = _switch(url, options, "pgbouncer", default=False)
