@@ -185,6 +185,11 @@ async def test_two_at_once_store_one(
         ("'t', unique_key => 'k', on_conflict => 'replace'", "other ways need Python"),
         ("'t', unique_key => 'k', unique_until => 'later'", "invalid input syntax for type interval"),
         ("'t', keep => null", "cannot be null"),
+        ("'t', keep => '9000 years'", "keep is at most 1000 years"),
+        ("'t', expires_in => '9000 years'", "between the years 1970 and 9999"),
+        ("'t', run_at => '20000-01-01Z'", "between the years 1970 and 9999"),
+        ("'t', run_at => '1869-01-01Z'", "between the years 1970 and 9999"),
+        ("'t', timeout => '0 s'", "timeout must be a positive interval"),
     ],
 )
 async def test_what_cannot_work_is_refused(broker: PostgresBroker, ask: Ask, arguments: str, said: str) -> None:

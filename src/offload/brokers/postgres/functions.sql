@@ -59,6 +59,14 @@ begin
     elsif enqueue.on_conflict is null or enqueue.on_conflict not in ('skip', 'raise') then
         raise exception 'enqueue: on_conflict is ''skip'' or ''raise'', not %; other ways need Python', quote_nullable(enqueue.on_conflict)
             using errcode = 'invalid_parameter_value';
+    elsif coalesce(due_at, moment) not between '1970-01-01Z' and '9999-01-01Z'
+        or coalesce(moment + enqueue.expires_in, moment) not between '1970-01-01Z' and '9999-01-01Z' then  -- what Python cannot read
+        raise exception 'enqueue: delay, run_at and expires_in must stay between the years 1970 and 9999'
+            using errcode = 'invalid_parameter_value';
+    elsif enqueue.keep > interval '1000 years' then
+        raise exception 'enqueue: keep is at most 1000 years, not %', enqueue.keep using errcode = 'invalid_parameter_value';
+    elsif enqueue.timeout <= interval '0' then
+        raise exception 'enqueue: timeout must be a positive interval, not %', enqueue.timeout using errcode = 'invalid_parameter_value';
     elsif enqueue.unique_until is null or enqueue.keep is null then
         raise exception 'enqueue: unique_until and keep cannot be null; leave them out' using errcode = 'invalid_parameter_value';
     end if;
