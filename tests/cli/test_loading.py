@@ -163,4 +163,4 @@ def test_a_pyproject_that_cannot_be_read_is_named(project: Project, monkeypatch:
 def test_a_url_that_no_broker_serves_is_a_mistake_of_the_caller(project: Project) -> None:
     result = project.run("jobs", "--url", "nonsense://x")
     assert result.exit_code == 2
-    assert "known are memory://, sqlite://" in result.stderr
+    assert "known are memory://, postgres://" in result.stderr

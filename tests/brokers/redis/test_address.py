@@ -150,5 +150,5 @@ def test_neither_text_nor_complaint_shows_the_password(url: str) -> None:
 
 def test_the_text_tells_servers_apart() -> None:
     assert str(Address.parse("redis://maria:secret@cache:6380/3?prefix=shop")) == "redis://cache:6380/3"
-    assert str(Address.parse("redis+sentinel://one,[::1]:7/mymaster/2")) == "redis+sentinel://one:26379,[::1]:7/mymaster/2"
+    assert str(Address.parse("redis+sentinel://one,two:7/mymaster/2")) == "redis+sentinel://one:26379,two:7/mymaster/2"
     assert str(Address.parse("redis+cluster://one,two:7")) == "redis+cluster://one:6379,two:7"
