@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
+from threading import BoundedSemaphore
 from typing import Any
 
 import psycopg
@@ -26,16 +28,19 @@ class Lender:
         self._idle: list[psycopg.Connection[Any]] = []
         self._aidle: list[psycopg.AsyncConnection[Any]] = []
         self._closed = False
+        self._places = BoundedSemaphore(MOST_KEPT)
+        self._aplaces = asyncio.Semaphore(MOST_KEPT)
 
     @contextmanager
     def lent(self) -> Generator[psycopg.Connection[Any]]:
         """A connection with a transaction begun, committed at the end. Only failures to connect are raised as ours."""
-        connection = self._taken()
-        try:
-            with connection.transaction():
-                yield connection
-        finally:
-            self._back(connection)
+        with self._places:
+            connection = self._taken()
+            try:
+                with connection.transaction():
+                    yield connection
+            finally:
+                self._back(connection)
 
     def _taken(self) -> psycopg.Connection[Any]:
         while self._idle:
@@ -66,12 +71,13 @@ class Lender:
     @asynccontextmanager
     async def alent(self) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:
         """`lent` for coroutines of the client's event loop."""
-        connection = await self._ataken()
-        try:
-            async with connection.transaction():
-                yield connection
-        finally:
-            await self._aback(connection)
+        async with self._aplaces:
+            connection = await self._ataken()
+            try:
+                async with connection.transaction():
+                    yield connection
+            finally:
+                await self._aback(connection)
 
     async def _aback(self, connection: psycopg.AsyncConnection[Any]) -> None:
         try:
@@ -106,4 +112,4 @@ class Lender:
 
 
 MOST_KEPT = 16
-"""The most idle connections kept for each, threads and coroutines."""
+"""The most connections lent at once to each, threads and coroutines; who comes later waits."""
