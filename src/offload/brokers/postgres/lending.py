@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from threading import BoundedSemaphore
@@ -28,6 +29,7 @@ class Lender:
         self._idle: list[psycopg.Connection[Any]] = []
         self._aidle: list[psycopg.AsyncConnection[Any]] = []
         self._closed = False
+        weakref.finalize(self, _close_all, self._idle)  # a program may end without closing its app
         self._places = BoundedSemaphore(MOST_KEPT)
         self._aplaces = asyncio.Semaphore(MOST_KEPT)
 
@@ -109,6 +111,11 @@ class Lender:
         while self._aidle:
             idle = self._aidle.pop()  # held by a name, or it would complain of its end before it is closed
             idle.pgconn.finish()
+
+
+def _close_all(idle: list[psycopg.Connection[Any]]) -> None:
+    while idle:
+        idle.pop().close()
 
 
 MOST_KEPT = 16
