@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import TypeAlias
 
 import pytest
 from tests.conftest import Starts
 
+from offload.broker import Session
 from offload.brokers.redis import connections
 from offload.brokers.redis.address import Address
 from offload.brokers.redis.connections import Link
 from offload.testing.servers import RedisServer, valkey
+
+Rung: TypeAlias = Callable[..., list[bool]]
+"""Which of some sessions are to wake up."""
 
 SCRIPT = """
 local key, operation = KEYS[1] .. 'test', ARGV[1]
@@ -51,3 +56,11 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
     """A script that counts, instead of the engine's: `add n`, `read`."""
     text = SCRIPT
     monkeypatch.setattr(connections, "script", lambda: (text, hashlib.sha1(text.encode()).hexdigest()))
+
+
+@pytest.fixture
+def rung(each_redis: RedisServer, fresh_name: str) -> Rung:
+    def rung(*sessions: Session) -> list[bool]:
+        return [each_redis.ask("EXISTS", f"{{{fresh_name}}}:bell:{session.id}") == 1 for session in sessions]
+
+    return rung

@@ -130,6 +130,14 @@ async def test_a_store_of_another_version_is_refused_and_left_alone(broker: Redi
     assert await contents(link, "offload") == before
 
 
+async def test_nothing_is_stored_where_a_key_is_spoiled(broker: RedisBroker, link: Link, server: RedisServer) -> None:
+    server.ask("SET", "{offload}:ready:spoiled", "something else")
+    before = await contents(link, "offload")
+    with pytest.raises(BrokerError, match="not Offload's"):
+        await enqueue(link, "a", "shop.welcome", "{}", "queue", "spoiled")
+    assert await contents(link, "offload") == before
+
+
 async def test_its_version_is_that_of_the_engine(broker: RedisBroker) -> None:
     assert f"local VERSION = {(await broker.inspect()).schema}\n" in SCRIPT
 
@@ -198,6 +206,13 @@ async def test_a_sleeping_worker_is_woken(broker: RedisBroker, link: Link, serve
                 await session.maintain()
                 leases = await session.fetch(None, 10, room)
         assert [lease.job.id for lease in leases] == ["a"]
+
+
+async def test_hundreds_who_serve_other_queues_hide_no_sleeper(broker: RedisBroker, link: Link, server: RedisServer) -> None:
+    server.ask("ZADD", "{offload}:asleep", *[word for number in range(250) for word in ("0", f"other{number}\nother\n")])
+    async with broker.session(WorkerInfo(name="w", host="h", pid=1, tasks={"shop.welcome": "async"}, queues=("mail",))) as session:
+        await enqueue(link, "a", "shop.welcome", "{}", "queue", "mail")
+        assert server.ask("EXISTS", f"{{offload}}:bell:{session.id}") == 1
 
 
 # --- Node.js

@@ -11,7 +11,7 @@ from offload.brokers.redis import RedisBroker
 from offload.errors import BrokerError
 from offload.job import Dead, Done, Job, Progress, Pulse, Release, Retried, State, UniqueKey
 from offload.testing.clock import TestClock
-from offload.testing.contract.fixtures import claim, failure, ids, info, job
+from offload.testing.contract.fixtures import claim, failure, ids, info, job, rule
 from offload.testing.servers import RedisServer, redis, valkey
 
 pytestmark = pytest.mark.anyio
@@ -92,3 +92,16 @@ async def test_people_can_cancel_and_delete(server: RedisServer, broker: RedisBr
     assert await broker.cancel(["a"]) == {"a"}
     assert await broker.delete(["a", "b"]) == {"a", "b"}
     assert await broker.counts() == {}
+
+
+async def test_people_can_hold_up_queues_and_schedules(server: RedisServer, broker: RedisBroker, clock: TestClock) -> None:
+    await broker.schedule(rule(), clock.now())
+    fill(server)
+    await broker.pause("default")
+    assert await broker.pause_schedule("report", True)
+    assert await broker.paused() == {"default"}
+    assert [record.paused for record in await broker.schedules()] == [True]
+    await broker.resume("default")
+    assert await broker.pause_schedule("report", False, clock.now())
+    assert await broker.paused() == set()
+    assert [record.paused for record in await broker.schedules()] == [False]

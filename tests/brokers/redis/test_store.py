@@ -193,6 +193,22 @@ async def test_a_key_that_is_spoiled_under_way_is_explained(
         await broker.enqueue([job(clock)])
 
 
+@pytest.mark.parametrize("unique", [None, UniqueKey("k", on_conflict="keep_last")], ids=["plain jobs", "jobs with keys"])
+async def test_nothing_is_stored_where_a_key_is_spoiled(
+    broker: RedisBroker, clock: TestClock, each_redis: RedisServer, fresh_name: str, unique: UniqueKey | None
+) -> None:
+    ready = f"{{{fresh_name}}}:ready:spoiled"
+    jobs = [job(clock, "a", unique=unique), job(clock, "b", unique=unique), job(clock, "c", queue="spoiled", timeout=unique and 5)]
+    each_redis.ask("SET", ready, "something else")
+    before = keys(each_redis, fresh_name) - {"sequence"}
+    with pytest.raises(BrokerUnusable, match="not Offload's; keep jobs under another"):
+        await broker.enqueue(jobs)
+    assert keys(each_redis, fresh_name) - {"sequence"} == before
+    each_redis.ask("DEL", ready)
+    assert await broker.enqueue(jobs) == ["a", "b", "c"]
+    assert ids(await broker.find(Filter(state=State.READY, queue="spoiled"), 10)) == ["c"]
+
+
 async def test_a_session_with_very_many_jobs_hands_all_back(broker: RedisBroker, clock: TestClock) -> None:
     number = 20_000
     for start in range(0, number, 4_000):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from time import monotonic
-from typing import TypeAlias
 
 import pytest
 from msgspec.structs import replace
+from tests.brokers.redis.conftest import Rung
 from tests.conftest import Eventually
 
-from offload.broker import Session
 from offload.brokers.redis import RedisBroker
 from offload.job import Done, Isolation, Release, WorkerInfo
 from offload.testing.clock import TestClock
@@ -20,8 +19,6 @@ from offload.testing.servers import RedisServer
 
 pytestmark = pytest.mark.anyio
 
-Rung: TypeAlias = Callable[..., list[bool]]
-"""Which of some sessions are to wake up."""
 FOR_OTHERS: dict[Isolation, int] = {"async": 0, "thread": 1, "process": 0}
 """Room for none of the tasks there are."""
 
@@ -41,14 +38,6 @@ async def broker(each_redis: RedisServer, fresh_name: str, clock: TestClock) -> 
 
 def serving(name: str, *queues: str) -> WorkerInfo:
     return replace(info(name), queues=queues or None)
-
-
-@pytest.fixture
-def rung(each_redis: RedisServer, fresh_name: str) -> Rung:
-    def rung(*sessions: Session) -> list[bool]:
-        return [each_redis.ask("EXISTS", f"{{{fresh_name}}}:bell:{session.id}") == 1 for session in sessions]
-
-    return rung
 
 
 async def test_only_who_serves_the_queue_is_woken(broker: RedisBroker, clock: TestClock, rung: Rung) -> None:
@@ -92,6 +81,19 @@ async def test_whoever_takes_all_that_he_may_wakes_another_for_the_rest(broker: 
         await broker.enqueue([job(clock, "d"), job(clock, "e")])
         assert await claim(one, 1)
         assert rung(two) == [True]
+
+
+async def test_hundreds_who_serve_other_queues_hide_no_sleeper(
+    broker: RedisBroker, clock: TestClock, rung: Rung, each_redis: RedisServer, fresh_name: str
+) -> None:
+    others = [word for number in range(250) for word in ("0", f"other{number}\nother\n")]
+    async with broker.session(serving("one", "mail")) as one, broker.session(serving("two", "mail")) as two:
+        each_redis.ask("ZADD", f"{{{fresh_name}}}:asleep", *others)
+        await broker.enqueue([job(clock, queue="mail")])
+        assert rung(one, two) == [True, False]
+        assert await claim(one, room=FOR_OTHERS) == []
+        assert rung(one, two) == [False, True]
+        assert each_redis.ask("ZCARD", f"{{{fresh_name}}}:asleep") == 251
 
 
 async def test_a_job_handed_back_wakes_who_looked_before(broker: RedisBroker, clock: TestClock) -> None:

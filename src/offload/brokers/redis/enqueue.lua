@@ -66,15 +66,19 @@ end
 local function wake(queue)
   if call('ZCARD', prefix .. 'asleep') == 0 then return end
   local before = '(' .. string.format('%.0f', call('INCR', prefix .. 'sequence'))
-  for _, entry in ipairs(call('ZRANGEBYSCORE', prefix .. 'asleep', '-inf', before, 'LIMIT', 0, 100)) do
-    local at = string.find(entry, '\n', 1, true)
-    if not queue or at == #entry or string.find(entry, '\n' .. queue .. '\n', at, true) then
-      local bell = prefix .. 'bell:' .. string.sub(entry, 1, at - 1)
-      call('ZREM', prefix .. 'asleep', entry)
-      call('ZADD', bell, 0, '1')
-      call('PEXPIRE', bell, 60000)
-      return
+  for first = 0, 9900, 100 do
+    local entries = call('ZRANGEBYSCORE', prefix .. 'asleep', '-inf', before, 'LIMIT', first, 100)
+    for _, entry in ipairs(entries) do
+      local at = string.find(entry, '\n', 1, true)
+      if not queue or at == #entry or string.find(entry, '\n' .. queue .. '\n', at, true) then
+        local bell = prefix .. 'bell:' .. string.sub(entry, 1, at - 1)
+        call('ZREM', prefix .. 'asleep', entry)
+        call('ZADD', bell, 0, '1')
+        call('PEXPIRE', bell, 60000)
+        return
+      end
     end
+    if #entries < 100 then return end
   end
 end
 
@@ -95,6 +99,7 @@ if known then
   return 0
 end
 
+call('ZCARD', prefix .. 'ready:' .. options.queue) -- which fails now, before anything is stored, where another's key is in the way
 call('SET', prefix .. 'version', VERSION, 'NX')
 local time = call('TIME')
 local now = time[1] * SECOND + time[2]
@@ -104,9 +109,14 @@ local rank, number = 100 - tonumber(options.priority), call('INCR', prefix .. 's
 local member = struct.pack('>I6', number) .. id
 local tail = struct.pack(TAIL, now, tonumber(options.keep), rank, #options.queue, #task, #rare)
 
-call('HSET', prefix .. 'jobs', id, struct.pack(HEAD, number, number, now) .. tail .. options.queue .. task .. rare .. payload)
+local outline = struct.pack(HEAD, number, number, now) .. tail .. options.queue .. task .. rare
+
+call('HSET', prefix .. 'jobs', id, outline .. payload)
 call('ZADD', prefix .. 'all', string.format('%.0f', now), member)
-if #payload > LARGE_BYTES then call('ZADD', prefix .. 'large', #payload, member) end
+if #payload > LARGE_BYTES then
+  call('ZADD', prefix .. 'large', #payload, member)
+  call('HSET', prefix .. 'outlines', id, outline)
+end
 if due and due > now then
   call('ZADD', prefix .. 'scheduled', string.format('%.0f', due), member)
   call('HINCRBY', prefix .. 'counts', 'SCHEDULED\n' .. options.queue, 1)

@@ -19,6 +19,8 @@
 --   all               ZSET   member by the time it was enqueued: every job there is
 --   expiring          ZSET   member by the time it expires, of jobs that have never started
 --   large             ZSET   member by its bytes, of jobs with a large payload
+--   outlines          HASH   id -> its row without the payload, of jobs with a large one: most of what is done to jobs, such as to pass
+--                            over a thousand, needs no more, and to read so many payloads would hold up the server for a second
 --   errors, steps, progress  HASH   id -> what its attempts left
 --   counts            HASH   STATE\n<queue> -> number, but for READY
 --   keys              HASH   unique key -> who holds it; `freeing` ZSET key by the time it frees itself
@@ -51,12 +53,14 @@ end })
 local SCHEMA = 1
 local SECOND = 1000000
 local KEEP = 30 * 86400 * SECOND      -- how long records of dead, cancelled and expired jobs are kept
-local WINDOW = 1000                   -- the most jobs that one call looks at, or moves
+local WINDOW = 1000                   -- the most jobs that one call moves, or looks at in one queue
+local VISIT = 4                       -- looking into a queue costs the server as much as looking at so many jobs
 local NEVER = -2 ^ 62                 -- where a time is missing
 local BAND = 2 ^ 45                   -- places in one priority: enough for 35,000 jobs a second over 30 years
 local LARGE_BYTES = 16 * 1024
 local CRASHES_BEFORE_ISOLATION = 2
 local MOST_ROUSED = 4                 -- sleepers woken at once for one queue; each wakes another while there is work left
+local MOST_ASKED = 10000              -- how often one call asks whether a sleeper serves a queue
 local BELL_MS = 60000                 -- a sleeper that has not listened for so long never will
 
 -- A row: n, its position when it was stored, since when it is ready; then, as it comes from the client, when it was enqueued, seconds to
@@ -82,6 +86,7 @@ local now = ARGV[2] ~= '' and tonumber(ARGV[2]) or server_time()
 
 -- What is gathered while an operation runs and done at its end, unless all is taken back.
 local tally, news, ended, stirred = {}, {}, {}, false
+local outlined -- whether any job has an outline, once that was asked
 local undo -- while set: what takes back what was written, the newest last
 
 
@@ -140,6 +145,13 @@ function fn.insist()
   call('HDEL', our.orphans, '')
 end
 
+-- The values from the one at `first` on; Lua's own `unpack` knows no more than 8,000.
+function fn.slice(values, first)
+  local found = {}
+  for i = first, #values do found[#found + 1] = values[i] end
+  return found
+end
+
 function fn.count(state, queue, by)
   local field = state .. '\n' .. queue
   tally[field] = (tally[field] or 0) + by
@@ -179,38 +191,48 @@ function fn.entries_of(session)
   return found
 end
 
+-- Who has been asleep since before a number was given, by place, the longest first. Read in pages: one of the first nearly always serves.
 function fn.sleepers(before)
-  return call('ZRANGEBYSCORE', our.asleep, '-inf', '(' .. fn.integer(before), 'LIMIT', 0, 100)
+  local found, read_so_far = {}, 0
+  return function(place)
+    if place > #found and #found == read_so_far then
+      local page = call('ZRANGEBYSCORE', our.asleep, '-inf', '(' .. fn.integer(before), 'LIMIT', read_so_far, 100)
+      for _, entry in ipairs(page) do found[#found + 1] = entry end
+      read_so_far = read_so_far + 100
+    end
+    return found[place]
+  end
 end
 
 -- Wakes who serves the queues that got jobs: a few, as each wakes another while it leaves something to do.
 function fn.spread_news()
   if not (stirred or next(news)) or call('ZCARD', our.asleep) == 0 then return end
-  local entries, roused = fn.sleepers(fn.next_number()), {}
+  local sleeper, chosen, left = fn.sleepers(fn.next_number()), {}, MOST_ASKED
   for queue, jobs in pairs(news) do
-    local wanted = math.min(jobs, MOST_ROUSED)
-    for _, entry in ipairs(entries) do
-      if wanted == 0 then break end
-      if not roused[entry] and fn.serves(entry, queue) then
-        roused[entry] = true
+    local wanted, place = math.min(jobs, MOST_ROUSED), 1
+    while wanted > 0 and left > 0 and sleeper(place) do
+      local entry = sleeper(place)
+      if not chosen[entry] and fn.serves(entry, queue) then
+        chosen[entry] = true
         wanted = wanted - 1
-        fn.rouse(entry)
       end
+      place, left = place + 1, left - 1
     end
   end
-  if stirred and not next(roused) and entries[1] then fn.rouse(entries[1]) end
+  if stirred and not next(chosen) and sleeper(1) then chosen[sleeper(1)] = true end
+  for entry in pairs(chosen) do fn.rouse(entry) end
 end
 
 -- Wakes one more where ready jobs are left, of those who have not looked since the last job came: so this ends.
 function fn.pass_on()
   if call('ZCARD', our.asleep) == 0 then return end
-  local entries = fn.sleepers(tonumber(call('GET', our.sequence) or 0))
-  if #entries == 0 then return end
+  local sleeper, left = fn.sleepers(tonumber(call('GET', our.sequence) or 0)), MOST_ASKED
+  if not sleeper(1) then return end
   for _, queue in ipairs(call('ZRANGE', our.queues, 0, WINDOW)) do
-    if call('SISMEMBER', our.paused, queue) == 0 then
-      for _, entry in ipairs(entries) do
-        if fn.serves(entry, queue) then return fn.rouse(entry) end
-      end
+    local place, paused = 1, call('SISMEMBER', our.paused, queue) == 1
+    while not paused and left > 0 and sleeper(place) do
+      if fn.serves(sleeper(place), queue) then return fn.rouse(sleeper(place)) end
+      place, left = place + 1, left - 1
     end
   end
 end
@@ -260,18 +282,50 @@ function fn.read_job(id, row)
   }
 end
 
+function fn.any_outlined()
+  if outlined == nil then outlined = call('EXISTS', our.outlines) == 1 end
+  return outlined
+end
+
+-- The rows of jobs, or their outlines where they have one; false for each that is unknown.
+function fn.rows_of(ids)
+  if not fn.any_outlined() then return call('HMGET', our.jobs, unpack(ids)) end
+  local rows, others, places = call('HMGET', our.outlines, unpack(ids)), {}, {}
+  for i, row in ipairs(rows) do
+    if not row then
+      others[#others + 1] = ids[i]
+      places[#places + 1] = i
+    end
+  end
+  for i, row in ipairs(#others > 0 and call('HMGET', our.jobs, unpack(others)) or {}) do rows[places[i]] = row end
+  return rows
+end
+
+-- What is known of a job; for a large payload see `complete`.
 function fn.find_job(id)
-  local row = call('HGET', our.jobs, id)
+  local row = fn.any_outlined() and call('HGET', our.outlines, id) or call('HGET', our.jobs, id)
   return row and fn.read_job(id, row)
 end
 
+-- The job with its payload, whether that is large or not.
+function fn.complete(job)
+  if job.payload > #job.row then job.row = call('HGET', our.jobs, job.id) or job.row end
+  return job
+end
+
 function fn.payload_of(job)
-  return sub(job.row, job.payload)
+  return sub(fn.complete(job).row, job.payload)
 end
 
 function fn.note_size(job)
   local size = #job.row - job.payload + 1
-  if size > LARGE_BYTES then fn.stand(our.large, size, job.member) else fn.leave(our.large, job.member) end
+  if size > LARGE_BYTES then
+    fn.stand(our.large, size, job.member)
+    fn.put(our.outlines, job.id, sub(job.row, 1, job.payload - 1))
+  elseif call('ZSCORE', our.large, job.member) then
+    fn.leave(our.large, job.member)
+    fn.drop(our.outlines, job.id)
+  end
 end
 
 -- Writes a job anew with another payload and what `job.rare` is now.
@@ -496,7 +550,7 @@ local AT_DELETION = { started = true, finished = true, time = true }
 function fn.forget(ids, members)
   fn.many('HDEL', our.jobs, ids)
   fn.many('ZREM', our.all, members)
-  for _, key in ipairs({ our.past, our.ends, our.errors, our.steps, our.progress }) do
+  for _, key in ipairs({ our.past, our.ends, our.errors, our.steps, our.progress, our.outlines }) do
     if call('EXISTS', key) == 1 then fn.many('HDEL', key, ids) end
   end
   if call('EXISTS', our.large) == 1 then fn.many('ZREM', our.large, members) end
@@ -550,7 +604,7 @@ end
 function fn.store_plain(ids, tails)
   local position = call('INCRBY', our.sequence, #ids) - #ids + 1
   local head = sub(pack(HEAD, 0, position, now), 7)
-  local moments, places, rows, all, lines, large = {}, {}, {}, {}, {}, {}
+  local moments, places, rows, all, lines, large, outlines = {}, {}, {}, {}, {}, {}, {}
   for i, id in ipairs(ids) do
     local tail = tails[i]
     local enqueued, _, band, q, t, _, at = read(TAIL, tail)
@@ -561,17 +615,23 @@ function fn.store_plain(ids, tails)
     if not line then
       line = {}
       lines[queue] = line
+      call('ZCARD', each.ready .. queue) -- which fails now, before anything is stored, where another's key is in the way
     end
     rows[2 * i - 1], rows[2 * i] = id, n .. head .. tail
     all[2 * i - 1], all[2 * i] = moments[enqueued], member
     line[#line + 1] = places[band]
     line[#line + 1] = member
     local size = #tail - TAIL_BYTES - q - t
-    if size > LARGE_BYTES then large[member] = size end
+    if size > LARGE_BYTES then
+      large[member] = size
+      outlines[#outlines + 1] = id
+      outlines[#outlines + 1] = n .. head .. sub(tail, 1, -size - 1)
+    end
   end
   fn.many('HSET', our.jobs, rows)
   fn.many('ZADD', our.all, all)
   for member, size in pairs(large) do call('ZADD', our.large, size, member) end
+  fn.many('HSET', our.outlines, outlines)
   for queue, line in pairs(lines) do
     fn.many('ZADD', each.ready .. queue, line)
     call('ZADD', our.queues, 0, queue)
@@ -669,6 +729,17 @@ function fn.store(id, tail)
   return id
 end
 
+-- Stores jobs with care, one after the other. Returns the ids that stand for them, or nil and why the next cannot be stored.
+function fn.store_each(ids, tails)
+  local standing = {}
+  for i, id in ipairs(ids) do
+    local refusal
+    standing[i], refusal = fn.store(id, tails[i])
+    if refusal then return nil, refusal end
+  end
+  return standing
+end
+
 -- Stores jobs, all or none: ARGV from `first` on are their ids and tails in turn. Returns the ids that stand for them, or nil and why not.
 function fn.store_all(first)
   local ids, tails = {}, {}
@@ -682,17 +753,11 @@ function fn.store_all(first)
     return ids
   end
   undo = {}
-  local standing = {}
-  for i, id in ipairs(ids) do
-    local refusal
-    standing[i], refusal = fn.store(id, tails[i])
-    if refusal then
-      fn.take_back()
-      return nil, refusal
-    end
-  end
+  local whole, standing, refusal = pcall(fn.store_each, ids, tails)
+  if refusal or not whole then fn.take_back() end
   undo = nil
-  return standing
+  if not whole then error(standing, 0) end -- such as where another's key is in the way
+  return standing, refusal
 end
 
 
@@ -709,11 +774,23 @@ function fn.tasks_of(session)
   })
 end
 
+-- The tasks of jobs set aside, by queue.
+function fn.tasks_aside()
+  local found = {}
+  for _, name in ipairs(call('ZRANGE', our.asides, 0, -1)) do
+    local at = string.find(name, '\0', 1, true)
+    local queue = sub(name, 1, at - 1)
+    found[queue] = found[queue] or {}
+    table.insert(found[queue], sub(name, at + 1))
+  end
+  return found
+end
+
 -- The lines of a queue that a session serves: the ready line and those of jobs set aside whose task it knows.
 function fn.lines_of(queue, asides, tasks)
   local lines = { each.ready .. queue }
-  for _, name in ipairs(asides) do
-    if sub(name, 1, #queue + 1) == queue .. '\0' and tasks[sub(name, #queue + 2)] then lines[#lines + 1] = each.aside .. name end
+  for _, task in ipairs(asides[queue] or {}) do
+    if tasks[task] then lines[#lines + 1] = each.aside .. queue .. '\0' .. task end
   end
   return lines
 end
@@ -744,7 +821,7 @@ function fn.set_aside(job, place)
   news[job.queue] = (news[job.queue] or 0) + 1
 end
 
--- Leases a job that has something rare, or something behind it.
+-- Leases a job that has something rare, something behind it, or a large payload.
 function fn.lease_with_care(claim, job, past, has_past)
   if past.claim == 0 and job.rare.expires_at then fn.leave(our.expiring, job.member) end
   local flags = (has_past and HAS_PAST or 0) + ((job.rare.key or job.rare.schedule) and KEYED or 0)
@@ -752,7 +829,7 @@ function fn.lease_with_care(claim, job, past, has_past)
   running[#running + 1] = job.member
   running[#running + 1] = pack(RUN_ROW, past.claim + 1, now, flags) .. job.queue
   leases[#leases + 1] = job.member
-  leases[#leases + 1] = job.row
+  leases[#leases + 1] = fn.complete(job).row
   if past.claim > 0 then
     local again = claim.again
     again[#again + 1] = { #leases / 2, past.claim + 1, past.attempt + 1, past.crashes, call('HGET', our.steps, job.id) }
@@ -790,7 +867,7 @@ function fn.take_plain(claim, queue, members, rows, pasts, most)
   for i, row in ipairs(rows) do
     if not row or pasts[i] or i > most then return i - 1 end
     local q, t, r, at = read(LENGTHS, row, LENGTHS_AT)
-    if r > 0 then return i - 1 end
+    if r > 0 or at + q + t > #row then return i - 1 end -- also where the row is an outline
     local isolation = tasks[sub(row, at + q, at + q + t - 1)]
     local left = isolation and room[isolation] or 0
     if left <= 0 then return i - 1 end
@@ -838,10 +915,11 @@ function fn.candidates_of(claim, lines, most, passed)
   if #members == 0 then return members end
   local ids = {}
   for i, member in ipairs(members) do ids[i] = sub(member, 7) end
-  return members, of, call('HMGET', our.jobs, unpack(ids)), claim.have_past and call('HMGET', our.past, unpack(ids)) or {}
+  return members, of, fn.rows_of(ids), claim.have_past and call('HMGET', our.past, unpack(ids)) or {}
 end
 
--- Takes up to `limit` jobs of one queue. Looks at the first `limit`, and further only while none could be taken.
+-- Takes up to `limit` jobs of one queue. Looks at the first `limit`, and further only while none could be taken. Returns how many it took,
+-- and how many it looked at.
 function fn.claim_from(claim, queue, limit)
   local lines = fn.lines_of(queue, claim.asides, claim.tasks)
   local most, passed = math.max(WINDOW, limit), { number = 0 }
@@ -865,22 +943,35 @@ function fn.claim_from(claim, queue, limit)
     fn.take_from_lines(members, of, last, passed)
   end
   if taken > 0 then fn.count('RUNNING', queue, taken) end
-  return taken
+  return taken, looked
+end
+
+-- Takes up to `limit` jobs of queues, in their order. What one call looks at in vain is bounded over all queues, for nothing else is served
+-- meanwhile. Returns how many it took, and the queues that it did not come to for that reason.
+function fn.claim_from_each(claim, queues, limit)
+  local taken, vain = 0, 0
+  for i, queue in ipairs(queues) do
+    if taken >= limit then break end
+    if vain >= WINDOW then return taken, fn.slice(queues, i) end
+    vain = vain + VISIT
+    if call('SISMEMBER', our.paused, queue) == 0 then
+      local got, looked = fn.claim_from(claim, queue, limit - taken)
+      taken, vain = taken + got, vain + looked - got
+    end
+  end
+  return taken, {}
 end
 
 -- All queues that have something ready, by name, starting with another one each turn.
-function fn.rotated(turn)
+function fn.rotated(turn, asides)
   local names = call('ZRANGE', our.queues, 0, -1)
-  local asides = call('ZRANGE', our.asides, 0, -1)
-  if #asides > 0 then
-    local known = {}
+  if next(asides) then
+    local known, number = {}, #names
     for _, name in ipairs(names) do known[name] = true end
-    for _, aside in ipairs(asides) do
-      local queue = sub(aside, 1, string.find(aside, '\0', 1, true) - 1)
+    for queue in pairs(asides) do
       if not known[queue] then names[#names + 1] = queue end
-      known[queue] = true
     end
-    table.sort(names)
+    if #names > number then table.sort(names) end
   end
   local start = #names > 0 and turn % #names or 0
   local queues = {}
@@ -1046,10 +1137,11 @@ function fn.some_running(session)
   return found
 end
 
--- Takes about WINDOW jobs from a session that is gone: died, or left. Returns whether it has none any more.
+-- Takes about WINDOW jobs from a session that is gone: died, or left. Returns whether it has none any more, and how many were taken.
 function fn.relieve(session, touched)
   local why, worker = string.match(call('HGET', our.orphans, session), '^(%a+)\n(.*)$')
-  for _, run in ipairs(fn.runs_of(fn.some_running(session))) do
+  local runs = fn.runs_of(fn.some_running(session))
+  for _, run in ipairs(runs) do
     fn.stop_running(session, run.member, run)
     local job = fn.find_job(sub(run.member, 7))
     if why == 'left' then
@@ -1067,10 +1159,10 @@ function fn.relieve(session, touched)
       end
     end
   end
-  if call('EXISTS', each.running .. session) == 1 then return false end
+  if call('EXISTS', each.running .. session) == 1 then return false, #runs end
   call('DEL', each.stops .. session)
   call('HDEL', our.orphans, session)
-  return true
+  return true, #runs
 end
 
 -- Ends a session; what it runs is then taken from it. What is known of it may be gone, evicted or deleted by hand: it ends all the same.
@@ -1084,10 +1176,11 @@ function fn.bury(session, why)
 end
 
 function fn.rescue(touched)
-  local all = true
+  local all, moved = true, 0
   for _, session in ipairs(call('HKEYS', our.orphans)) do
-    if #touched >= WINDOW then return false end
-    all = fn.relieve(session, touched) and all
+    if moved >= WINDOW then return false end
+    local relieved, number = fn.relieve(session, touched)
+    all, moved = relieved and all, moved + number
   end
   return all
 end
@@ -1124,7 +1217,7 @@ function fn.forget_old()
       local ids = {}
       for i, member in ipairs(members) do ids[i] = sub(member, 7) end
       call('ZREM', each.done .. state, unpack(members))
-      for _, row in ipairs(call('HMGET', our.jobs, unpack(ids))) do
+      for _, row in ipairs(fn.rows_of(ids)) do
         if row then fn.count(state, fn.read_job('', row).queue, -1) end
       end
       fn.forget(ids, members)
@@ -1136,10 +1229,12 @@ end
 
 -- Keys free themselves when they are next asked for; those that nobody asks for go a day after, so that a clock set back finds them.
 function fn.drop_stale_keys()
-  for _, key in ipairs(call('ZRANGEBYSCORE', our.freeing, '-inf', fn.integer(now - 86400 * SECOND), 'LIMIT', 0, WINDOW)) do
+  local stale = call('ZRANGEBYSCORE', our.freeing, '-inf', fn.integer(now - 86400 * SECOND), 'LIMIT', 0, WINDOW)
+  for _, key in ipairs(stale) do
     call('ZREM', our.freeing, key)
     fn.held(key)
   end
+  return #stale
 end
 
 function fn.first_score(key)
@@ -1245,7 +1340,7 @@ function fn.known(job)
     reason = 'behind ' .. standing.behind
   end
   return {
-    job.id, job.row, state, past.attempt, past.crashes, fn.optional(past.started), past.worker ~= '' and past.worker,
+    job.id, fn.complete(job).row, state, past.attempt, past.crashes, fn.optional(past.started), past.worker ~= '' and past.worker,
     fn.optional(past.due), fn.optional(finished), reason, result, state == 'RUNNING' and fn.has(standing.flags, STOP) and 1 or 0,
     call('HGET', our.errors, job.id), call('HGET', our.steps, job.id), call('HGET', our.progress, job.id),
   }
@@ -1343,31 +1438,32 @@ function operations.leave()
   return call('HLEN', each.running .. session)
 end
 
--- session, call, turn, limit, room of async, thread, process, how it sleeps, then the queues to serve, or none for all
--- -> 'gone', 'late', or (member, row)... and, for those claimed before, {place, claim, attempt, crashes, steps}
+-- session, call, turn, limit, room of async, thread, process, how it sleeps, whether it goes on where the call before ended, then the
+-- queues to serve, or none for all
+-- -> 'gone', 'late', or (member, row)...; for those claimed before, {place, claim, attempt, crashes, steps}; the queues not come to
 function operations.fetch()
   local session, number, turn, limit = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
-  local asleep = ARGV[10]
+  local asleep, goes_on = ARGV[10], ARGV[11] == '1'
+  local since = goes_on and call('ZSCORE', our.asleep, asleep)
   call('ZREM', our.asleep, asleep)
   local void, doubt = fn.take_turn(session, number)
   if void or doubt then return void or 'late' end
-  call('DEL', each.bell .. session) -- before looking, so that a ring from here on is heard
+  if not goes_on then call('DEL', each.bell .. session) end -- before looking, so that a ring from here on is heard
   local claim = {
     tasks = fn.tasks_of(session),
     room = { async = tonumber(ARGV[7]), thread = tonumber(ARGV[8]), process = tonumber(ARGV[9]) },
-    asides = call('ZRANGE', our.asides, 0, -1),
+    asides = fn.tasks_aside(),
     have_past = call('EXISTS', our.past) == 1,
-    pasts = {}, running = {}, leases = {}, again = {},
+    running = {}, leases = {}, again = {},
   }
-  local queues, taken = #ARGV > 10 and { unpack(ARGV, 11) } or fn.rotated(turn), 0
-  for _, queue in ipairs(queues) do
-    if taken >= limit then break end
-    if call('SISMEMBER', our.paused, queue) == 0 then taken = taken + fn.claim_from(claim, queue, limit - taken) end
-  end
+  local queues = #ARGV > 11 and fn.slice(ARGV, 12) or fn.rotated(turn, claim.asides)
+  local taken, rest = fn.claim_from_each(claim, queues, limit)
   fn.many('HSET', each.running .. session, claim.running)
-  fn.pass_on()
-  if taken < limit then call('ZADD', our.asleep, call('GET', our.sequence) or 0, asleep) end
-  return { claim.leases, claim.again }
+  if #rest == 0 then fn.pass_on() end
+  -- It counts as asleep from its first call on: a job that comes to a queue already looked at while it goes on must ring its bell.
+  if not goes_on then since = call('GET', our.sequence) or 0 end
+  if taken < limit and since then call('ZADD', our.asleep, since, asleep) end
+  return { claim.leases, claim.again, rest }
 end
 
 -- session, number of its last call, (member, claim)... that it knows of -> 'gone', or how many others were handed back
@@ -1457,10 +1553,9 @@ function operations.maintain()
     if call('HGET', our.beats, ARGV[i]) == ARGV[i + 1] then fn.bury(ARGV[i], 'died') end
   end
   local relieved = fn.rescue(touched)
-  local promoted, expired, forgotten = fn.promote(), fn.expire(touched), fn.forget_old()
-  fn.drop_stale_keys()
+  local promoted, expired, forgotten, stale = fn.promote(), fn.expire(touched), fn.forget_old(), fn.drop_stale_keys()
   fn.prune()
-  local more = not relieved or promoted == WINDOW or expired == WINDOW or forgotten == WINDOW
+  local more = not relieved or math.max(promoted, expired, forgotten, stale) == WINDOW
   return { now, more and 0 or fn.next_wait(), touched }
 end
 
@@ -1553,6 +1648,7 @@ end
 
 -- queue, whether it is paused from now on
 function operations.pause()
+  fn.insist() -- jobs that would do harm now, or fill the memory further, must be held up
   local queue, paused = ARGV[3], ARGV[4] == '1'
   call(paused and 'SADD' or 'SREM', our.paused, queue)
   if not paused then news[queue] = MOST_ROUSED end
@@ -1570,6 +1666,7 @@ end
 
 -- name, whether it is paused from now on, next tick -> whether there is one
 function operations.pause_schedule()
+  fn.insist()
   local name, paused, next_at = unpack(ARGV, 3, 5)
   if call('EXISTS', each.schedule .. name) == 0 then return 0 end
   call('HSET', each.schedule .. name, 'paused', paused)
@@ -1592,7 +1689,7 @@ end
 function operations.open()
   fn.insist()
   local types = {
-    hash = 'jobs past waiting ends errors steps progress counts keys beats orphans awaited',
+    hash = 'jobs outlines past waiting ends errors steps progress counts keys beats orphans awaited',
     zset = 'queues asides scheduled all expiring large freeing schedules calendar sessions asleep',
     set = 'paused',
     string = 'sequence version pruned',
@@ -1789,7 +1886,7 @@ end
 
 -- -> the queues that have something ready
 function operations.queues()
-  return fn.rotated(0)
+  return fn.rotated(0, fn.tasks_aside())
 end
 
 -- queue -> when its oldest ready job became ready

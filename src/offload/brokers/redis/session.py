@@ -21,6 +21,8 @@ from offload.liveness import Watch
 POLL = (1.6, 2.4)
 """Seconds, at random between the two, after which a sleeper looks for work although nothing woke it."""
 LONGEST_WAIT = 60.0
+CRASHES_BEFORE_ISOLATION = 2
+"""As in the script."""
 
 _json = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
@@ -56,21 +58,31 @@ class RedisSession(Session):
         self._rotation += queues is None
         if queues is not None and not queues:
             limit = 0
-        leases = await self._claim(queues, min(limit, MOST_ATOMIC), room, turn)
-        while len(leases) < limit and len(leases) % MOST_ATOMIC == 0 and leases:
-            more = await self._claim(queues, min(limit - len(leases), MOST_ATOMIC), room, turn)
-            if not more:
-                break
-            leases += more
-        return leases
+        left = dict(room)
+        leases: list[Lease] = []
+        rest: list[bytes] = []
+        while True:
+            most = min(limit - len(leases), MOST_ATOMIC)
+            taken, rest = await self._claim(rest or queues or (), most, left, turn, goes_on=bool(rest))
+            leases += taken
+            for lease in taken:
+                left[self._isolation(lease)] -= 1
+            if len(leases) >= limit or (len(taken) < most and not rest):
+                return leases
 
-    async def _claim(self, queues: Sequence[str] | None, limit: int, room: Mapping[Isolation, int], turn: int) -> list[Lease]:
+    async def _claim(
+        self, queues: Sequence[str | bytes], limit: int, room: Mapping[Isolation, int], turn: int, *, goes_on: bool
+    ) -> tuple[list[Lease], list[bytes]]:
+        """One call: what it claimed, and the queues that it did not come to because it had looked at enough in vain."""
         self._calls += 1
         rooms = (room.get("async", 0), room.get("thread", 0), room.get("process", 0))
-        reply = await self._script.ask("fetch", self.id, self._calls, turn, limit, *rooms, self._asleep, *(queues or ()))
+        reply = await self._script.ask("fetch", self.id, self._calls, turn, limit, *rooms, self._asleep, int(goes_on), *queues)
         self._heard(reply)
-        words, again = reply
-        return leases_of(words, again)
+        words, again, rest = reply
+        return leases_of(words, again), rest
+
+    def _isolation(self, lease: Lease) -> Isolation:
+        return "process" if lease.crashes >= CRASHES_BEFORE_ISOLATION else self._info.tasks[lease.job.task]
 
     def _heard(self, reply: object) -> None:
         """Raise what the script says of the call itself."""
