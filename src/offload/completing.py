@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from offload.broker import SqlStore
@@ -14,10 +15,11 @@ from offload.clients import Clients
 from offload.connections import AsyncAdapter, SyncAdapter, adapter_of
 from offload.connections.adapter import InPlace
 from offload.connections.faults import passing
+from offload.connections.places import see_the_place, see_the_place_blocking, vouch
 from offload.errors import BadDeclaration, LoopRunning, SessionLost, Snooze
 from offload.events import Event
 from offload.job import Done
-from offload.joining import joining, store_of, suited, suited_blocking
+from offload.joining import joining, ready, ready_blocking, store_of
 from offload.portal import portal, refuse_inside_loop
 
 if TYPE_CHECKING:
@@ -100,9 +102,70 @@ class Completion:
         return self._enqueued
 
 
+class Transaction(AbstractContextManager[Any, None]):
+    """A block whose commit ends the job, for sync code; see `Current.transaction`.
+
+    While it begins and ends nothing stops the thread, for an exception from outside in the midst of that would leave locks held. The
+    interpreter raises such exceptions where a function begins, after a call, and where a loop goes on; never at a return. So they find
+    the block closed, or they end it; but for one moment, in which `__exit__` begins: what is open then, `close` rolls back.
+    """
+
+    def __init__(self, attempt: Attempt, given: Any) -> None:
+        self._attempt = attempt
+        self._inside = _inside(attempt, given)
+
+    def __enter__(self) -> Any:
+        self._attempt.shield()
+        try:
+            connection = self._inside.__enter__()
+        except BaseException:
+            self._attempt.unshield()
+            raise
+        self._attempt.block = self
+        try:
+            self._attempt.unshield()
+            return connection
+        except BaseException as stopped:
+            self._attempt.shield()
+            self._end(stopped)
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self._attempt.shield()
+        except BaseException as stopped:  # it came at this very moment; the next will not come so soon
+            self._attempt.shield()
+            self._end(stopped)
+            raise
+        self._end(error)
+
+    def close(self) -> None:
+        """Roll back what is open still, at the end of the attempt."""
+        try:
+            self._attempt.shield()
+        except BaseException:
+            self._attempt.shield()
+            self._close()
+            raise
+        self._close()
+
+    def _end(self, error: BaseException | None) -> None:
+        try:
+            if self._inside.__exit__(None if error is None else type(error), error, None if error is None else error.__traceback__):
+                raise AssertionError("a transaction does not swallow errors")
+        finally:
+            self._attempt.unshield()
+
+    def _close(self) -> None:
+        try:
+            self._inside.gen.close()
+        finally:
+            self._attempt.unshield()
+
+
 @contextmanager
-def transaction(attempt: Attempt, given: Any) -> Generator[Any]:
-    """A block whose commit ends the job, for sync code; see `Current.transaction`."""
+def _inside(attempt: Attempt, given: Any) -> Generator[Any]:
+    """All of it but the shield."""
     try:
         refuse_inside_loop("transaction")
     except LoopRunning:
@@ -110,7 +173,7 @@ def transaction(attempt: Attempt, given: Any) -> Generator[Any]:
             "current.transaction() would block the running event loop; use: async with current.atransaction() as connection"
         ) from None
     completion = Completion(attempt)
-    with _unstopped(attempt), completion.open():
+    with completion.open():
         if given is None:
             store = _own(completion)
             block: AbstractContextManager[Any] = store.transaction()
@@ -118,12 +181,16 @@ def transaction(attempt: Attempt, given: Any) -> Generator[Any]:
             adapter = adapter_of(given)
             if not isinstance(adapter, SyncAdapter):
                 raise BadDeclaration(f"{adapter.kind} is used with await; use: async with current.atransaction(...)")
-            store = None if completion.rehearsed else suited_blocking(adapter, completion.clients)
+            store = None if completion.rehearsed else ready_blocking(adapter, completion.clients)
             block = adapter.block()
         with block as connection:
             adapter = adapter_of(connection if given is None else given)
             assert isinstance(adapter, SyncAdapter)
-            with completion.joined(adapter), _stoppable(attempt):
+            if given is None:
+                vouch(adapter, completion.clients)
+            elif store is not None:
+                see_the_place_blocking(adapter, completion.clients, store)
+            with completion.joined(adapter):
                 yield connection if given is None else given
             completion.about_to_commit(store is None or adapter.run(completion.settling(store)))
         news = completion.committed()
@@ -146,14 +213,21 @@ async def atransaction(attempt: Attempt, given: Any) -> AsyncGenerator[Any]:
             block: AbstractAsyncContextManager[Any] = store.atransaction()
         else:
             adapter = _awaited(given)
-            store = None if completion.rehearsed else await suited(adapter, completion.clients)
+            store = None if completion.rehearsed else await ready(adapter, completion.clients)
             block = adapter.block()
         connection = await block.__aenter__()
         connection = connection if given is None else given
         try:
             adapter = _awaited(connection)
-            with completion.joined(adapter):
-                yield connection
+            if given is None:
+                vouch(adapter, completion.clients)
+            elif store is not None:
+                await see_the_place(adapter, completion.clients, store)
+            try:
+                with completion.joined(adapter):
+                    yield connection
+            finally:
+                await _at_rest(adapter)
             completion.about_to_commit(store is None or await adapter.run(completion.settling(store)))
         except BaseException as error:
             if await block.__aexit__(type(error), error, error.__traceback__):
@@ -167,30 +241,6 @@ async def atransaction(attempt: Attempt, given: Any) -> AsyncGenerator[Any]:
         await attempt.task.producer.observers.emit(news)
 
 
-@contextmanager
-def _unstopped(attempt: Attempt) -> Generator[None]:
-    """Nothing stops the thread in this block: an exception from outside, in the midst of beginning or ending, would leave locks held."""
-    attempt.shield()
-    try:
-        yield
-    finally:
-        attempt.unshield()
-
-
-@contextmanager
-def _stoppable(attempt: Attempt) -> Generator[None]:
-    """In this part of the block something may."""
-    attempt.unshield()
-    try:
-        yield
-    finally:
-        try:
-            attempt.shield()
-        except BaseException:  # it came at this very moment; the next will not come so soon
-            attempt.shield()
-            raise
-
-
 def _own(completion: Completion) -> SqlStore:
     """The store, from a thread."""
     store_of(completion.clients, "current.transaction()")
@@ -202,6 +252,12 @@ def _own(completion: Completion) -> SqlStore:
 def _awaited(connection: Any) -> AsyncAdapter:
     adapter = adapter_of(connection)
     return InPlace(adapter) if isinstance(adapter, SyncAdapter) else adapter
+
+
+async def _at_rest(adapter: AsyncAdapter) -> None:
+    """Wait for what tasks that the block has started have begun to enqueue: it would go on after the end, on whatever is open then."""
+    if (cancelled := await _to_the_end(adapter.rest())) is not None:
+        raise cancelled
 
 
 async def _to_the_end(commit: Coroutine[Any, Any, Any]) -> BaseException | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar, overload
 
 from offload import completing
 from offload.codec import Returns
-from offload.completing import Completion
+from offload.completing import Completion, Transaction
 from offload.errors import BadDeclaration, NotInTask
 from offload.job import Done, Job, Lease, Progress
 from offload.portal import refuse_inside_loop
@@ -37,8 +37,8 @@ class Attempt(ABC):
     task: Task[..., Any]
     completion: Completion | None = None
     """The transaction that is open to end the job."""
-    block: Generator[Any] | None = None
-    """What ends that transaction, in sync code: to be closed where the task was stopped before it got into its `with`."""
+    block: Transaction | None = None
+    """What ends that transaction, in sync code: to be closed where the task was stopped just before that."""
     completed: Done | None = None
     """The outcome that such a transaction committed; whatever comes later changes nothing."""
     settled = False
@@ -154,11 +154,7 @@ class Current:
         count. Raises SessionLost, with nothing committed, when another worker has the job; Unsupported on a broker that is no
         SQL database; BadDeclaration for a connection that does not fit; LoopRunning in a coroutine (use `atransaction`).
         """
-        attempt = _attempt()
-        block = completing.transaction(attempt, connection)
-        if attempt.completion is None:
-            attempt.block = block.gen
-        return block
+        return completing.Transaction(_attempt(), connection)
 
     def atransaction(self, connection: Any = None) -> AbstractAsyncContextManager[Any]:
         """`transaction` for coroutines: `async with`. Its own connection is psycopg's `AsyncConnection`, on SQLite sqlite3's."""

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from typing import Any, NamedTuple, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
 from offload.broker import Cursor, Dialect, Execute, Routine, Work
+from offload.errors import BadDeclaration
 
 T = TypeVar("T")
 
 SAVEPOINT, UNDO, RELEASE = "savepoint offload", "rollback to savepoint offload", "release savepoint offload"
 
 Task: TypeAlias = Work[T] | Routine[T]
+
+
+def nothing() -> None:
+    """There is nothing to be asked before."""
+
+
+def ended_inside() -> BadDeclaration:
+    """The error that tells of a block whose transaction is not the one any more with which it began."""
+    return BadDeclaration(
+        "the transaction of this block was ended inside it, by a commit or a rollback; its end is the block's, together with the job's"
+    )
 
 
 class Adapter(ABC):
@@ -24,6 +38,8 @@ class Adapter(ABC):
     dialect: Dialect
     library: str | None = None
     """The package that opened the database, where that matters."""
+    source: Any
+    """What decides which database it is to, as long as it lives: the connection itself, or the engine that it comes from."""
 
 
 class SyncAdapter(Adapter):
@@ -59,24 +75,54 @@ class SyncAdapter(Adapter):
 class AsyncAdapter(Adapter):
     """A connection whose calls are awaited."""
 
+    given: Any
+    """The connection."""
+
+    async def run(self, work: Task[T], before: Callable[[], None] = nothing) -> T:
+        """As `SyncAdapter.run`. Operations of several coroutines take turns, for a savepoint belongs to one of them.
+
+        `before` is called when the turn has come, and may refuse.
+        """
+        async with self._turn():
+            before()
+            return await self._run(work)
+
+    async def rest(self) -> None:
+        """Wait until nobody has a turn."""
+        async with self._turn():
+            pass
+
+    def _turn(self) -> asyncio.Lock:
+        return _turns.setdefault(self.given, asyncio.Lock())
+
     @abstractmethod
-    async def run(self, work: Task[T]) -> T:
-        """As `SyncAdapter.run`."""
+    async def _run(self, work: Task[T]) -> T:
+        """Carry out an operation, while no other one is carried out on the connection."""
 
     @abstractmethod
     def block(self) -> AbstractAsyncContextManager[None]:
         """As `SyncAdapter.block`."""
 
 
+_turns: WeakKeyDictionary[Any, asyncio.Lock] = WeakKeyDictionary()
+
+
 class InPlace(AsyncAdapter):
     """A connection whose calls block, used by a coroutine: they run here and now."""
 
     def __init__(self, adapter: SyncAdapter) -> None:
-        self.kind, self.dialect, self.library = adapter.kind, adapter.dialect, adapter.library
+        self.kind, self.dialect, self.library, self.source = adapter.kind, adapter.dialect, adapter.library, adapter.source
         self._adapter = adapter
 
-    async def run(self, work: Task[T]) -> T:
+    async def run(self, work: Task[T], before: Callable[[], None] = nothing) -> T:
         """Carry out an operation, without letting others run meanwhile."""
+        before()
+        return self._adapter.run(work)
+
+    async def rest(self) -> None:
+        """Nobody has a turn, for each is over before others run."""
+
+    async def _run(self, work: Task[T]) -> T:
         return self._adapter.run(work)
 
     @asynccontextmanager

@@ -11,7 +11,7 @@ import aiosqlite
 
 from offload.broker import Cursor
 from offload.connections.adapter import AsyncAdapter, Rows, Task
-from offload.connections.sqlite import SqliteAdapter, end
+from offload.connections.sqlite import SqliteAdapter, autocommit_of, end
 
 T = TypeVar("T")
 
@@ -29,13 +29,12 @@ class AiosqliteAdapter(AsyncAdapter):
     library = "sqlite3"
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
-        self._connection = connection
+        self._connection = self.given = self.source = connection
 
     def _inside(self) -> _InThread:
         return _InThread(self._connection, asyncio.get_running_loop())
 
-    async def run(self, work: Task[T]) -> T:
-        """Carry out an operation in the transaction that is open; see `SyncAdapter.run`."""
+    async def _run(self, work: Task[T]) -> T:
         inside = self._inside()
         return await _in_thread(lambda: inside.run(work))
 
@@ -45,7 +44,9 @@ class AiosqliteAdapter(AsyncAdapter):
         inside = self._inside()
         try:
             await _in_thread(inside.begin)
+            await _in_thread(inside.mark)
             yield
+            await _in_thread(inside.unmark)
             await self._end("commit")
         except BaseException:
             with suppress(Exception):  # a connection that is gone has rolled back; what went wrong is on its way
@@ -73,6 +74,11 @@ class _InThread(SqliteAdapter):
     def plainly(self, sql: str, values: Any = ()) -> Cursor:
         """Run one statement."""
         return self._awaited(self._rows(sql, values))
+
+    def autocommit(self) -> bool:
+        """As `SqliteAdapter.autocommit`, asked in the connection's own thread, the only one that may."""
+        connection: Any = self._connection
+        return self._awaited(connection._execute(autocommit_of, connection._conn))  # noqa: SLF001
 
     async def _rows(self, sql: str, values: Any) -> Rows:
         async with self._connection.execute(sql, values) as cursor:

@@ -13,6 +13,7 @@ from offload.connections.sqlite import SqliteAdapter
 from offload.errors import BadDeclaration
 
 db: Any = import_module("django.db")  # Django says nothing of its types
+base: Any = import_module("django.db.backends.base.base")
 
 
 def adapter(connection: Any) -> SyncAdapter | None:
@@ -20,6 +21,11 @@ def adapter(connection: Any) -> SyncAdapter | None:
     if not hasattr(connection, "alias") or not hasattr(connection, "vendor"):
         return None
     wrapper: Any = db.connections[connection.alias]
+    if isinstance(connection, base.BaseDatabaseWrapper) and connection is not wrapper:
+        raise BadDeclaration(
+            f"this Django connection is not the one that django.db.connections[{connection.alias!r}] has for this thread, and whose "
+            "transaction.atomic() the job could join: give that one"
+        )
     match wrapper.vendor:
         case "postgresql":
             return DjangoAdapter(wrapper)
@@ -42,9 +48,13 @@ def _refuse_autocommit(connection: Any) -> None:
 
 @contextmanager
 def _atomic(connection: Any) -> Generator[None]:
-    """Durable: an outer `atomic` would only make a savepoint of it, and the job would end before its rows were committed."""
+    """Durable: an outer `atomic` would only make a savepoint of it, and the job would end before its rows were committed.
+
+    Where Django has decided to roll back, as `set_rollback` or a failed block within asks for, it does so without an error.
+    """
     with db.transaction.atomic(using=connection.alias, durable=True):
         yield
+        connection.validate_no_broken_transaction()
 
 
 class DjangoAdapter(SyncAdapter):
@@ -54,7 +64,7 @@ class DjangoAdapter(SyncAdapter):
     kind = "a Django connection to PostgreSQL"
 
     def __init__(self, connection: Any) -> None:
-        self._connection = connection
+        self._connection = self.source = connection
 
     def execute(self, sql: str, values: Any = ()) -> Cursor:
         """Run one statement."""
@@ -83,6 +93,11 @@ class DjangoOnSqlite(SqliteAdapter):
         """The connection of sqlite3, opened by now."""
         self._connection.ensure_connection()
         return self._connection.connection
+
+    def plainly(self, sql: str, values: Any = ()) -> Cursor:
+        """Run one statement, unless Django is going to roll the transaction back, in which case its own cursors refuse, too."""
+        self._connection.validate_no_broken_transaction()
+        return super().plainly(sql, values)
 
     def join(self) -> None:
         """An `atomic` block must be open."""

@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, TypeVar
 
 from offload.broker import Cursor
-from offload.connections.adapter import Rows, SyncAdapter, Task, ended_by
+from offload.connections.adapter import Rows, SyncAdapter, Task, ended_by, ended_inside
 from offload.connections.faults import locked
 from offload.errors import BadDeclaration
 
 T = TypeVar("T")
+
+MARK, UNMARK = "savepoint offload_block", "release savepoint offload_block"
+"""A commit or rollback inside a block takes the savepoint away: nothing else tells it from the transaction that the block began."""
 
 
 def adapter(connection: Any) -> SyncAdapter | None:
@@ -31,7 +34,7 @@ class SqliteAdapter(SyncAdapter):
     advice: ClassVar[str] = 'call connection.execute("begin immediate") before, or open it without isolation_level=None'
 
     def __init__(self, connection: Any) -> None:
-        self._connection = connection
+        self._connection = self.source = connection
         self._deadline: float | None = None
 
     @property
@@ -66,9 +69,13 @@ class SqliteAdapter(SyncAdapter):
         driver = self.driver
         if driver.in_transaction:
             return
-        if getattr(driver, "isolation_level", None) is None or getattr(driver, "autocommit", None) is True:
+        if getattr(driver, "isolation_level", None) is None or self.autocommit():
             raise BadDeclaration(f"{self.kind} in autocommit mode has no transaction that the job could join: {self.advice}")
         self.execute("begin immediate")
+
+    def autocommit(self) -> bool:
+        """Whether each statement commits at once by `autocommit=True`."""
+        return autocommit_of(self.driver)
 
     def run(self, work: Task[T]) -> T:
         """Carry out an operation; see `SyncAdapter.run`."""
@@ -96,6 +103,17 @@ class SqliteAdapter(SyncAdapter):
             with self._patience():
                 self.execute("begin immediate")
 
+    def mark(self) -> None:
+        """Mark the transaction that is open as the block's."""
+        self.plainly(MARK)
+
+    def unmark(self) -> None:
+        """Take the mark away. Raises BadDeclaration where it is not there any more."""
+        try:
+            self.plainly(UNMARK)
+        except Exception as error:
+            raise ended_inside() from error
+
     def commit(self) -> None:
         """Commit."""
         end(self._connection, "commit")
@@ -109,12 +127,19 @@ class SqliteAdapter(SyncAdapter):
         """A transaction, begun here if none is open."""
         self.begin()
         with ended_by(self.commit, self.rollback):
+            self.mark()
             yield
+            self.unmark()
+
+
+def autocommit_of(connection: Any) -> bool:
+    """Whether it was opened with `autocommit=True`, which Python 3.12 brought."""
+    return getattr(connection, "autocommit", None) is True
 
 
 def end(connection: Any, how: Literal["commit", "rollback"]) -> None:
-    """Commit or roll back. With `autocommit=True`, which Python 3.12 brought, the methods of that name do nothing."""
-    if getattr(connection, "autocommit", None) is not True:
+    """Commit or roll back. With `autocommit=True` the methods of that name do nothing."""
+    if not autocommit_of(connection):
         getattr(connection, how)()
     elif connection.in_transaction:
         connection.execute(how)

@@ -1,0 +1,115 @@
+"""A thread may be stopped at any moment at which the interpreter looks for that: each is tried, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import inspect
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from tests.transactions import program
+from tests.transactions.conftest import Shop
+from tests.transactions.test_stopping import nobody_holds_a_lock, task_of
+
+from offload import State, completing, current, joining
+from offload.current import attempt_var
+from offload.worker import attempt as attempts
+from offload.worker.outcome import AttemptStopped
+
+WATCHED = {module.__file__ for module in (completing, sys.modules["offload.current"], joining, attempts, contextlib)}
+WATCHED.add(__file__)
+
+
+class Strike:
+    """Raises AttemptStopped in the thread that it profiles, at the moment of that number, counted while nothing shields the attempt.
+
+    The interpreter looks for an exception from outside where a function or generator begins or goes on, and after a call (and where a
+    loop goes on, of which there is none here). What a profiling function raises is raised at the same places, but at a chosen one.
+    """
+
+    def __init__(self, moment: int) -> None:
+        self._left = moment
+        self.place: tuple[str, str] | None = None
+        """Where it struck: the function, and how far it had come."""
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename in WATCHED:
+            self._look(frame, "as it begins or goes on")
+        elif event == "c_return" and frame.f_code.co_filename in WATCHED:
+            self._look(frame, "after a call")
+        elif event == "return" and frame.f_back is not None and frame.f_back.f_code.co_filename in WATCHED and _is_called(frame):
+            self._look(frame.f_back, "after a call")
+
+    def _look(self, frame: FrameType, how: str) -> None:
+        if attempt_var.get().shielded:  # pyright: ignore[reportAttributeAccessIssue] - of an attempt in a thread of this process
+            return
+        self._left -= 1
+        if self._left == 0:
+            self.place = (frame.f_code.co_name, how)
+            raise AttemptStopped
+
+
+def _is_called(frame: FrameType) -> bool:
+    """Whether it is a function's, called as such: what `with` calls by itself is followed by no look, nor is the end of a generator."""
+    caller = frame.f_back
+    assert caller is not None
+    at, code = caller.f_lasti, caller.f_code.co_code
+    while dis.opname[code[at]] == "CACHE":
+        at -= 2
+    return not frame.f_code.co_flags & inspect.CO_GENERATOR and dis.opname[code[at]].startswith("CALL")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds the right to write, for longer than a heartbeat does."""
+    with closing(sqlite3.connect(path, timeout=1, isolation_level=None)) as other:
+        try:
+            other.execute("begin immediate")
+        except sqlite3.OperationalError:
+            return True
+        return False
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/shop.db"
+
+
+def test_whenever_a_thread_is_stopped_its_transaction_is_over_when_the_with_is_left(shop: Shop, tmp_path: Path) -> None:
+    """But for the one moment in which `__exit__` begins, and then at the end of the attempt."""
+    strikes: list[Strike] = []
+    locked: list[tuple[str, str] | None] = []
+
+    def block(n: int) -> None:
+        with current.transaction() as mine:
+            mine.execute(program.insert(n))
+            program.note.enqueue(n)
+            current.complete(n)
+
+    def stopped(n: int) -> None:
+        strike = Strike(n)
+        strikes.append(strike)
+        try:
+            sys.setprofile(strike)
+            block(n)
+        finally:
+            sys.setprofile(None)
+            if is_locked(tmp_path / "shop.db"):
+                locked.append(strike.place)
+
+    committed: list[int] = []
+    with task_of(shop, stopped) as task:
+        while not strikes or strikes[-1].place is not None:
+            n = len(strikes) + 1
+            record = shop.ran(task.enqueue(n))
+            assert record.state is (State.SUCCEEDED if n in shop.marks() else State.DEAD), strikes[-1].place
+            committed += [n] if record.state is State.SUCCEEDED else []
+            assert (shop.marks(), shop.jobs()) == (committed, committed), strikes[-1].place
+    assert len(strikes) > 40
+    assert locked == [("__exit__", "as it begins or goes on")]
+    nobody_holds_a_lock(shop)
