@@ -209,11 +209,12 @@ async def test_a_rescue_that_races_with_claims_and_settles_loses_nothing(
 async def test_a_tick_fires_once_whatever_the_number_of_workers(opens: Opens, clock: TestClock, ask: Ask) -> None:
     brokers = [await opens() for _ in range(10)]
     await brokers[0].schedule(rule(), START)
+    all_know = asyncio.Barrier(len(brokers))
 
     async def tick(broker: PostgresBroker, number: int) -> bool:
         async with broker.session(info(f"{number}")) as session:
             (due,) = await session.due()
-            await asyncio.sleep(0)
+            await all_know.wait()
             return await session.tick(due, START + timedelta(minutes=1), [tick_job(clock, due.schedule, f"tick-{number}")])
 
     for _ in range(3):

@@ -132,12 +132,13 @@ def explaining(session: Session, broker: PostgresBroker, connection: psycopg.Con
     for name, value in SETTINGS.items():
         connection.execute("select set_config(%s, %s, false)", [name, value])
     link = ExplainingLink(connection, broker.opened)
-    own = session._link
-    session._link = session._fetching._link = link  # type: ignore[assignment]
+    own, claims = session._link, session._claims
+    session._link = session._claims = session._fetching._link = link  # type: ignore[assignment]
     try:
         yield link
     finally:
-        session._link = session._fetching._link = own
+        session._link, session._claims = own, claims
+        session._fetching._link = claims
 
 
 async def costs(broker: PostgresBroker, clock: TestClock, connection: psycopg.Connection[tuple[Any, ...]]) -> dict[str, int]:

@@ -34,13 +34,15 @@ class Turn(NamedTuple):
 Act: TypeAlias = Callable[[Sequence[JobColumns]], Work[Turn]]
 
 
-def in_turn(tx: Transaction, ids: Iterable[str], act: Act) -> Work[list[JobColumns]]:
+def in_turn(tx: Transaction, ids: Iterable[str], act: Act, *, patient: bool = True) -> Work[list[JobColumns]]:
     """Have `act` take the jobs of these ids in order, together as far as none could touch another by a key they share.
 
-    Returns the jobs that it did something to, as they were.
+    Returns the jobs that it did something to, as they were. Where `patient`, keys that others have locked are waited for.
     """
     done: list[JobColumns] = []
     rows = list((yield from jobs_by_id(tx, ids)).values())
+    if patient and _apart(rows) < len(rows):  # the keys of a later turn must not be waited for with those of an earlier one in hand
+        yield from Keys(tx).lock(row.job() for row in rows)
     while rows:
         count = _apart(rows)
         turn = yield from act(rows[:count])
@@ -73,12 +75,18 @@ def _end(tx: Transaction, rows: Sequence[JobColumns], state: State, reason: str)
     return Turn([*ended.done, *(row for row in running if row.n in asked)], [*ended.moved, *(row for row in running if row.n not in asked)])
 
 
-def end_unstarted(tx: Transaction, rows: Sequence[JobColumns], state: State, reason: str) -> Work[Turn]:
-    """End jobs that do not run, if they stand where they were read and were not claimed and released in between."""
+def end_unstarted(tx: Transaction, rows: Sequence[JobColumns], state: State, reason: str, *, patient: bool = True) -> Work[Turn]:
+    """End jobs that do not run, if they stand where they were read and were not claimed and released in between.
+
+    Unless `patient`, those are left alone whose keys another transaction has locked.
+    """
+    keys = Keys(tx)
+    if patient:
+        yield from keys.lock(row.job() for row in rows)
+    else:
+        rows = yield from _not_busy(keys, rows)
     if not rows:
         return Turn([], [])
-    keys = Keys(tx)
-    yield from keys.lock(row.job() for row in rows)
     taken = yield from take_out(tx, rows)
     moves = Moves(tx.now)
     done: list[JobColumns] = []
@@ -95,6 +103,14 @@ def end_unstarted(tx: Transaction, rows: Sequence[JobColumns], state: State, rea
     yield from keys.write()
     yield from moves.write(tx)
     return Turn(done, moved)
+
+
+def _not_busy(keys: Keys, rows: Sequence[JobColumns]) -> Work[list[JobColumns]]:
+    """Those jobs whose keys could be locked at once."""
+    jobs = [row.job() for row in rows]
+    busy = yield from keys.try_lock(jobs)
+    busy |= yield from keys.try_lock_behind(jobs)
+    return [row for row, job in zip(rows, jobs, strict=True) if not any(unique.key in busy for unique in keys_of(job))]
 
 
 def cancel(tx: Transaction, ids: Iterable[str]) -> Work[set[str]]:

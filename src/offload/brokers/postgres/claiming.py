@@ -40,6 +40,8 @@ class Verdicts:
     expired: list[tuple[Candidate, Job]] = field(default_factory=list[tuple[Candidate, Job]])
     unknown: list[Candidate] = field(default_factory=list[Candidate])
     passed: set[int] = field(default_factory=set[int])
+    held_up: int = 0
+    """How many of those passed over another transaction holds up, by a key that it has locked."""
     looked: int = 0
     stopped: bool = False
     """True when an expired job's key may have let a successor in ahead of what follows."""
@@ -64,9 +66,10 @@ def judge(
         row = candidate[0]
         verdicts.looked += 1
         job = row.job()
-        expired = job.expires_at is not None and row.claim == 0 and stored(job.expires_at) <= now
+        expired = late(row, job, now)
         if busy and any(unique.key in busy for unique in keys_of(job) if expired or unique.until == "started"):
             verdicts.passed.add(row.n)
+            verdicts.held_up += 1
             continue
         if expired:
             verdicts.expired.append((candidate, job))
@@ -84,6 +87,11 @@ def judge(
         else:
             verdicts.passed.add(row.n)
     return verdicts
+
+
+def late(row: ReadyRow, job: Job, now: int) -> bool:
+    """Whether a job has expired."""
+    return job.expires_at is not None and row.claim == 0 and stored(job.expires_at) <= now
 
 
 def in_turn(ready: Sequence[str], aside: Sequence[tuple[str, str]], turn: int) -> list[str]:
@@ -109,7 +117,9 @@ class Claim:
         self._gone: list[Place] = []
         self._left: list[Place] = []
         self.passed = 0
-        """How many were passed over, for lack of room or because another held their key."""
+        """How many were passed over for lack of room."""
+        self.held_up = 0
+        """How many were passed over because another transaction had locked a key of theirs: they may be claimed any moment."""
 
     def run(self, queues: Sequence[str] | None, limit: int, turn: int) -> Work[list[Lease]]:
         """Claim up to `limit` jobs. `turn` says with which queue to start when all are served. Raises SessionLost."""
@@ -139,8 +149,9 @@ class Claim:
             found = yield from self._candidates(queue, aside, want, marked=marked)
             fresh = [each for each in found if each[0].n not in passed]
             keys = Keys(self._tx)
-            jobs = [row.job() for row, _ in fresh if row.extra is not None]
-            busy = yield from keys.try_lock(job for job in jobs if job.unique is not None or job.schedule is not None)
+            keyed = [(row, job) for row, _ in fresh if row.extra is not None for job in [row.job()] if keys_of(job)]
+            busy = yield from keys.try_lock(job for _, job in keyed)
+            busy |= yield from keys.try_lock_behind(job for row, job in keyed if late(row, job, self._tx.now))
             verdicts = judge(fresh, self._tx.now, self._info.tasks, self._room, 1 if looked >= limit else limit, busy)
             looked += verdicts.looked
             passed |= verdicts.passed
@@ -163,7 +174,8 @@ class Claim:
 
     def _note(self, verdicts: Verdicts, looked: Sequence[Candidate]) -> None:
         """Remember what left the line and what did not; `looked` began with what was decided about."""
-        self.passed += len(verdicts.passed)
+        self.passed += len(verdicts.passed) - verdicts.held_up
+        self.held_up += verdicts.held_up
         gone = [row for row, aside in looked[: verdicts.looked] if not aside and row.n not in verdicts.passed]
         left = [row for row, aside in looked if not aside and row.n in verdicts.passed]
         self._gone += [(row.queue, row.rank, row.pos) for row in gone]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import select
-from collections.abc import Awaitable, Callable
+import weakref
+from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 from typing import Any, LiteralString, TypeAlias, TypeVar, cast
 
@@ -94,6 +96,7 @@ class Link:
         self._address = address
         self._transaction = transaction
         self._connection: Connection | None = None
+        self._left: weakref.finalize[..., Any] | None = None
         self._lock = asyncio.Lock()
         self._under_way: asyncio.Future[Any] | None = None
 
@@ -142,10 +145,13 @@ class Link:
             await self._drop()
         if self._connection is None:
             self._connection = await connected(self._address)
+            self._left = weakref.finalize(self, let_go, [self._connection.pgconn], os.getpid())  # a program may end without closing its app
         return self._connection
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
+        if self._left is not None:
+            self._left.detach()
         if connection is not None:
             await connection.close()
 
@@ -196,6 +202,13 @@ def usable(connection: pq.abc.PGconn) -> bool:
         return not select.select([connection.socket], [], [], 0)[0]
     poll.register(connection.socket, select.POLLIN)
     return not poll.poll(0)
+
+
+def let_go(connections: Iterable[pq.abc.PGconn], opener: int) -> None:
+    """Close connections that nobody uses, from any thread and without an event loop. Not after a fork: they are the process `opener`'s."""
+    if os.getpid() == opener:
+        for connection in connections:
+            connection.finish()
 
 
 async def _undo(connection: Connection) -> None:

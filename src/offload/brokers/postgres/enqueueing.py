@@ -125,6 +125,7 @@ class Storing:
     def __init__(self, tx: Transaction) -> None:
         self._tx = tx
         self._keys = Keys(tx)
+        self._jobs: Sequence[Job] = ()
         self._moves = Moves(tx.now)
         self._known: dict[str, tuple[str, str]] = {}
         self._left = 0
@@ -137,7 +138,8 @@ class Storing:
         """Learn what is there already."""
         known = yield from self._tx.value("known", ids=text([job.id for job in jobs]))
         self._known = {id: (task, payload) for id, task, payload in _known(known)}
-        yield from self._keys.lock(jobs)
+        yield from self._keys.lock_for_new(jobs)
+        self._jobs = jobs
         self._left = len(jobs)
 
     def store(self, job: Job) -> Work[str]:
@@ -150,11 +152,10 @@ class Storing:
                 raise IdConflict(job.id)
             return job.id
         behind: str | None = None
-        yield from self._keys.lock([job])
         for unique in keys_of(job):
             hold = self._keys.held(unique.key)
             if hold is not None and job.overlap == "replace" and unique.key == f"schedule:{job.schedule}":
-                yield from self._cancel(hold.holder, job)
+                yield from self._cancel(hold.holder)
                 hold = self._keys.held(unique.key)
             if hold is None:
                 continue
@@ -166,13 +167,13 @@ class Storing:
         self._known[job.id] = (job.task, payload)
         return job.id
 
-    def _cancel(self, holder: str, job: Job) -> Work[None]:
-        """Cancel the holder of a key of `job`, and look anew at who holds what."""
+    def _cancel(self, holder: str) -> Work[None]:
+        """Cancel the holder of a key, and look anew at who holds what."""
         yield from self._flush()
         yield from cancel(self._tx, [holder])
         self._numbers = []
         self._keys = Keys(self._tx)
-        yield from self._keys.lock([job])
+        yield from self._keys.lock_for_new(self._jobs)
 
     def _add(self, job: Job, behind: str | None) -> Work[None]:
         if not self._numbers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -20,6 +20,9 @@ from offload.job import Isolation, Lease, WorkerInfo
 CAREFUL = 10
 """How many claims go with care, without trying the one statement, after it met jobs that need care."""
 
+MOST_TRIES = 3
+"""How often the one statement is tried while jobs that go back to old places make its marks void."""
+
 MOST_QUEUES = 32
 """The most queues that the one statement serves."""
 
@@ -27,6 +30,17 @@ _names = msgspec.json.Decoder(list[str]).decode
 _lines = msgspec.json.Decoder(list[tuple[str, str]]).decode
 _rows = msgspec.json.Decoder(list[ReadyRow]).decode
 _places = msgspec.json.Decoder(list[tuple[str, int, int]]).decode
+
+
+class Answer(NamedTuple):
+    """What the one statement answers."""
+
+    alive: bool
+    returned: int
+    tried: bool
+    plain: bool
+    found: str
+    left: str
 
 
 class Fetching:
@@ -44,7 +58,9 @@ class Fetching:
         self._turn = 0
         self.era = 0
         self.passed = False
-        """Whether jobs were passed over since this was last set to False."""
+        """Whether jobs were passed over, for lack of room, since this was last set to False."""
+        self.held_up = False
+        """The same for jobs that others held up, which may be claimed any moment without anything to show for it."""
 
     async def fetch(self, queues: Sequence[str] | None, limit: int, room: Mapping[Isolation, int]) -> list[Lease]:
         """Claim ready jobs. Raises SessionLost, BrokerError."""
@@ -75,35 +91,29 @@ class Fetching:
 
     async def _plainly(self, queues: Sequence[str], limit: int, room: Mapping[Isolation, int], *, alone: bool) -> list[Lease] | None:
         """All of the first jobs, by one statement; None when it takes more care."""
-        marked = not self._marks.due(queues)
-        segments = [segment for queue in dict.fromkeys(queues) for segment in self._marks.segments(queue, marked=marked)]
-        values = self._values(segments, limit, room)
-        values["alone"] = queues[0] if alone else None
-        values["one"] = len(set(queues)) == 1
-        begun = monotonic()
-
-        def operation(tx: Transaction) -> Work[tuple[bool, int, bool, bool, str, str]]:
-            return tx.row("claim", now=tx.now, **values)
-
-        alive, returned, tried, plain, found, left = await self._link.step(operation)
-        if not alive:
-            raise self.lost()
-        if returned != self._marks.returned:
-            self._marks.void(returned)
-            return await self._plainly(queues, limit, room, alone=alone)
-        if not tried and alone:
+        for _ in range(MOST_TRIES):
+            marked = not self._marks.due(queues)
+            segments = [segment for queue in dict.fromkeys(queues) for segment in self._marks.segments(queue, marked=marked)]
+            begun = monotonic()
+            answer = await self._claimed(queues, segments, limit, room, alone=alone)
+            if not answer.alive:
+                raise self.lost()
+            if answer.returned == self._marks.returned:
+                break
+            self._marks.void(answer.returned)
+        else:
+            self._careful = 1
+            return None
+        if not answer.tried and alone:
             self._alone = None
             return None
-        if not tried:
-            self._careful = CAREFUL
-            return None
-        if not plain:
+        if not answer.tried or not answer.plain:
             self._careful = CAREFUL
             return None
         if not marked:
             self._marks.swept(queues, monotonic() - begun)
-        rows = _rows(found)
-        passed = _places(left)
+        rows = _rows(answer.found)
+        passed = _places(answer.left)
         self.passed |= bool(passed)
         self._marks.note([(row.queue, row.rank, row.pos) for row in rows], passed)
         if marked and len(rows) + len(passed) < limit:
@@ -111,6 +121,18 @@ class Fetching:
         if passed and not rows and not await self._barren(segments, limit, room):
             return None
         return [Lease(row.job(), 1, 1, 0, {}, row.n) for row in rows]
+
+    async def _claimed(
+        self, queues: Sequence[str], segments: Sequence[Segment], limit: int, room: Mapping[Isolation, int], *, alone: bool
+    ) -> Answer:
+        values = self._values(segments, limit, room)
+        values["alone"] = queues[0] if alone else None
+        values["one"] = len(set(queues)) == 1
+
+        def operation(tx: Transaction) -> Work[tuple[bool, int, bool, bool, str, str]]:
+            return tx.row("claim", now=tx.now, **values)
+
+        return Answer(*await self._link.step(operation))
 
     async def _barren(self, segments: Sequence[Segment], limit: int, room: Mapping[Isolation, int]) -> bool:
         """Whether there is nothing to take among the first of a queue either that a claim looks at when it found nothing."""
@@ -148,6 +170,7 @@ class Fetching:
         assert claim is not None
         claim.committed()
         self.passed |= claim.passed > 0
+        self.held_up |= claim.held_up > 0
         if queues is None and claim.names:
             self._alone = claim.names[0] if len(claim.names) == 1 else None
         return leases

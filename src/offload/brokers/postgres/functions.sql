@@ -105,12 +105,18 @@ begin
             values (enqueue.unique_key, number, enqueue.id, until, now_at + (span * 1000000)::bigint)
             on conflict do nothing;
             exit when found;
-            select u.holder, u.frees_at into hold from offload.uniques u where u.key = enqueue.unique_key for update;
+            -- The holder is not locked: who settles it would wait for the end of this transaction. But one whose start frees the key
+            -- must not start before.
+            select u.holder, u.until, u.frees_at into hold from offload.uniques u where u.key = enqueue.unique_key;
             continue when not found;
             if hold.frees_at <= now_at then
-                delete from offload.uniques u where u.key = enqueue.unique_key;
+                delete from offload.uniques u where u.key = enqueue.unique_key and u.frees_at <= now_at;
                 continue;
-            elsif enqueue.on_conflict = 'raise' then
+            elsif hold.until = 'started' then
+                perform from offload.uniques u where u.key = enqueue.unique_key and u.holder = hold.holder for share;
+                continue when not found;
+            end if;
+            if enqueue.on_conflict = 'raise' then
                 raise exception 'enqueue: unique key % is held by job %', quote_literal(enqueue.unique_key), hold.holder
                     using errcode = 'unique_violation';
             end if;

@@ -1,7 +1,10 @@
 """Who holds a unique key, who comes after, and what becomes of them when it is given up.
 
-Locks are taken in one order everywhere: first the keys, sorted, then the jobs' rows in their lines. A claim, which has locked ready
-jobs already, takes only those keys that nobody else has locked.
+Locks are taken in one order everywhere: first the keys, sorted, then the jobs' rows in their lines. Claims, which have locked ready
+jobs already, and upkeep take only those keys that nobody else has locked.
+
+A caller's transaction keeps its locks for as long as the caller likes, and workers must not wait so long. So an enqueue that gives way
+to the holder of a key does not lock it, and who settles locks only what a job that runs may still hold, and may now give up.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ from offload.brokers.postgres.moves import Moves, Past
 from offload.brokers.postgres.rows import jobs_by_number, optional_stored, seconds, stored
 from offload.brokers.postgres.work import Doubt, Transaction, text
 from offload.job import Job, UniqueKey, keys_of
+
+_GIVES_WAY = ("skip", "raise")
+"""The conflicts that leave a key to its holder."""
 
 
 class Hold(NamedTuple):
@@ -50,9 +56,32 @@ class Keys:
 
     def lock(self, jobs: Iterable[Job]) -> Work[None]:
         """Lock all the keys that these jobs want. Keys that nobody holds cannot be locked: `write` finds out."""
-        wanted = sorted({unique.key for job in jobs for unique in keys_of(job)} - self._locked)
+        yield from self._lock(unique.key for job in jobs for unique in keys_of(job))
+
+    def lock_of_claimed(self, jobs: Iterable[Job]) -> Work[None]:
+        """Lock those that these jobs, which were claimed, may still hold: the claim gave up some, and others are freed by time alone."""
+        yield from self._lock(unique.key for job in jobs for unique in keys_of(job) if unique.until == "finished")
+
+    def lock_for_new(self, jobs: Iterable[Job]) -> Work[None]:
+        """Lock the keys that these new jobs may change; of those whose holder they give way to, learn who it is.
+
+        That is true when it is read, and the holder may end before this transaction does. But it does not start before, where its
+        start would free the key: what this transaction changes is there for it to see.
+        """
+        wanted = [unique for job in jobs for unique in keys_of(job)]
+        yield from self._lock(unique.key for unique in wanted if unique.on_conflict not in _GIVES_WAY)
+        asked = sorted({unique.key for unique in wanted} - self._locked)
+        if asked:
+            self._note(_holds((yield from self._tx.value("read_keys", keys=text(asked)))))
+            yield from self._lock(key for key in asked if key in self._stored and key not in self._holds)  # its time has passed
+            self._locked.update(asked)
+
+    def _lock(self, keys: Iterable[str]) -> Work[None]:
+        wanted = sorted(set(keys) - self._locked)
         if not wanted:
             return
+        for key in wanted:
+            self._stored.pop(key, None)
         self._locked.update(wanted)
         self._note(_holds((yield from self._tx.value("lock_keys", keys=text(wanted)))))
 
@@ -65,6 +94,19 @@ class Keys:
         self._note(_holds((yield from self._tx.value("lock_keys_if_free", keys=text(sorted(taken))))) if taken else [])
         busy = {key for key in taken if key not in self._stored}
         self._locked |= wanted - busy
+        return busy
+
+    def try_lock_behind(self, jobs: Iterable[Job]) -> Work[set[str]]:
+        """Of the keys of jobs that are to end, those that cannot be passed on: another transaction has locked one of the successor's."""
+        held = {unique.key: self._holds.get(unique.key) for job in jobs for unique in keys_of(job)}
+        behind = {key: hold.successor for key, hold in held.items() if hold is not None and hold.successor is not None}
+        if not behind:
+            return set()
+        busy: set[str] = set()
+        rows = yield from jobs_by_number(self._tx, sorted(set(behind.values())))
+        for key, n in behind.items():
+            if (yield from self.try_lock([rows[n].job()])):
+                busy.add(key)
         return busy
 
     def _note(self, holds: Sequence[tuple[str, Hold]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import weakref
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -14,7 +15,7 @@ from psycopg import pq
 from psycopg.rows import tuple_row
 
 from offload.brokers.postgres.address import Address
-from offload.brokers.postgres.connections import keywords, usable
+from offload.brokers.postgres.connections import keywords, let_go, usable
 from offload.brokers.postgres.errors import translated
 
 _AS_NEW = "reset session authorization; reset all; discard temp; select pg_advisory_unlock_all()"
@@ -29,7 +30,7 @@ class Lender:
         self._idle: list[psycopg.Connection[Any]] = []
         self._aidle: list[psycopg.AsyncConnection[Any]] = []
         self._closed = False
-        weakref.finalize(self, _close_all, self._idle)  # a program may end without closing its app
+        self._left = weakref.finalize(self, _let_go, self._idle, self._aidle, os.getpid())  # a program may end without closing its app
         self._places = BoundedSemaphore(MOST_KEPT)
         self._aplaces = asyncio.Semaphore(MOST_KEPT)
 
@@ -106,16 +107,11 @@ class Lender:
     def close(self) -> None:
         """Close what is idle; what is lent is closed when it comes back."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
-        while self._aidle:
-            idle = self._aidle.pop()  # held by a name, or it would complain of its end before it is closed
-            idle.pgconn.finish()
+        self._left()
 
 
-def _close_all(idle: list[psycopg.Connection[Any]]) -> None:
-    while idle:
-        idle.pop().close()
+def _let_go(idle: list[psycopg.Connection[Any]], aidle: list[psycopg.AsyncConnection[Any]], opener: int) -> None:
+    let_go([connection.pgconn for connection in (*idle, *aidle)], opener)
 
 
 MOST_KEPT = 16

@@ -143,6 +143,20 @@ from (
     order by key for update
 ) as locked
 
+-- name: read_keys
+-- Who holds keys, as `lock_keys` tells it. A holder whose start frees its key cannot start before this transaction ends.
+select coalesce(json_agg(json_build_array(key, json_build_array(n, holder, until, frees_at, successor))), '[]')::text
+from (
+    select key, n, holder, until, frees_at, successor from offload.uniques
+    where key = any(array(select value from json_array_elements_text(%(keys)s::json))) and until <> 'started'
+    union all
+    select * from (
+        select key, n, holder, until, frees_at, successor from offload.uniques
+        where key = any(array(select value from json_array_elements_text(%(keys)s::json))) and until = 'started'
+        order by key for share
+    ) as kept
+) as held
+
 -- name: lock_keys_if_free
 -- As `lock_keys`, but for those that another transaction has locked. A claim waits for nobody.
 select coalesce(json_agg(json_build_array(key, json_build_array(n, holder, until, frees_at, successor))), '[]')::text

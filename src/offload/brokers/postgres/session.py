@@ -36,7 +36,8 @@ class PostgresSession(Session):
         self._database = database
         self._info = info
         self._link = database.link()
-        self._fetching = Fetching(self._link, id, info)
+        self._claims = database.link()  # a connection of their own: a settle may wait for a lock, and claims must not wait with it
+        self._fetching = Fetching(self._claims, id, info)
         self._heard = 0
         self._places: tuple[int, int] | None = None
         self._fruitless = 0
@@ -76,7 +77,7 @@ class PostgresSession(Session):
                 raise self._fetching.lost()
             return era, (yield from settling.release_but(tx, self.id, held))
 
-        self._fetching.era, number = await self._link.run(operation)
+        self._fetching.era, number = await self._claims.run(operation)
         return number
 
     async def settle(self, settlements: Sequence[tuple[Lease, Outcome]]) -> list[Lease]:
@@ -132,18 +133,19 @@ class PostgresSession(Session):
         try:
             await self._database.ear.sleep("work", self._heard, timeout, self._news, rest=self._rest())
         finally:
-            self._fetching.passed = False
+            self._fetching.passed = self._fetching.held_up = False
 
     def _rest(self) -> float:
         """Seconds before it looks again for what was there at the last look and could not be claimed: another claim has locked it."""
         return min(0.002 * 2 ** min(self._fruitless, 10), POLL) if self._fruitless else 0.0
 
     async def _news(self) -> bool:
-        """Whether there is anything to claim, or, after jobs were passed over, whether anything changed."""
+        """Whether there is anything to claim, or, after jobs were passed over for lack of room, whether anything changed."""
         queues = None if self._info.queues is None else text(self._info.queues)
-        any_ready, *places = await self._link.step(lambda tx: tx.row("news", queues=queues, tasks=text(self._info.tasks)))
+        any_ready, *places = await self._claims.step(lambda tx: tx.row("news", queues=queues, tasks=text(self._info.tasks)))
         before, self._places = self._places, (places[0], places[1])
-        news = any_ready and (not self._fetching.passed or (before is not None and before != self._places))
+        changed = before is not None and before != self._places
+        news = any_ready and (changed or self._fetching.held_up or not self._fetching.passed)
         self._fruitless += news
         return news
 
@@ -179,6 +181,7 @@ class PostgresSession(Session):
             except BrokerError:  # perhaps only a connection that was cut while it was idle
                 await self._link.run(self._leave)
         finally:
+            await self._database.unlink(self._claims)
             await self._database.unlink(self._link)
             if self._pulse is not None:
                 self._pulse.abandon()

@@ -118,7 +118,7 @@ def _array(items: Iterable[str]) -> str:
 
 def _settle(tx: Transaction, session: str, settlements: Settlements) -> Work[list[Lease]]:
     keys = Keys(tx)
-    yield from keys.lock(lease.job for lease, _ in settlements)
+    yield from keys.lock_of_claimed(lease.job for lease, outcome in settlements if isinstance(outcome, (Done, Dead, Cancelled)))
     leases = sorted((lease.ref, lease.claim) for lease, _ in settlements if type(lease.ref) is int)
     held = {row.n: row for row in held_rows((yield from tx.value("end_leases", leases=text(leases), session=session)))}
     lost: list[Lease] = []
@@ -130,6 +130,7 @@ def _settle(tx: Transaction, session: str, settlements: Settlements) -> Work[lis
         else:
             del held[row.n]
             settled.append((row, lease, outcome))
+    yield from keys.lock_of_claimed(lease.job for row, lease, _ in settled if row.cancel)  # these end, whatever their outcome
     if settled:
         yield from end_attempts(tx, keys, settled)
     return lost

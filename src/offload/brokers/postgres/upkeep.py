@@ -103,10 +103,11 @@ def promote(tx: Transaction) -> Work[int]:
 def _expire(tx: Transaction) -> Work[list[Touched]]:
     def act(rows: Sequence[JobColumns]) -> Work[Turn]:
         late = [row for row in rows if row.state in UNSTARTED and row.claim == 0]
-        return (yield from end_unstarted(tx, late, State.EXPIRED, "not started in time"))
+        return (yield from end_unstarted(tx, late, State.EXPIRED, "not started in time", patient=False))
 
     ids = _ids((yield from tx.value("expired", now=tx.now, limit=WINDOW)))
-    return [Touched("expired", row.id, row.task, row.queue) for row in (yield from in_turn(tx, ids, act))]
+    expired = yield from in_turn(tx, ids, act, patient=False)
+    return [Touched("expired", row.id, row.task, row.queue) for row in expired]
 
 
 def _forget(tx: Transaction) -> Work[int]:
@@ -129,11 +130,12 @@ def rescue(tx: Transaction, session: str, beat: int) -> Work[list[Touched]]:
     ns = _numbers((yield from tx.value("runs_of", session=session)))
     jobs = {n: row.job() for n, row in (yield from jobs_by_number(tx, ns)).items()}
     keys = Keys(tx)
-    yield from keys.lock(jobs.values())
+    leases = held_rows((yield from tx.value("end_session_leases", session=session)))
+    yield from keys.lock_of_claimed(jobs[held.n] for held in leases if held.cancel)
     touched: list[Touched] = []
     endings: list[Ending] = []
     moves = Moves(tx.now)
-    for held in held_rows((yield from tx.value("end_session_leases", session=session))):
+    for held in leases:
         job = jobs[held.n]
         past = held.past(given_back=1, crashes=1)
         if held.cancel:

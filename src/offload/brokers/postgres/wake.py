@@ -44,7 +44,7 @@ class Ear:
         self._bells: dict[str, asyncio.Event] = {"work": asyncio.Event(), "ended": asyncio.Event()}
         self._asked: dict[What, float] = {}
         self._rousing: set[asyncio.Future[None]] = set()
-        self._listening: asyncio.Event = asyncio.Event()
+        self._listening = False
         self._task: asyncio.Task[None] | None = None
         self._connection: AsyncConnection[Any] | None = None
 
@@ -67,7 +67,7 @@ class Ear:
         if rest and self._counts[what] == heard:
             await self._rung(what, heard, min(rest, timeout))
         while self._counts[what] == heard:
-            deaf = not await self._listen(min(timeout, POLL))
+            deaf = not self._hears()
             if not deaf:
                 await self._ask(what)
             if await look():
@@ -75,6 +75,8 @@ class Ear:
             left = deadline - monotonic()
             if left <= 0:
                 return
+            if deaf and self._listening:
+                continue
             await self._rung(what, heard, min(left, (POLL_DEAF if deaf else POLL) * random.uniform(0.8, 1.2)))
 
     async def _rung(self, what: What, heard: int, timeout: float) -> None:
@@ -116,18 +118,13 @@ class Ear:
     async def _silence(self, what: What) -> None:
         await self._step(lambda tx: tx.do("awake", id=f"{self._id}:{what}"))
 
-    async def _listen(self, patience: float) -> bool:
-        """Whether notifications arrive; the first call, and those after a break, wait a while for the connection."""
+    def _hears(self) -> bool:
+        """Whether notifications arrive. Who sleeps looks again when they begin to."""
         if self._address.listen is None:
             return False
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._hear(), name="offload-listener")
-        if not self._listening.is_set():
-            try:
-                await asyncio.wait_for(self._listening.wait(), patience)
-            except TimeoutError:
-                return False
-        return True
+        return self._listening
 
     async def _hear(self) -> None:
         address = self._address
@@ -138,17 +135,17 @@ class Ear:
             except psycopg.Error:
                 pass  # polling goes on, and whoever uses the database meanwhile tells what is wrong
             finally:
-                self._listening.clear()
+                self._listening = False
             await asyncio.sleep(RECONNECT * random.uniform(0.5, 1.0))
 
     async def _hear_on(self, address: Address) -> None:
         connection = self._connection = await connected(address, pinned=False)
         try:
             await connection.execute(sql.SQL("listen {}").format(sql.Identifier(address.schema)))
-            self._listening.set()
+            self._listening = True
             self._asked.clear()  # a server that was restarted knows of no sleepers
-            for what in self._counts:
-                self.ring(what)  # what was said before was not heard
+            for bell in self._bells.values():
+                bell.set()  # who sleeps asks now, and looks: what was said before was not heard
             async for notification in connection.notifies():
                 self.ring(notification.payload)
         finally:
