@@ -1,6 +1,7 @@
 // Enqueues a job of Offload from Node.js, with the ordinary client: npm install redis
 //
 //     OFFLOAD_URL=redis://localhost:6379/0 node enqueue.mjs
+//     OFFLOAD_URL='redis://localhost:6379/0?prefix=shop' node enqueue.mjs
 //
 // `enqueue.lua` comes with Offload; it lies beside this file here, and the guide says where to copy it from.
 
@@ -9,11 +10,14 @@ import { readFile } from "node:fs/promises";
 import { createClient } from "redis";
 
 const script = await readFile(new URL("enqueue.lua", import.meta.url), "utf8");
-const client = await createClient({ url: process.env.OFFLOAD_URL }).connect();
+const address = new URL(process.env.OFFLOAD_URL); // the same as the workers'
+const prefix = address.searchParams.get("prefix") ?? "offload";
+address.search = ""; // the rest of Offload's options are for its own client
+const client = await createClient({ url: address.href }).connect();
 const sha = await client.scriptLoad(script);
 
 async function enqueue(task, payload, { id = randomUUID(), ...options } = {}) {
-  const call = { keys: ["{offload}:"], arguments: [id, task, JSON.stringify(payload), ...Object.entries(options).flat().map(String)] };
+  const call = { keys: [`{${prefix}}:`], arguments: [id, task, JSON.stringify(payload), ...Object.entries(options).flat().map(String)] };
   try {
     await client.evalSha(sha, call);
   } catch (error) {

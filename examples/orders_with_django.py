@@ -71,16 +71,18 @@ class Bill(models.Model):
 @app.task(retry=Retry(initial=0))
 def bill(order_id: int) -> int:
     """The bill, the end of this job and the job that sends the letter are one transaction."""
-    with current.transaction(connection):  # opens transaction.atomic() itself
-        order = Order.objects.get(pk=order_id)
-        order.billed = True
-        order.save()
-        written = Bill.objects.create(order_id=order_id)
-        send_letter.enqueue(written.pk)
-        if order.customer == "Cleo" and current.attempt == 1:
-            raise RuntimeError("the power fails")
-        current.complete(written.pk)
-    connection.close()  # this thread's; a middleware does it for all tasks, see the guide on web frameworks
+    try:
+        with current.transaction(connection):  # opens transaction.atomic() itself
+            order = Order.objects.get(pk=order_id)
+            order.billed = True
+            order.save()
+            written = Bill.objects.create(order_id=order_id)
+            send_letter.enqueue(written.pk)
+            if order.customer == "Cleo" and current.attempt == 1:
+                raise RuntimeError("the power fails")
+            current.complete(written.pk)
+    finally:
+        connection.close()  # this thread's; a middleware does it for all tasks, see the guide on web frameworks
     return -1  # nothing that comes after the block counts
 
 
@@ -103,10 +105,17 @@ async def work() -> None:
         await Worker(app).drain()
 
 
-def main() -> None:
-    with connection.schema_editor() as editor:  # `manage.py migrate` in a project
+def make_tables() -> None:
+    """What `manage.py migrate` does in a project: those that are not there yet."""
+    there = connection.introspection.table_names()
+    with connection.schema_editor() as editor:
         for model in (Order, Bill):
-            editor.create_model(model)
+            if model._meta.db_table not in there:  # noqa: SLF001 - documented by Django
+                editor.create_model(model)
+
+
+def main() -> None:
+    make_tables()
     for customer, card in (("Ann", True), ("Bob", False), ("Cleo", True)):
         try:
             place(customer, card=card)

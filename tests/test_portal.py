@@ -10,10 +10,13 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 import warnings
+from typing import Any
 
 import pytest
 
+from offload import BrokerError, Offload
 from offload.errors import LoopRunning
 from offload.portal import portal, sync
 
@@ -44,6 +47,32 @@ def test_the_sync_twin_runs_on_the_loop_of_the_portal() -> None:
 def test_errors_come_back_to_the_caller() -> None:
     with pytest.raises(ValueError, match="broken"):
         Door().break_()
+
+
+@pytest.mark.parametrize("way", ["enqueue", "aenqueue", "record", "arecord"])
+@pytest.mark.parametrize("url", ["postgresql://localhost:1/shop?timeout=0", "redis://localhost:1/0?timeout=0"])
+def test_a_broker_that_cannot_be_reached_is_told_in_few_lines(url: str, way: str) -> None:
+    app = Offload(url)
+
+    @app.task
+    def greet() -> None: ...
+
+    calls: dict[str, Any] = {
+        "enqueue": greet.enqueue,
+        "aenqueue": lambda: asyncio.run(greet.aenqueue()),
+        "record": app.handle("j1").record,
+        "arecord": lambda: asyncio.run(app.handle("j1").arecord()),
+    }
+    with pytest.raises(BrokerError) as caught:
+        calls[way]()
+    cause = caught.value.__cause__
+    assert cause is not None
+    assert cause.__cause__ is None or not type(cause).__module__.startswith("offload.")
+    told = "".join(traceback.format_exception(caught.value))
+    assert "offload/brokers" not in told
+    assert "site-packages" not in told
+    frames = [frame for frame in traceback.extract_tb(caught.value.__traceback__) if "/offload/" in frame.filename]
+    assert len(frames) <= 4
 
 
 def test_the_twin_looks_like_a_plain_function() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from offload.errors import BadDeclaration, RetryLater
+from offload.errors import BadDeclaration, OffloadError, RetryLater, Unsupported
 from offload.retry import Again, Enough, Retry, decide, policy_of
 
 MIDDLE = 0.5
@@ -53,6 +53,16 @@ def test_retries_are_used_up() -> None:
     assert decide(Retry(max_retries=2), ValueError(), 2, 0, MIDDLE) == Again(120)
     assert decide(Retry(max_retries=2), ValueError(), 3, 0, MIDDLE) == Enough("retries used up after 3 attempts")
     assert decide(Retry(max_retries=0), ValueError(), 1, 0, MIDDLE) == Enough("retries used up after 1 attempt")
+
+
+@pytest.mark.parametrize("error", [Unsupported("no"), BadDeclaration("no")])
+def test_what_can_never_succeed_ends_at_once_unless_it_is_named(error: OffloadError) -> None:
+    name = type(error).__name__
+    for policy in (Retry(), Retry(on=(ValueError, RuntimeError)), Retry(never=(KeyError,))):
+        assert decide(policy, error, 1, 0, MIDDLE) == Enough(f"{name} is never retried")
+    assert decide(Retry(on=(Exception, OffloadError)), error, 1, 0, MIDDLE) == Again(60)
+    assert decide(Retry(on=(type(error),)), error, 1, 0, MIDDLE) == Again(60)
+    assert decide(lambda _attempt, _error: 7.0, error, 1, 0, MIDDLE) == Again(7.0)
 
 
 def test_a_class_that_is_never_retried_ends_at_once() -> None:

@@ -73,7 +73,7 @@ class Offload(Control, Scheduling):
         session_timeout, heartbeat = seconds(session_timeout, "session_timeout"), seconds(heartbeat, "heartbeat")
         if not 0 < heartbeat <= session_timeout / 2:
             raise BadDeclaration(f"heartbeat ({heartbeat!r} s) must be above 0 and at most half of session_timeout ({session_timeout!r} s)")
-        self.producer = Producer(Clients(url or os.environ.get("OFFLOAD_URL") or DEFAULT_URL, clock or SystemClock()))
+        self.producer = Producer(Clients(_url(url), clock or SystemClock()))
         self.session_timeout = session_timeout
         self.heartbeat = heartbeat
         self.tasks: dict[str, Task[..., Any]] = {}
@@ -261,7 +261,7 @@ class Offload(Control, Scheduling):
 
     async def amigrate(self) -> tuple[int, int]:
         """Make the broker's tables, or bring them to this version; as `offload migrate`. Returns the versions (from, to)."""
-        return await (await self.store()).migrate()
+        return await self.producer.clients.migrate()
 
     migrate = sync(amigrate)
 
@@ -343,6 +343,17 @@ class Testing:
     async def __aexit__(self, *exc: object) -> None:
         self._producer.clients = self._before
         await self._clients.close()
+
+
+def _url(given: str | None) -> str:
+    """The URL to use. Raises BadDeclaration for an empty one: where it was meant to come from another variable, that is not set."""
+    if given is not None:
+        url, said = given, "Offload(url='')"
+    else:
+        url, said = os.environ.get("OFFLOAD_URL", DEFAULT_URL), "OFFLOAD_URL is set, but empty: it"
+    if not url.strip():
+        raise BadDeclaration(f"{said} names no broker; give its URL, such as postgresql://host/database, or leave it out for {DEFAULT_URL}")
+    return url
 
 
 def _thousands(drafts: Iterable[Draft[R]]) -> Iterator[list[Draft[R]]]:

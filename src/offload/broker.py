@@ -248,7 +248,7 @@ class Store(Broker):
 
     @abstractmethod
     async def migrate(self) -> tuple[int, int]:
-        """Bring the schema to this version. Returns (from, to)."""
+        """Bring the schema to this version. Returns (from, to). May be called before opening, which would have done it."""
 
 
 class Statement(NamedTuple):
@@ -368,12 +368,14 @@ def broker_class(url: str) -> type[Broker]:
             "use postgresql://, redis:// or sqlite:/// until then"
         )
     if scheme not in known:
-        raise BadDeclaration(f"no broker serves {scheme or url!r}: known are {', '.join(f'{name}://' for name in sorted(known))}")
+        engine, plus, _ = scheme.partition("+")
+        hint = f" (SQLAlchemy's URL? Write {engine}://)" if plus and engine in known else ""
+        raise BadDeclaration(f"no broker serves {scheme or url!r}{hint}: known are {', '.join(f'{name}://' for name in sorted(known))}")
     point = known[scheme]
     try:
         return point.load()
     except ImportError as error:
         extra = point.extras[0] if point.extras else scheme
         raise BrokerNotInstalled(
-            f"{scheme}:// needs the package {error.name!r}; install it with: pip install 'offload[{extra}]'"
+            f"{scheme}:// needs the package {error.name!r}; install it from a clone of Offload: pip install '.[{extra}]'"
         ) from error

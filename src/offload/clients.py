@@ -12,7 +12,8 @@ from time import monotonic
 
 from offload.broker import ASKS, Broker, Store, broker_class
 from offload.clock import Clock
-from offload.errors import BrokerError, BrokerUnusable, Unsupported
+from offload.errors import BrokerError, BrokerUnusable, OffloadError, Unsupported
+from offload.portal import shortened
 
 PAUSE = (0.1, 0.5)
 """Seconds between two tries to open a broker that is away: from, to."""
@@ -47,6 +48,8 @@ class Clients:
         self.clock = clock
         self.kind = broker_class(url)
         self.broker = self.kind.connect(url, clock)
+        self.place = without_secrets(url)
+        """The URL for people to see."""
         self.lacking = [feature for feature in ASKS if feature not in self.kind.features]
         """The fields of a job that this broker cannot honour."""
         self.rehearsed = False
@@ -88,6 +91,11 @@ class Clients:
         assert isinstance(client, Store)
         return client
 
+    async def migrate(self) -> tuple[int, int]:
+        """Bring the schema to this version. Returns the versions (from, to). Raises Unsupported when the broker is no store."""
+        before = await self.broker.migrate() if isinstance(self.broker, Store) else (0, 0)  # not open: opening would have done it
+        return before[0], (await (await self.store()).migrate())[1]
+
     async def close(self) -> None:
         """Close the clients. The next use opens them again."""
         with self._lock:
@@ -115,9 +123,11 @@ class Clients:
             await asyncio.shield(asyncio.wrap_future(opening.opened))
         except asyncio.CancelledError:
             raise
-        except BaseException:
+        except BaseException as error:
             with self._lock:
                 self._openings = {each: other for each, other in self._openings.items() if other is not opening}
+            if isinstance(error, OffloadError):
+                raise shortened(error)  # noqa: B904 - the very error
             raise
         with self._lock:
             self._ready[loop] = opening.client
@@ -147,6 +157,22 @@ class Clients:
         self._openings = {}
         self._ready = {}
         self.broker = self.kind.connect(self.url, self.clock)
+
+
+def without_secrets(url: str) -> str:
+    """A URL as logs and messages may hold it: without passwords, wherever they stand."""
+    place, mark, query = url.partition("?")
+    scheme, slashes, rest = place.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    options = "&".join(_without_secret(option) for option in query.split("&"))
+    return f"{scheme}{slashes}{user}{':***' if colon else ''}{at}{host}{mark}{options}"
+
+
+def _without_secret(option: str) -> str:
+    name, equals, value = option.partition("=")
+    secret = "password" in name.lower() or "@" in value or "%40" in value  # an address in it may hold a password of its own
+    return f"{name}{equals}***" if secret else option
 
 
 _everywhere: weakref.WeakSet[Clients] = weakref.WeakSet()

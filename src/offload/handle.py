@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import shlex
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -97,8 +99,18 @@ class Handle(Generic[R]):
 
         standing = await store.standing(self.id)
         reason = "" if standing is None else f" {why(standing)}"
-        later = f"`offload why {self.id}` says how it stands later."
-        return ResultTimeout(f"job {self.id} has not ended within {timeout:g} seconds; it goes on.{reason} {later}")
+        return ResultTimeout(f"job {self.id} has not ended within {timeout:g} seconds; it goes on.{reason}{self._later()}")
+
+    def _later(self) -> str:
+        """The command that says how the job stands later, as it can be typed here: nothing that is printed may hold a password."""
+        clients = self._producer.clients
+        if not clients.broker.durable:  # no other process sees it
+            return ""
+        if os.environ.get("OFFLOAD_APP") or os.environ.get("OFFLOAD_URL") == clients.url:
+            app = ""
+        else:
+            app = f" --url {shlex.quote(clients.url)}" if clients.place == clients.url else " --app MODULE:APP"
+        return f" `offload why {self.id}{app}` says how it stands later."
 
     def _not_found(self) -> JobNotFound:
         return JobNotFound(

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
-from offload.errors import LoopRunning, OffloadError
+from offload.errors import BrokerError, LoopRunning, OffloadError
 
 log = logging.getLogger("offload.portal")
 
@@ -94,7 +94,7 @@ class Portal:
         try:
             return call.outcome()
         except OffloadError as error:
-            raise error.with_traceback(None)  # noqa: B904 - the very error, without the frames that it has collected
+            raise shortened(error)  # noqa: B904 - the very error
         finally:
             del call  # an error holds this frame, which must not hold the error
 
@@ -138,6 +138,21 @@ class Portal:
                     await farewell()
                 except Exception:
                     log.exception("closing failed at the end of the process")
+
+
+def shortened(error: OffloadError) -> OffloadError:
+    """The very error as it is to leave Offload: without the frames that it has collected inside, which tell its reader nothing.
+
+    What a BrokerError came from is the driver's error alone, without the driver's frames and without errors of ours in between.
+    """
+    if isinstance(error, BrokerError):
+        cause = error.__cause__
+        while cause is not None and cause.__cause__ is not None and type(cause).__module__.startswith("offload."):
+            cause = cause.__cause__
+        if cause is not None:
+            error.__cause__ = cause.with_traceback(None)
+            cause.__suppress_context__ = True
+    return error.with_traceback(None)
 
 
 portal = Portal()

@@ -15,7 +15,7 @@ from offload.events import Event, Observers
 from offload.ids import new_ids
 from offload.job import MOST_ATOMIC, Draft, Job
 from offload.joining import Joined, joined, suited, suited_blocking
-from offload.portal import portal, refuse_inside_loop
+from offload.portal import portal, refuse_inside_loop, shortened
 
 
 class Producer:
@@ -35,8 +35,14 @@ class Producer:
         """Enqueue the drafts, in order, each thousand of them atomically, and return an id each.
 
         On `connection`, or in the transaction that ends the job at work, all are part of that transaction. Else, when a thousand fails,
-        those before it stay enqueued. Raises UniqueConflict, IdConflict, Unsupported, BrokerError.
+        those before it stay enqueued. Raises UniqueConflict, IdConflict, Unsupported, BrokerError. An error begins its traceback here.
         """
+        try:
+            return await self._enqueue(drafts, connection)
+        except OffloadError as error:
+            raise shortened(error)  # noqa: B904 - the very error
+
+    async def _enqueue(self, drafts: Sequence[Draft[Any]], connection: Any) -> list[str]:
         if (target := self._target(connection)) is not None:
             jobs = self._jobs(drafts)
             adapter = target.adapter if isinstance(target.adapter, AsyncAdapter) else InPlace(target.adapter)
@@ -65,7 +71,7 @@ class Producer:
             if target is not None:
                 return self._enqueue_on(target, name, make())
         except OffloadError as error:
-            raise error.with_traceback(None)  # noqa: B904 - the very error, without the frames that it has collected
+            raise shortened(error)  # noqa: B904 - the very error
         return portal.run(self._enqueue_made, make)
 
     async def _enqueue_made(self, make: Callable[[], Sequence[Draft[Any]]]) -> list[str]:

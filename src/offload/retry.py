@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from offload.duration import Duration, seconds
-from offload.errors import BadDeclaration, RetryLater
+from offload.errors import BadDeclaration, OffloadError, RetryLater, Unsupported
+
+HOPELESS: tuple[type[OffloadError], ...] = (Unsupported, BadDeclaration)
+"""What Offload refuses by what the program is, which no later attempt changes; retried only where `on` names such a class."""
 
 Classes: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -19,7 +22,8 @@ class Retry:
 
     `max_retries` is the number of attempts after the first. `initial`, `maximum` are seconds or timedeltas; `jitter` is a fraction of the
     delay, both ways. An error is retried when it is one of the classes `on` and none of `never`. `within` bounds the job's whole
-    age: a retry that would start later than that after the enqueue is not made. Raises BadDeclaration for values that cannot work.
+    age: a retry that would start later than that after the enqueue is not made. Unsupported and BadDeclaration, which can never succeed,
+    are retried only where `on` names them. Raises BadDeclaration for values that cannot work.
     """
 
     max_retries: int = 5
@@ -99,7 +103,7 @@ def decide(policy: RetryPolicy, error: BaseException, attempt: int, age: float, 
         return Again(max(0.0, error.delay)) if isinstance(error, RetryLater) else _ask(policy, attempt, error)
     name = type(error).__name__
     asked = isinstance(error, RetryLater)
-    if not asked and isinstance(error, policy.never):
+    if not asked and (isinstance(error, policy.never) or _hopeless(error, policy)):
         return Enough(f"{name} is never retried")
     if not asked and not isinstance(error, policy.on):
         return Enough(f"{name} is not among the errors that are retried")
@@ -109,6 +113,11 @@ def decide(policy: RetryPolicy, error: BaseException, attempt: int, age: float, 
     if policy.within is not None and age + delay > (within := seconds(policy.within, "within")):
         return Enough(f"the next attempt would come later than {within:g} seconds after the enqueue")
     return Again(delay)
+
+
+def _hopeless(error: BaseException, policy: Retry) -> bool:
+    named = tuple(kind for kind in cast(tuple[type[BaseException], ...], policy.on) if issubclass(kind, OffloadError))
+    return isinstance(error, HOPELESS) and not isinstance(error, named)
 
 
 def _ask(policy: Callable[[int, BaseException], float | None], attempt: int, error: BaseException) -> Again | Enough:

@@ -32,19 +32,20 @@ def accepted(stage: Stage) -> int:
 
 
 def said_once_each_time(stage: Stage, outages: int) -> None:
-    """Each part of each worker says that the broker is away, and then that it is back, at most once an outage; somebody does say it."""
+    """Each worker says that the broker is away, and then that it is back, at most once an outage; somebody does say it."""
     stage.until(lambda: all(len(words) % 2 == 0 for words in sayings(stage).values()), 60, "whoever missed the broker says that it is back")
     said = sayings(stage)
     assert said, "no worker noticed anything"
-    for who, words in said.items():
-        assert words[::2] == ["does not answer"] * (len(words) // 2), (who, words)
-        assert words[1::2] == ["answers again"] * (len(words) // 2), (who, words)
-        assert len(words) <= 2 * outages, (who, words)
+    for who, sentences in said.items():
+        words = [what for _, what in sentences]
+        assert words[::2] == ["does not answer"] * (len(words) // 2), (who, sentences)
+        assert words[1::2] == ["answers again"] * (len(words) // 2), (who, sentences)
+        assert len(words) <= 2 * outages, (who, sentences)
 
 
-def sayings(stage: Stage) -> dict[tuple[str, str], list[str]]:
-    """What each part of each worker, by process id, said of the broker."""
-    said: dict[tuple[str, str], list[str]] = defaultdict(list)
+def sayings(stage: Stage) -> dict[str, list[tuple[str, str]]]:
+    """What each worker, by process id, said of the broker, and which part of it said so."""
+    said: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for pid, part, what in SAID.findall(stage.log()):
-        said[pid, part].append(what)
+        said[pid].append((part, what))
     return said

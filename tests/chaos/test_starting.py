@@ -26,7 +26,8 @@ def test_a_worker_started_before_its_server_waits_says_so_once_and_works_when_it
     stage.server.start()
     handle = stage.app.enqueue("program.long", seconds=0.0)
     assert handle.result(timeout=60) == worker.pid
-    assert sayings(stage) == {(str(worker.pid), "opening a session"): ["does not answer", "answers again"]}
+    assert sayings(stage) == {str(worker.pid): [("opening a session", "does not answer"), ("opening a session", "answers again")]}
+    assert stage.log().index("answers again") < stage.log().index("serves all queues")
 
 
 @pytest.mark.parametrize("place", SERVERS, indirect=True)

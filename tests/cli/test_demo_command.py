@@ -26,5 +26,5 @@ def test_without_its_packages_it_names_the_extra(project: Project) -> None:
     code = "import sys; sys.modules['aiosmtpd'] = None; from offload.cli import main; main(['demo', '--once'])"
     ran = subprocess.run([sys.executable, "-c", code], cwd=project.folder, capture_output=True, text=True, check=False)
     assert ran.returncode == 1
-    assert "pip install 'offload[demo]'" in ran.stderr
+    assert "pip install '.[demo]'" in ran.stderr
     assert "Traceback" not in ran.stderr

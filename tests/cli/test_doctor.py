@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
+from contextlib import closing
 
+import pytest
 from click.testing import Result
 from tests.cli.project import Project
 
-from offload import Worker
+from offload import BrokerUnusable, Offload, Worker
+from offload.testing.servers import PostgresServer
 
 
 def test_doctor_exits_1_when_something_is_wrong(project: Project) -> None:
@@ -66,6 +70,30 @@ def test_doctor_and_workers_and_queues_list_the_workers(project: Project) -> Non
 
 
 def test_migrate_says_from_where_to_where(project: Project) -> None:
-    answer = project.json("migrate")
-    assert answer["from"] == answer["to"]
-    assert f"version {answer['to']} already" in project.ok("migrate")
+    assert project.ok("migrate") == "The schema was made, in version 1.\n"
+    assert project.ok("migrate") == "The schema has version 1 already.\n"
+    assert project.json("migrate") == {"from": 1, "to": 1}
+
+
+def test_migrate_finds_nothing_in_an_empty_file(project: Project) -> None:
+    project.write("empty.db", "")
+    assert project.json("migrate", "--url", "sqlite:///empty.db") == {"from": 0, "to": 1}
+
+
+def test_on_postgresql_migrate_says_so_too(project: Project, shared_postgres: Callable[[int | None], PostgresServer]) -> None:
+    url = shared_postgres(None).database()
+    assert [project.json("migrate", "--url", given) for given in (url, f"{url}?migrate=false", url)] == [
+        {"from": 0, "to": 1},
+        {"from": 1, "to": 1},
+        {"from": 1, "to": 1},
+    ]
+
+
+def test_an_app_that_may_not_make_its_schema_can_be_used_once_it_was_migrated(
+    shared_postgres: Callable[[int | None], PostgresServer],
+) -> None:
+    with closing(Offload(f"{shared_postgres(None).database()}?migrate=false")) as app:
+        with pytest.raises(BrokerUnusable):
+            app.enqueue("greet")
+        assert app.migrate() == (0, 1)
+        app.enqueue("greet")

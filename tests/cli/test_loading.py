@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from tests.cli.project import SHOP, Project
+
+from offload.testing.servers import PostgresServer
 
 
 @pytest.mark.parametrize(
@@ -35,6 +39,25 @@ def test_commands_that_look_make_no_database(project: Project, args: tuple[str, 
 def test_others_make_it(project: Project, args: tuple[str, ...]) -> None:
     project.ok(*args)
     assert (project.folder / "shop.db").exists()
+
+
+@pytest.mark.parametrize(
+    "args", [("jobs",), ("why", "one"), ("queues",), ("dead",), ("schedules",), ("workers",), ("doctor",), ("queues", "pause", "default")]
+)
+def test_on_postgresql_too(
+    project: Project, args: tuple[str, ...], shared_postgres: Callable[[int | None], PostgresServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = shared_postgres(None)
+    url = server.database()
+    monkeypatch.setenv("OFFLOAD_URL", url)
+    project.write("on_server.py", "from offload import Offload\napp = Offload()\n")
+    for given in (("--url", url), ("-A", "on_server:app")):
+        result = project.run(*args, *given)
+        assert (result.exit_code, result.stdout) == (1, "")
+        [told] = result.stderr.splitlines()
+        assert "the schema 'offload' is not there" in told
+        assert "offload migrate" in told
+    assert server.ask("select nspname from pg_namespace where nspname = 'offload'", url.rpartition("/")[2]) == []
 
 
 def test_the_app_comes_from_the_environment(project: Project) -> None:
@@ -130,7 +153,6 @@ def test_who_named_a_missing_app_is_said(project: Project, monkeypatch: pytest.M
     [
         ("import does_not_exist_anywhere", "ModuleNotFoundError: No module named 'does_not_exist_anywhere'"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
-        ("from offload import Offload\nOffload('nonsense://')", "BadDeclaration: no broker serves 'nonsense'"),
     ],
 )
 def test_what_the_module_itself_raises_is_shown_from_its_own_line_on(project: Project, code: str, error: str) -> None:
@@ -140,6 +162,36 @@ def test_what_the_module_itself_raises_is_shown_from_its_own_line_on(project: Pr
     assert error in result.stderr
     assert f'File "{project.folder / "broken.py"}"' in result.stderr
     assert "offload/cli/" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "said"),
+    [
+        ("app = Offload('nonsense://')", 2, "no broker serves 'nonsense'"),
+        ("app = Offload()\n@app.task(queue='')\ndef f(): ...", 3, "queue"),
+        ("app = Offload('amqp://x')", 2, "does not contain the engine of amqp://"),
+    ],
+)
+def test_what_offload_refuses_in_the_module_is_told_in_one_line_with_its_place(project: Project, code: str, line: int, said: str) -> None:
+    file = project.write("refused.py", f"from offload import Offload\n{code}\n")
+    for command in (("jobs", "-A", "refused:app"), ("worker", "refused:app")):
+        result = project.run(*command)
+        assert result.exit_code == (1 if "amqp" in code else 2)
+        [told] = result.stderr.splitlines()
+        assert said in told
+        assert told.startswith("Error: ")
+        assert told.endswith(f"({file}, line {line})")
+
+
+@pytest.mark.parametrize("url", ["mysql://me:hush@db/shop", "postgresql+psycopg://db/shop", "sqlite:///shop.db?journal=off"])
+def test_a_mistake_in_the_url_of_the_environment_is_told_in_one_line(project: Project, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("OFFLOAD_URL", url)
+    project.write("plain.py", "from offload import Offload\napp = Offload()\n")
+    result = project.run("doctor", "-A", "plain:app")
+    assert result.exit_code == 2
+    [told] = result.stderr.splitlines()
+    assert told.endswith("plain.py, line 2; OFFLOAD_URL says so)")
+    assert "hush" not in told
 
 
 def test_a_module_that_is_no_python_is_shown_with_its_line(project: Project) -> None:

@@ -13,7 +13,8 @@ import pytest
 from tests.cli.project import Project, eventually
 
 from offload import State
-from offload.cli.worker import _some, shown_url
+from offload.clients import without_secrets
+from offload.worker.greeting import some
 
 
 class Running:
@@ -228,7 +229,7 @@ def test_reload_without_its_package_names_the_extra(project: Project) -> None:
     code = "import sys; sys.modules['watchfiles'] = None; from offload.cli import main; main(['worker', '--reload'])"
     ran = subprocess.run([sys.executable, "-c", code], cwd=project.folder, capture_output=True, text=True, check=False)
     assert ran.returncode == 1
-    assert "pip install 'offload[reload]'" in ran.stderr
+    assert "pip install '.[reload]'" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
@@ -287,10 +288,21 @@ def test_what_cannot_work_exits_2_at_once(project: Project, args: tuple[str, ...
 
 
 def test_of_many_names_some_are_said() -> None:
-    assert _some(["a", "b"]) == "a, b"
-    assert _some([str(number) for number in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
+    assert some(["a", "b"]) == "a, b"
+    assert some([str(number) for number in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
 
 
-def test_a_password_is_not_shown() -> None:
-    assert shown_url("postgresql://me:hush@db:5432/shop?x=1") == "postgresql://me:***@db:5432/shop?x=1"
-    assert shown_url("sqlite:///shop.db") == "sqlite:///shop.db"
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:hush@db:5432/shop?x=1", "postgresql://me:***@db:5432/shop?x=1"),
+        ("postgresql://db/shop?password=hush&schema=jobs", "postgresql://db/shop?password=***&schema=jobs"),
+        ("postgresql://db/shop?pgbouncer=true&listen=postgresql://me:hush@db/shop", "postgresql://db/shop?pgbouncer=true&listen=***"),
+        ("redis://:hush@db:6379/0", "redis://:***@db:6379/0"),
+        ("redis+sentinel://db/main?sentinel_password=hush", "redis+sentinel://db/main?sentinel_password=***"),
+        ("sqlite:///shop.db", "sqlite:///shop.db"),
+        ("postgresql:///shop?host=/run/postgresql", "postgresql:///shop?host=/run/postgresql"),
+    ],
+)
+def test_a_password_is_not_shown(url: str, shown: str) -> None:
+    assert without_secrets(url) == shown

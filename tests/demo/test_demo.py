@@ -342,7 +342,7 @@ class TestStarting:
         monkeypatch.setattr("offload.demo.PACKAGES", ("starlette", "no_such_package"))
         assert main() == 1
         assert "(no_such_package)" in (said := capsys.readouterr().err)
-        assert "offload[demo]" in said
+        assert "pip install '.[demo]'" in said
 
     def test_tasks_outside_of_a_demo_say_what_they_need(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(FOLDER, raising=False)

@@ -16,6 +16,7 @@ from offload.clock import SystemClock
 from offload.job import Beat, Job, Lease, Progress, WorkerInfo
 from offload.worker import keeper
 from offload.worker.keeper import Keeper
+from offload.worker.patience import Outage
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +40,7 @@ class Kept:
 
     def __init__(self, session: MemorySession, heartbeat: float = 0.02) -> None:
         self.told: list[Beat] = []
-        self.keeper = Keeper(session, heartbeat, self.told.append, lambda: "shop.blocks 7")
+        self.keeper = Keeper(session, heartbeat, self.told.append, lambda: "shop.blocks 7", Outage())
 
 
 def block(until: Callable[[], object], within: float = 10.0) -> None:

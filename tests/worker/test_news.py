@@ -213,7 +213,7 @@ async def test_each_end_is_one_line_with_the_arguments_asked_for_and_fields(app:
             (logging.ERROR, "is dead: retries used up after 2 attempts (ValueError: wrong)"),
         ],
         "cancel": [(logging.DEBUG, "started"), (logging.INFO, "was cancelled: no")],
-        "snooze": [(logging.DEBUG, "started"), (logging.INFO, "was handed back for 120 s")],
+        "snooze": [(logging.DEBUG, "started"), (logging.INFO, "was handed back for 120 s: it raised Snooze")],
     }
     for way, lines in expected.items():
         caplog.clear()

@@ -143,10 +143,9 @@ async def test_outcomes_are_settled_once_the_broker_answers_again(
         assert [await handle.aresult(10) for handle in handles] == list(range(5))
     assert sorted(runs) == list(range(5))
     lines = [(record.levelno, record.message) for record in caplog.records if record.message.startswith("settling:")]
-    assert lines == [
-        (logging.ERROR, "settling: the broker does not answer (settle failed); trying until it does"),
-        (logging.WARNING, "settling: the broker answers again, after 3 tries"),
-    ]
+    assert lines[0] == (logging.ERROR, "settling: the broker does not answer (settle failed); trying until it does")
+    assert lines[1][1].startswith("settling: the broker answers again, after 3 tries in 0.")
+    assert [level for level, _ in lines] == [logging.ERROR, logging.WARNING]
 
 
 async def test_a_large_harvest_is_settled_in_atomic_thousands(shaky: Offload, broker: ShakyBroker, eventually: Eventually) -> None:
@@ -184,6 +183,56 @@ async def test_every_part_tries_until_the_broker_answers(
         await eventually(lambda: broker.failing[verb] == 0)
         await eventually(lambda: "the broker answers again, after 3 tries" in caplog.text)
     assert [record.levelno for record in caplog.records if "the broker does not answer" in record.message] == [logging.ERROR]
+
+
+async def test_an_outage_that_all_parts_meet_is_told_in_two_lines(
+    shaky: Offload, broker: ShakyBroker, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    go_on = asyncio.Event()
+
+    @shaky.task
+    async def work() -> None:
+        await go_on.wait()
+
+    def of_the_outage() -> list[str]:
+        return [record.message.partition(": ")[2][:17] for record in caplog.records if ": the broker " in record.message]
+
+    async with running(Worker(shaky)):
+        await work.aenqueue()
+        await eventually(lambda: states(shaky, {State.RUNNING: 1}))
+        for verb in ("settle", "maintain", "beat", "fetch"):
+            broker.failing[verb] = 3
+        go_on.set()
+        await eventually(lambda: succeeded(shaky, 1))
+        await work.aenqueue()
+        await eventually(lambda: broker.failing.total() == 0 and succeeded(shaky, 2))
+        await eventually(lambda: len(of_the_outage()) % 2 == 0)
+    assert of_the_outage() == ["the broker does n", "the broker answer"]
+
+
+async def test_a_worker_tells_what_it_serves_once_it_has_a_session(
+    shaky: Offload, broker: ShakyBroker, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "offload.worker")
+    broker.failing["session"] = 3
+    async with running(Worker(shaky, "vip:3,default:1")):
+        await eventually(lambda: "it knows no task" in caplog.text)
+        bury(broker)
+        await eventually(lambda: len([call for call in broker.calls if call[0] == "session"]) == 5)
+    assert [record.message.split(": ")[-1] for record in caplog.records if " serves " in record.message] == ["nothing will run"]
+    lines = [record.message for record in caplog.records]
+    greeting = next(number for number, line in enumerate(lines) if " serves queues vip:3,default:1 of " in line)
+    assert "does not answer" in lines[0]
+    assert any("answers again" in line for line in lines[:greeting])
+
+
+async def test_a_worker_that_never_had_a_session_leaves_nothing_to_be_rescued(
+    shaky: Offload, broker: ShakyBroker, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.failing["session"] = 1_000_000
+    async with running(Worker(shaky)):
+        await eventually(lambda: "does not answer" in caplog.text)
+    assert "leaves while the broker is away (session failed); it had no session, and so no job" in caplog.text
 
 
 async def test_a_step_that_cannot_be_stored_fails_the_attempt(shaky: Offload, broker: ShakyBroker) -> None:
@@ -366,7 +415,7 @@ async def test_a_leaving_worker_settles_before_it_goes(shaky: Offload, broker: S
 
 
 async def test_waits_grow_and_are_bounded() -> None:
-    tries = patience.Patience("testing")
+    tries = patience.Patience("testing", patience.Outage())
     waits = [tries.failed(OSError("away")) for _ in range(20)]
     assert all(patience.FIRST * 2**n * 0.5 <= wait <= patience.FIRST * 2**n for n, wait in enumerate(waits[:5]))
     assert all(patience.LONGEST * 0.5 <= wait <= patience.LONGEST for wait in waits[10:])

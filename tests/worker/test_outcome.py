@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.worker.program import Unprintable
 
-from offload import Cancel, Discard, Retry, RetryLater, Snooze
+from offload import Cancel, Discard, Retry, RetryLater, Snooze, Unsupported
 from offload.duration import LONGEST
 from offload.job import Cancelled, Dead, Job, Lease, Outcome, Release, Retried
 from offload.retry import RetryPolicy
@@ -53,6 +53,14 @@ def test_delays_grow_until_retries_are_used_up() -> None:
     assert isinstance(ends[2], Dead)
     assert ends[2].reason == "retries used up after 3 attempts"
     assert ends[2].failure is not None
+
+
+def test_what_the_broker_can_never_do_is_not_asked_for_again() -> None:
+    end = outcome(raised(Unsupported("RedisBroker has no transactions")))
+    assert isinstance(end, Dead)
+    assert end.reason == "Unsupported is never retried"
+    assert end.failure is not None
+    assert "no transactions" in end.failure.message
 
 
 def test_retry_later_names_its_delay_and_counts() -> None:

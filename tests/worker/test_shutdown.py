@@ -53,8 +53,9 @@ async def test_running_jobs_may_end_within_the_grace(app: Offload) -> None:
     ids=["coroutine", "thread", "process", "coroutine in a process"],
 )
 async def test_after_the_grace_jobs_are_ready_again_with_their_attempt_given_back(
-    program: Offload, task: Any, marks: Marks, eventually: Eventually
+    program: Offload, task: Any, marks: Marks, eventually: Eventually, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "offload.worker")
     worker = Worker(program, grace=0.05)
     async with running(worker) as run:
         handle = await task.aenqueue(marks.folder)
@@ -63,6 +64,7 @@ async def test_after_the_grace_jobs_are_ready_again_with_their_attempt_given_bac
         assert await left(run) == "stopped"
     record = await handle.arecord()
     assert (record.state, record.attempt, record.crashes, record.errors) == (State.READY, 0, 0, ())
+    assert "was handed back: the worker leaves, and its grace is over" in caplog.text
 
 
 async def test_a_second_stop_releases_at_once(program: Offload, marks: Marks, eventually: Eventually) -> None:
@@ -146,7 +148,10 @@ async def test_a_task_that_returns_when_it_is_told_to_leave_has_succeeded(app: O
     assert await handle.aresult(1) == "saved what there was"
 
 
-async def test_what_was_claimed_ahead_is_handed_back(app: Offload, eventually: Eventually, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_claimed_ahead_is_handed_back(
+    app: Offload, eventually: Eventually, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "offload.worker")
     monkeypatch.setattr(executor, "HAND_BACK_AFTER", 600)
     blocking, go_on = asyncio.Event(), asyncio.Event()
 
@@ -176,6 +181,7 @@ async def test_what_was_claimed_ahead_is_handed_back(app: Offload, eventually: E
         go_on.set()
         await left(run)
     assert await states(app) == {State.READY: 300, State.SUCCEEDED: 2_001}
+    assert "was handed back: the worker leaves" in caplog.text
     assert {record.attempt for record in await app.afind(state=State.READY, limit=300)} == {0}
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import Eventually
 
 from offload import BrokerError, BrokerUnusable, Offload, Worker
-from offload.worker.patience import Patience
+from offload.worker.patience import Outage, Patience
 from offload.worker.supervisor import Supervisor
 
 pytestmark = pytest.mark.anyio
@@ -42,7 +42,7 @@ async def test_a_worker_whose_database_is_replaced_under_it_ends_with_the_reason
 
 
 def test_patience_waits_longer_each_time_but_not_for_what_will_not_pass() -> None:
-    patience = Patience("a part")
+    patience = Patience("a part", Outage())
     waits = [patience.failed(BrokerError("away")) for _ in range(8)]
     assert all(0 < wait <= 10 for wait in waits)
     assert max(waits[4:]) > max(waits[:2])

@@ -9,14 +9,15 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 import click
 
-from offload.cli.groups import near
+from offload.cli.groups import Mistaken, near
+from offload.errors import BadDeclaration, BrokerNotInstalled, OffloadError, Unsupported
 
 if TYPE_CHECKING:
     from offload.app import Offload
@@ -25,6 +26,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 
+OURS = str(Path(__file__).parents[1])
+"""Where the code of Offload is."""
 WAYS = "name one as MODULE:APP, set OFFLOAD_APP, or write `app` under [tool.offload] in pyproject.toml here"
 
 
@@ -78,13 +81,26 @@ def _taking(function: Callable[Concatenate[Offload, P], R], *, may_make: bool) -
         given = app_name or reference
         if given is not None and url is not None:
             raise click.UsageError("give the app or --url, not both: an app knows its broker")
-        with opened(given, url) as app:
-            missing = None if may_make else app.broker.missing()
-            if missing is not None:
-                raise click.ClickException(missing)
+        with opened(given, url) as app, nullcontext() if may_make else making_nothing(app):
             return function(app, *args, **kwargs)
 
     return command
+
+
+@contextmanager
+def making_nothing(app: Offload) -> Generator[None]:
+    """Have opening make nothing that is not there yet: under a mistyped name there would be a place where all seems well."""
+    from offload.broker import SqlStore
+
+    missing = app.broker.missing()
+    if missing is not None:
+        raise click.ClickException(missing)
+    kind = app.producer.clients.kind
+    if issubclass(kind, SqlStore) and kind.dialect == "postgresql":
+        with app.testing(f"{app.url}{'&' if '?' in app.url else '?'}migrate=false", app.clock):  # the last of an option counts
+            yield
+    else:
+        yield
 
 
 @contextmanager
@@ -93,8 +109,7 @@ def opened(given: str | None, url: str | None) -> Generator[Offload]:
     from offload.app import Offload
 
     named = None if url is not None else find_reference(given)
-    url = url or os.environ.get("OFFLOAD_URL")
-    if named is None and url is None:
+    if named is None and url is None and "OFFLOAD_URL" not in os.environ:
         raise NoApp(f"which app? {WAYS}; or give its broker alone with --url sqlite:///offload.db")
     app = load_app(named) if named is not None else Offload(url)
     try:
@@ -163,6 +178,8 @@ def load_app(reference: Reference) -> Offload:
         if error.name is not None and f"{reference.module}.".startswith(f"{error.name}."):
             raise _missing_module(reference, error.name) from error
         raise _shown(reference, error) from error
+    except (BadDeclaration, BrokerNotInstalled, Unsupported) as error:
+        raise _refused(error) from error
     except Exception as error:
         raise _shown(reference, error) from error
     return _attribute(reference, module)
@@ -225,6 +242,31 @@ def _shown(reference: Reference, error: Exception) -> SystemExit:
     error.__traceback__ = _from_users_code(error.__traceback__)
     traceback.print_exception(error)
     return SystemExit(1)
+
+
+def _refused(error: OffloadError) -> click.ClickException:
+    """What Offload refused in the user's module, in one line: its text says all but the place."""
+    places = [
+        f"{frame.filename}, line {frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((OURS, "<frozen importlib")) and frame.filename != importlib.__file__
+    ]
+    url = os.environ.get("OFFLOAD_URL")
+    said_by = "; OFFLOAD_URL says so" if url is not None and _fault_of(url) == str(error) else ""
+    refusal = click.ClickException if isinstance(error, BrokerNotInstalled) else Mistaken
+    return refusal(f"{error} ({places[-1] if places else 'while the app was imported'}{said_by})")
+
+
+def _fault_of(url: str) -> str | None:
+    """What is wrong with a URL, as an app on it would say."""
+    from offload.clients import Clients
+    from offload.clock import SystemClock
+
+    try:
+        Clients(url, SystemClock())
+    except OffloadError as error:
+        return str(error)
+    return None
 
 
 def _from_users_code(trace: TracebackType | None) -> TracebackType | None:

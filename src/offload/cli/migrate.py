@@ -8,7 +8,6 @@ import click
 
 from offload.cli import output
 from offload.cli.loading import app_argument, takes_app_or_makes
-from offload.portal import portal
 
 if TYPE_CHECKING:
     from offload.app import Offload
@@ -20,14 +19,10 @@ if TYPE_CHECKING:
 @takes_app_or_makes
 def migrate(app: Offload, as_json: bool) -> None:
     """Bring the schema of the app's broker to this version of Offload. Safe to repeat."""
-    before, after = portal.run(_migrate, app)
+    before, after = app.migrate()
     if as_json:
         output.emit({"from": before, "to": after})
     elif before == after:
         click.echo(f"The schema has version {after} already.")
     else:
-        click.echo(f"The schema went from version {before} → {after}.")
-
-
-async def _migrate(app: Offload) -> tuple[int, int]:
-    return await (await app.store()).migrate()
+        click.echo(f"The schema went from version {before} to {after}." if before else f"The schema was made, in version {after}.")

@@ -7,11 +7,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import urlsplit
 
 import click
 
@@ -28,7 +27,6 @@ log = logging.getLogger("offload.cli")
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 POSITIVE = click.IntRange(min=1)
-MOST_NAMES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +93,7 @@ class Settings:
     "are CPUs unless given.",
 )
 @click.option("--grace", type=Seconds(), default=30, show_default=True, help="Seconds that running jobs have to end when told to stop.")
-@click.option("--reload", is_flag=True, help="Restart when a Python file below this folder changes (needs offload[reload]).")
+@click.option("--reload", is_flag=True, help="Restart when a Python file below this folder changes (needs the extra 'reload').")
 @click.option("--burst", is_flag=True, help="End when nothing is left to do.")
 @click.option("--max-jobs", type=POSITIVE, metavar="N", help="Start afresh after so many attempts.")
 @click.option("--max-memory", type=Size(), help="Start afresh above this memory, such as 500MB.")
@@ -130,7 +128,9 @@ def _work(reference: Reference, told: Settings) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     supervised = follow_supervisor()
     app = load_app(reference)
-    code = work(lambda: _announced(_worker(app, reference, told), reference, told))
+    if not app.broker.durable:
+        log.warning("%s keeps jobs in this process only: no other can enqueue here, and they end with it", app.producer.clients.place)
+    code = work(lambda: _worker(app, reference, told))
     if code == RECYCLE and not supervised:
         _start_afresh(_command(reference, told))
     leave(code)
@@ -169,23 +169,6 @@ def _worker(app: Offload, reference: Reference, told: Settings) -> Worker:
     )
 
 
-def _announced(worker: Worker, reference: Reference, told: Settings) -> Worker:
-    """Say who works for what."""
-    app = worker.app
-    tasks = f"{count(len(app.tasks), 'task')}: {_some(sorted(app.tasks))}" if app.tasks else "no task: nothing will run"
-    queues = f"queues {told.queues}" if told.queues else "all queues"
-    log.info("worker %s serves %s of %s on %s; it knows %s", worker.name, queues, reference, shown_url(app.url), tasks)
-    if not app.broker.durable:
-        log.warning("%s keeps jobs in this process only: no other can enqueue here, and they end with it", shown_url(app.url))
-    return worker
-
-
-def _some(names: Sequence[str]) -> str:
-    """The names, and of very many the first and how many more there are."""
-    more = len(names) - MOST_NAMES
-    return ", ".join(names) if more <= 0 else f"{', '.join(names[:MOST_NAMES])} and {more} more"
-
-
 def _supervise(reference: Reference, told: Settings, processes: int, *, reload: bool) -> int:
     """Keep worker processes running. The app is never imported here."""
     from offload.worker.supervisor import Supervisor
@@ -206,14 +189,8 @@ def _changes(folder: Path) -> AsyncIterator[object]:
     try:
         import watchfiles
     except ModuleNotFoundError as error:
-        raise click.ClickException(f"--reload needs the package {error.name!r}: pip install 'offload[reload]'") from error
+        raise click.ClickException(
+            f"--reload needs the package {error.name!r}; install it from a clone of Offload: pip install '.[reload]'"
+        ) from error
     log.info("watching the Python files below %s", folder)
     return watchfiles.awatch(folder, watch_filter=watchfiles.PythonFilter())  # pyright: ignore[reportUnknownMemberType] - one of its types is trio's
-
-
-def shown_url(url: str) -> str:
-    """A URL without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@", 1)).geturl()

@@ -65,7 +65,9 @@ def _run(home: Path, listening: socket.socket, *, once: bool, kept: bool) -> int
 def _check_packages() -> None:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        raise CannotStart(f"it needs packages of its own ({', '.join(missing)}); install them with: pip install 'offload[demo]'")
+        raise CannotStart(
+            f"it needs packages of its own ({', '.join(missing)}); install them from a clone of Offload: pip install '.[demo]'"
+        )
 
 
 def _home(folder: Path | None, once: bool) -> Path:

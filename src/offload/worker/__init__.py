@@ -30,11 +30,12 @@ from offload.schedule import next_tick
 from offload.worker.children import Children
 from offload.worker.executor import Executor
 from offload.worker.fetcher import Fetcher
+from offload.worker.greeting import greeting
 from offload.worker.keeper import Keeper
 from offload.worker.maintainer import Maintainer
 from offload.worker.memory import resident_bytes
 from offload.worker.news import News, title
-from offload.worker.patience import Patience
+from offload.worker.patience import Outage, Patience
 from offload.worker.queues import Queues
 from offload.worker.settler import Settler
 from offload.worker.signals import told_to_stop
@@ -50,6 +51,7 @@ Ended: TypeAlias = Literal["stopped", "idle", "recycle"]
 
 LOOK_AT_LIMITS_EVERY = 0.5
 DEFAULT_THREADS = 16
+OPENING = "opening a session"
 
 
 class Serving(NamedTuple):
@@ -101,6 +103,8 @@ class Worker:
         self._max_memory = max_memory
         self._source = source
         self._news = News(app)
+        self._outage = Outage()
+        self._greeted = False
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._told_to_leave = asyncio.Event()
@@ -196,8 +200,10 @@ class Worker:
 
     async def _one_session(self, executor: Executor) -> bool:
         """Work under one session. True when there is nothing more to do, False when the session was lost."""
+        began = False
         try:
             async with self._serving(executor, watched=True) as serving:
+                began = True
                 await serving.fetcher.run(self._stopping, burst=self._burst)
                 if self._recycle:  # nobody waits for this worker to leave, so jobs longer than the grace may end too
                     await executor.come_to_rest(self._told_to_leave)
@@ -213,7 +219,8 @@ class Worker:
             if not self._stopping.is_set():
                 log.error("worker %s could not close its session (%s); it opens a new one", self.name, error)
                 return False
-            log.error("worker %s leaves while the broker is away (%s); others rescue what it still held", self.name, error)
+            left = "others rescue what it still held" if began else "it had no session, and so no job"
+            log.error("worker %s leaves while the broker is away (%s); %s", self.name, error, left)
         return True
 
     @asynccontextmanager
@@ -222,14 +229,16 @@ class Worker:
             clock, session = await self._session(stack)
             if self._opened is not None and not self._opened.done():
                 self._opened.set_result(None)
+            if watched and not self._greeted:
+                self._greet()
             guard = _Guard()
-            maintainer = Maintainer(clock, session, self._news)
+            maintainer = Maintainer(clock, session, self._news, self._outage)
 
             def told(beat: Beat) -> None:
                 self._told(beat, executor, maintainer, settler, guard)
 
-            keeper = Keeper(session, self.app.heartbeat, told, executor.blocking)
-            settler = Settler(session, self._news, keeper.report, keeper.lives, self._hurry)
+            keeper = Keeper(session, self.app.heartbeat, told, executor.blocking, self._outage)
+            settler = Settler(session, self._news, keeper.report, keeper.lives, self._hurry, self._outage)
             await stack.enter_async_context(keeper)
             await stack.enter_async_context(settler)
             guard.watch(settler.task)
@@ -239,7 +248,7 @@ class Worker:
                 limits = asyncio.create_task(self._watch_limits(executor), name="offload-limits")
                 stack.callback(limits.cancel)
                 guard.watch(limits)
-            fetcher = Fetcher(session, self._queues, executor, settler, keeper, maintainer)
+            fetcher = Fetcher(session, self._queues, executor, settler, keeper, maintainer, self._outage)
             with guard:
                 try:
                     yield Serving(fetcher, settler, maintainer)
@@ -253,7 +262,8 @@ class Worker:
 
     async def _session(self, stack: AsyncExitStack) -> tuple[Clock, Session]:
         """Open a session, trying until the broker answers. Returns the broker's clock with it."""
-        patience = Patience("opening a session")
+        patience = Patience(OPENING, self._outage)
+        self._outage.left_to(OPENING)
         while True:
             try:
                 broker: Broker = await self.app.client()
@@ -269,6 +279,13 @@ class Worker:
                 continue
             patience.succeeded()
             return broker.clock, session
+
+    def _greet(self) -> None:
+        """Say who works for what, once: a session shows that the broker is there and lets it work."""
+        self._greeted = True
+        source = self._source or source_of(self.app)
+        app = "an app" if source is None else f"{source.module}:{source.attribute}"
+        log.info("%s", greeting(self.name, str(self._queues), app, self.app.producer.clients.place, self.app.tasks))
 
     def _told(self, beat: Beat, executor: Executor, maintainer: Maintainer, settler: Settler, guard: _Guard) -> None:
         """What a beat brought down."""

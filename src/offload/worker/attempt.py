@@ -60,6 +60,8 @@ class LocalAttempt(Attempt):
     error: BaseException | None = None
     """What the task raised, where it ran in this process."""
     started = 0.0
+    returned: str | None = None
+    """Why it is handed back without having been started."""
     deadline: float | None = None
     ended = False
     """An outcome was given; whatever comes later is dropped."""

@@ -7,7 +7,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, assert_never
@@ -88,14 +88,18 @@ class Executor:
         """The leases of all attempts that have not ended."""
         return [attempt.lease for attempts in (self.running, self.stuck, *self._waiting.values()) for attempt in attempts]
 
-    def start(self, leases: Sequence[Lease], sink: Sink) -> None:
-        """Run leases, each as soon as there is a slot for it."""
+    def start(self, leases: Sequence[Lease], sink: Sink) -> Mapping[Isolation, int]:
+        """Run leases, each as soon as there is a slot for it. Returns how many there are of each isolation."""
+        counts: dict[Isolation, int] = {"async": 0, "thread": 0, "process": 0}
         for lease in leases:
             task = self._app.tasks[lease.job.task]
             isolation: Isolation = "process" if lease.crashes >= CRASHES_BEFORE_ISOLATION else task.isolation
             self._waiting[isolation].append(LocalAttempt(lease, task, isolation, sink, self._loop, self._state))
             self.lanes[isolation].waiting += 1
-        self._pump()
+            counts[isolation] += 1
+        if leases:
+            self._pump()
+        return counts
 
     def _pump(self) -> None:
         """Start what waits, where there is a slot."""
@@ -122,8 +126,7 @@ class Executor:
         for isolation, lane in self.lanes.items():
             if now - lane.moved >= HAND_BACK_AFTER:
                 lane.forget_pace()
-                for attempt in self._drop_waiting(isolation):
-                    attempt.sink.put(attempt, Release())
+                self._return_waiting("claimed ahead, but nothing starts here just now", isolation)
         self._pump()
 
     def _launch(self, isolation: Isolation, attempts: list[LocalAttempt]) -> None:
@@ -301,14 +304,12 @@ class Executor:
 
     async def come_to_rest(self, until: asyncio.Event) -> None:
         """Hand back what waits for a slot, and wait until nothing runs, or for `until`."""
-        for attempt in self._drop_waiting(*self.lanes):
-            attempt.sink.put(attempt, Release())
+        self._return_waiting("the worker is about to be recycled", *self.lanes)
         await self._idle(None, until)
 
     async def finish(self, grace: float, hurry: asyncio.Event) -> None:
         """Let what runs end within `grace` seconds, then stop it and release it. `hurry` cuts the wait short."""
-        for attempt in self._drop_waiting(*self.lanes):
-            attempt.sink.put(attempt, Release())
+        self._return_waiting("the worker leaves", *self.lanes)
         await self._idle(grace, hurry)
         for attempt in tuple(self.running):
             self.stop(attempt, "shutdown")
@@ -331,6 +332,12 @@ class Executor:
             await asyncio.wait({freed, hurried}, timeout=None if left == math.inf else left, return_when=asyncio.FIRST_COMPLETED)
             freed.cancel()
         hurried.cancel()
+
+    def _return_waiting(self, reason: str, *isolations: Isolation) -> None:
+        """Hand back what waits for a slot."""
+        for attempt in self._drop_waiting(*isolations):
+            attempt.returned = reason
+            attempt.sink.put(attempt, Release())
 
     def _drop_waiting(self, *isolations: Isolation) -> list[LocalAttempt]:
         dropped = [attempt for isolation in isolations for attempt in self._waiting[isolation]]

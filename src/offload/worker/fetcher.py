@@ -1,13 +1,18 @@
-"""Asks the broker for as many jobs as there is room for, and sleeps when there are none."""
+"""Asks the broker for as many jobs as there is room for, and sleeps when there are none.
+
+It sleeps only after a fetch that took less than its limit and left room in every lane from which it took anything: then nothing is ready
+but what was passed over for lack of room, and that room is waited for beside news. What a fetch took is judged by the room that *it*
+asked for. While the call is under way jobs end, so that a lane may have room now although the fetch used up all that it knew of.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from offload.broker import Session
 from offload.errors import BrokerError
@@ -15,7 +20,7 @@ from offload.job import Isolation
 from offload.worker.executor import Executor
 from offload.worker.keeper import Keeper
 from offload.worker.maintainer import Maintainer
-from offload.worker.patience import Patience
+from offload.worker.patience import Outage, Patience
 from offload.worker.queues import Queues
 from offload.worker.settler import Settler
 
@@ -31,11 +36,27 @@ BARREN = 0.05
 """Seconds for which a lane that is full is not searched past again, after a search that found nothing for the others."""
 
 
+class Claimed(NamedTuple):
+    """What one round of fetching gave."""
+
+    taken: int
+    """How many jobs."""
+    full: frozenset[Isolation]
+    """The lanes in which it used all the room that it asked for: their jobs may have been passed over, and others behind those."""
+
+
 class Fetcher:
     """The one place from which a worker claims jobs."""
 
     def __init__(
-        self, session: Session, queues: Queues, executor: Executor, settler: Settler, keeper: Keeper, maintainer: Maintainer
+        self,
+        session: Session,
+        queues: Queues,
+        executor: Executor,
+        settler: Settler,
+        keeper: Keeper,
+        maintainer: Maintainer,
+        outage: Outage,
     ) -> None:
         self._session = session
         self._queues = queues
@@ -44,12 +65,12 @@ class Fetcher:
         self._keeper = keeper
         self._maintainer = maintainer
         self._random = random.Random()
-        self._barren: set[Isolation] = set()
+        self._barren = frozenset[Isolation]()
         self._barren_until = 0.0
         self._in_doubt = False
         self._woken = False
-        self._patience = Patience("fetching")
-        self._waiting = Patience("waiting for work")
+        self._patience = Patience("fetching", outage)
+        self._waiting = Patience("waiting for work", outage)
 
     async def run(self, until: asyncio.Event, *, burst: bool = False) -> None:
         """Fetch until told to stop; with `burst`, until nothing is ready and nothing runs. Raises SessionLost."""
@@ -69,18 +90,18 @@ class Fetcher:
                     continue
                 if await self._spared(stop, room):
                     continue
-                taken = await self.fetch(limit, room)
+                claimed = await self._claim(limit, room)
                 self._tell_maintainer()
-                if taken is None:
+                if claimed is None or claimed.taken == limit:
                     continue
-                full = self._full(room)
-                if full and not taken:
-                    self._barren, self._barren_until = set(full), monotonic() + BARREN
-                if taken == limit or (taken and full and monotonic() >= self._barren_until):
-                    continue  # there may be more, in the lanes that are not full
-                if burst and not taken and await self._nothing_left(stop):
+                if claimed.taken and claimed.full:
+                    await self._rest(stop, claimed.full)
+                    continue  # there may be more: in those lanes, should they have room now, and behind their jobs in the others
+                if claimed.full:
+                    self._barren, self._barren_until = claimed.full, monotonic() + BARREN
+                if burst and not claimed.taken and await self._nothing_left(stop):
                     return
-                await self._sleep(stop, full, any_end=burst)
+                await self._sleep(stop, claimed.full, any_end=burst)
             if self._in_doubt and self._executor.busy:  # what runs may take long, and orphans need not wait for it
                 await self._certain()
         finally:
@@ -88,10 +109,15 @@ class Fetcher:
             stop.cancel()
 
     async def fetch(self, limit: int, room: Mapping[Isolation, int]) -> int | None:
-        """Claim once, by weights in portions, and start what was claimed. Returns how many; while the broker is away None, after a wait."""
+        """Claim once and start what was claimed. Returns how many; while the broker is away None, after a wait."""
+        claimed = await self._claim(limit, room)
+        return None if claimed is None else claimed.taken
+
+    async def _claim(self, limit: int, room: Mapping[Isolation, int]) -> Claimed | None:
+        """Claim once, by weights in portions, and start what was claimed. While the broker is away None, after a wait."""
         if self._in_doubt and not await self._certain():
             return None
-        taken = 0
+        taken, full = 0, frozenset[Isolation]()
         for queues, share in self._queues.portions(limit, self._random):
             if taken:
                 room = self._executor.demand()[1]
@@ -104,10 +130,13 @@ class Fetcher:
                 await asyncio.sleep(self._patience.failed(error))
                 return None
             self._patience.succeeded()
-            if leases:
-                self._executor.start(leases, self._settler)
-                taken += len(leases)
-        return taken
+            full = self._used_up(room, self._executor.start(leases, self._settler))  # of the last portion, which is of all queues
+            taken += len(leases)
+        return Claimed(taken, full)
+
+    def _used_up(self, room: Mapping[Isolation, int], taken: Mapping[Isolation, int]) -> frozenset[Isolation]:
+        """The lanes whose `room` a fetch used up, or that had none. A lane without any slot never gets room: it is not waited for."""
+        return frozenset(name for name, lane in self._executor.lanes.items() if lane.size and taken.get(name, 0) >= room.get(name, 0))
 
     async def _certain(self) -> bool:
         """After a fetch that failed, hand back what it may have claimed all the same. False, after a wait, while the broker is away."""
@@ -135,13 +164,18 @@ class Fetcher:
             return False
         return await self.fetch(*self._executor.demand()) == 0
 
-    async def _sleep(self, stop: asyncio.Task[bool], full: Sequence[Isolation], *, any_end: bool) -> None:
+    async def _rest(self, stop: asyncio.Task[bool], full: frozenset[Isolation]) -> bool:
+        """Do not search past full lanes again so soon: wait for room in them, not long. False when there is no need to wait."""
+        rest = self._barren_until - monotonic()
+        if rest <= 0:
+            return False
+        await first_of(stop, self._room_in(full), timeout=rest)
+        return True
+
+    async def _sleep(self, stop: asyncio.Task[bool], full: frozenset[Isolation], *, any_end: bool) -> None:
         """Until there may be work, or room in the lanes that were full: jobs for them may be waiting already. Or until `any_end`."""
-        barren = self._barren_until - monotonic()
-        if full and barren > 0:
-            await first_of(stop, self._room_in(full), timeout=barren)
-            if self._room(full):
-                return
+        if full and await self._rest(stop, full) and self._room(full):
+            return
         waits: list[Coroutine[Any, Any, object]] = [self._session.wait(LONGEST_SLEEP)]
         if any_end:
             waits.append(self._executor.freed.wait())
@@ -162,20 +196,13 @@ class Fetcher:
 
     async def _spared(self, stop: asyncio.Task[bool], room: Mapping[Isolation, int]) -> bool:
         """Rather than search again so soon past the lanes that are still full, wait a moment for room. False when there is no need to."""
-        rest, full = self._barren_until - monotonic(), self._full(room)
-        if rest <= 0 or not self._barren.issubset(full):
-            return False
-        await first_of(stop, self._room_in(full), timeout=rest)
-        return True
+        full = self._used_up(room, {})
+        return self._barren <= full and await self._rest(stop, full)
 
-    def _full(self, room: Mapping[Isolation, int]) -> list[Isolation]:
-        """The lanes without room, and those that had none when it was asked for: their jobs were passed over."""
-        return [name for name, lane in self._executor.lanes.items() if lane.size and not (lane.room and room.get(name, 0))]
-
-    def _room(self, lanes: Sequence[Isolation]) -> bool:
+    def _room(self, lanes: Iterable[Isolation]) -> bool:
         return any(self._executor.lanes[isolation].room > 0 for isolation in lanes)
 
-    async def _room_in(self, full: Sequence[Isolation]) -> None:
+    async def _room_in(self, full: frozenset[Isolation]) -> None:
         while not self._room(full):
             self._executor.freed.clear()
             await self._executor.freed.wait()

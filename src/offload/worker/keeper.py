@@ -17,7 +17,7 @@ from typing import Self
 from offload.broker import Session
 from offload.errors import BrokerError, BrokerUnusable, SessionLost
 from offload.job import Beat, Lease, Progress, Pulse
-from offload.worker.patience import Patience
+from offload.worker.patience import Outage, Patience
 from offload.worker.stacks import stack_of
 
 log = logging.getLogger("offload.worker")
@@ -36,7 +36,9 @@ PROGRESS_EVERY = 0.5
 class Keeper:
     """One session's heartbeat."""
 
-    def __init__(self, session: Session, heartbeat: float, told: Callable[[Beat], None], blocking: Callable[[], str | None]) -> None:
+    def __init__(
+        self, session: Session, heartbeat: float, told: Callable[[Beat], None], blocking: Callable[[], str | None], outage: Outage
+    ) -> None:
         self._session = session
         self._heartbeat = heartbeat
         self._told = told
@@ -48,7 +50,7 @@ class Keeper:
         self._kick = threading.Event()
         self._lock = threading.Lock()
         self._progress: dict[tuple[str, int], tuple[Lease, Progress]] = {}
-        self._patience = Patience("heartbeat")
+        self._patience = Patience("heartbeat", outage)
         self._asked = -math.inf
         self._lived = -math.inf
         self._heard = asyncio.Event()

@@ -17,7 +17,7 @@ from offload.ids import new_ids
 from offload.job import Due
 from offload.schedule import Ticks, ticks
 from offload.worker.news import News
-from offload.worker.patience import Patience
+from offload.worker.patience import Outage, Patience
 
 log = logging.getLogger("offload.worker")
 
@@ -31,12 +31,12 @@ UNTICKABLE_WAIT = 0.25
 class Maintainer:
     """The upkeep of one session."""
 
-    def __init__(self, clock: Clock, session: Session, news: News) -> None:
+    def __init__(self, clock: Clock, session: Session, news: News, outage: Outage) -> None:
         self._clock = clock
         self._session = session
         self._news = news
         self._poked = asyncio.Event()
-        self._patience = Patience("upkeep")
+        self._patience = Patience("upkeep", outage)
         self._untickable: dict[str, str] = {}
         self.task: asyncio.Task[None] | None = None
         """What does the rounds, while the block is open."""

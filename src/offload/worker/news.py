@@ -120,7 +120,7 @@ class News:
             case Cancelled(reason):
                 return self._event("cancelled", attempt, reason)
             case Release(delay):
-                return self._event("released", attempt, delay=delay)
+                return self._event("released", attempt, _why_released(attempt), delay)
             case _:
                 assert_never(outcome)
 
@@ -139,9 +139,23 @@ def _log(attempt: LocalAttempt, outcome: Outcome) -> None:
         case Cancelled(reason):
             log.info("%s was cancelled%s", title(attempt), "" if reason == "cancelled" else f": {reason}", extra=fields(attempt))
         case Release(delay):
-            log.info("%s was handed back%s", title(attempt), f" for {delay:.3g} s" if delay > 0 else "", extra=fields(attempt))
+            wait = f" for {delay:.3g} s" if delay > 0 else ""
+            log.info("%s was handed back%s: %s", title(attempt), wait, _why_released(attempt), extra=fields(attempt))
         case _:
             assert_never(outcome)
+
+
+def _why_released(attempt: LocalAttempt) -> str:
+    match attempt.stop_reason:
+        case "shutdown":
+            return "the worker leaves, and its grace is over"
+        case "lost":
+            return "the worker lost its session"
+        case _ if attempt.returned is not None:
+            return attempt.returned
+        case _:
+            met_another = attempt.error is not None and attempt.error.__cause__ is not None
+            return "its transaction met another one" if met_another else "it raised Snooze"
 
 
 def title(attempt: LocalAttempt) -> str:

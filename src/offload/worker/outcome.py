@@ -36,7 +36,7 @@ def after(error: BaseException, policy: RetryPolicy, lease: Lease, now: datetime
         case checked:
             age = (now - lease.job.enqueued_at).total_seconds()
             failure = failure_of(checked, lease.attempt, now)
-            verdict = _decide(policy, _as_failure(checked), lease.attempt, age, random)
+            verdict = _decide(policy, _judged(error, checked), lease.attempt, age, random)
             match verdict:
                 case Again(delay):
                     return Retried(delay, failure)
@@ -62,6 +62,11 @@ def _decide(policy: RetryPolicy, error: BaseException, attempt: int, age: float,
         return decide(policy, error, attempt, age, random)
     except BaseException as fault:  # noqa: BLE001 - a policy is the user's own code, and may raise or exit as it likes
         return Enough(f"the retry policy raised {type(fault).__name__}: {text_of(fault)}")
+
+
+def _judged(raised: BaseException, checked: BaseException) -> BaseException:
+    """What the policy is asked about: a delay that is none is what the task came by in this attempt, and may be one in the next."""
+    return _as_failure(checked if checked is raised or isinstance(checked, Directive) else ValueError(text_of(checked)))
 
 
 def _as_failure(error: BaseException) -> BaseException:

@@ -1,9 +1,11 @@
-"""How a part of the worker waits while the broker is away."""
+"""How the parts of a worker wait while the broker is away, and what they say of it together."""
 
 from __future__ import annotations
 
 import logging
 import random
+import threading
+from time import monotonic
 
 from offload.errors import BrokerUnusable
 
@@ -11,13 +13,67 @@ log = logging.getLogger("offload.worker")
 
 FIRST = 0.2
 LONGEST = 10.0
+REMIND_EVERY = 60.0
+"""Seconds between two lines about an outage that goes on."""
+FORGET_AFTER = 3 * LONGEST
+"""Seconds after which a part that has not tried again no longer makes the outage last: it has nothing to ask any more."""
+
+
+class Outage:
+    """What a worker says of a broker that is away: one line when that begins, one each minute, and one when it is over.
+
+    Its parts meet it one after the other, from two threads, and each would say the same.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._failed: dict[str, float] = {}
+        """The parts that do not get through, and when each last tried, in seconds, monotonic."""
+        self._tries = 0
+        self._began = self._told = 0.0
+
+    @property
+    def lasts(self) -> bool:
+        """Whether some part does not get through."""
+        return bool(self._failed)
+
+    def met(self, part: str, error: BaseException) -> None:
+        """Note that `part` did not get through."""
+        with self._lock:
+            now = monotonic()
+            self._tries += 1
+            if not self._failed:
+                self._began = self._told = now
+                log.error("%s: the broker does not answer (%s); trying until it does", part, error)
+            elif now - self._told >= REMIND_EVERY:
+                self._told = now
+                log.error("%s: the broker has not answered for %.0f s (%s); still trying", part, now - self._began, error)
+            self._failed[part] = now
+
+    def left_to(self, part: str) -> None:
+        """Note that the other parts are gone with their session, so that `part` alone is to get through."""
+        with self._lock:
+            self._failed = {part: monotonic()} if self._failed else {}
+
+    def passed(self, part: str) -> None:
+        """Note that `part` got through."""
+        with self._lock:
+            if not self._failed:
+                return
+            now = monotonic()
+            self._failed = {name: at for name, at in self._failed.items() if name != part and now - at < FORGET_AFTER}
+            if not self._failed:
+                tries = f"{self._tries:,} {'try' if self._tries == 1 else 'tries'}"
+                log.warning("%s: the broker answers again, after %s in %.1f s", part, tries, now - self._began)
+                self._tries = 0
 
 
 class Patience:
-    """Growing, jittered waits; says once that the broker is away and once that it is back."""
+    """The growing, jittered waits of one part; `outage` is what it shares with the others."""
 
-    def __init__(self, part: str) -> None:
+    def __init__(self, part: str, outage: Outage) -> None:
         self._part = part
+        self._outage = outage
         self._failures = 0
 
     @property
@@ -29,13 +85,12 @@ class Patience:
         """Note a failure. Returns the seconds to wait before the next try; raises `error` itself where no try will ever do better."""
         if isinstance(error, BrokerUnusable):
             raise error
-        if self._failures == 0:
-            log.error("%s: the broker does not answer (%s); trying until it does", self._part, error)
+        self._outage.met(self._part, error)
         self._failures += 1
         return min(FIRST * 2 ** min(self._failures - 1, 10), LONGEST) * random.uniform(0.5, 1.0)
 
     def succeeded(self) -> None:
         """Note that the broker answered."""
-        if self._failures:
-            log.warning("%s: the broker answers again, after %d tries", self._part, self._failures)
-            self._failures = 0
+        self._failures = 0
+        if self._outage.lasts:
+            self._outage.passed(self._part)

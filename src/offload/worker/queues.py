@@ -38,6 +38,13 @@ class Queues:
             )
         return cls(names, weights)
 
+    def __str__(self) -> str:
+        """As people read it: `all queues`, `queues vip,default`, `queues vip:3,default:1`."""
+        if self.names is None:
+            return "all queues"
+        named = self.names if self.weights is None else [f"{name}:{weight}" for name, weight in zip(self.names, self.weights, strict=True)]
+        return f"queues {','.join(named)}"
+
     def order(self, random: random.Random) -> tuple[str, ...] | None:
         """The order for one fetch. By weight: drawn without putting back, so that each queue is first as often as it weighs."""
         if self.names is None or self.weights is None:

@@ -12,7 +12,7 @@ from offload.errors import BrokerError
 from offload.job import MOST_ATOMIC, Lease, Outcome, Progress
 from offload.worker.attempt import LocalAttempt
 from offload.worker.news import News
-from offload.worker.patience import Patience
+from offload.worker.patience import Outage, Patience
 
 log = logging.getLogger("offload.worker")
 
@@ -30,6 +30,7 @@ class Settler:
         report: Callable[[Lease, Progress], None],
         lives: Callable[[], Awaitable[None]],
         hurry: asyncio.Event,
+        outage: Outage,
     ) -> None:
         self.session = session
         self._report = report
@@ -41,7 +42,7 @@ class Settler:
         self._under_way: list[tuple[LocalAttempt, Outcome]] = []
         self._closing = False
         self._void = asyncio.Event()
-        self._patience = Patience("settling")
+        self._patience = Patience("settling", outage)
         self.task: asyncio.Task[None] | None = None
         """What settles, while the block is open."""
         self.flushed = asyncio.Event()

@@ -21,7 +21,7 @@ from offload.brokers.sqlite import callers, cancelling, control, enqueueing, fil
 from offload.brokers.sqlite.awaited import Awaited
 from offload.brokers.sqlite.rows import stored
 from offload.brokers.sqlite.session import SqliteSession
-from offload.brokers.sqlite.sharing import Shared, acquire, release
+from offload.brokers.sqlite.sharing import Shared, acquire, prepare, release
 from offload.brokers.sqlite.transaction import Joint, Operation, T, Transaction
 from offload.brokers.sqlite.wake import Ear
 from offload.clock import Clock
@@ -287,8 +287,11 @@ class SqliteBroker(SqlStore):
         return tuple(notes)
 
     async def migrate(self) -> tuple[int, int]:
-        """Bring the schema up to date, as opening did already; so both versions are the newest."""
-        return await asyncio.to_thread(self.opened.database.prepare)
+        """Bring the schema up to date, as opening does already; so both versions of an open one are the newest."""
+        if self._shared is not None:
+            return await asyncio.to_thread(self.opened.database.prepare)
+        path = await asyncio.to_thread(self.path.resolve)
+        return await asyncio.to_thread(prepare, path, self._driver)
 
 
 def _resume(tx: Transaction, queue: str) -> None:

@@ -41,7 +41,6 @@ class Database:
         self.links: list[Link] = []
         self.checkpointer = Checkpointer(path)
         self.reader_thread = ThreadPoolExecutor(1, thread_name_prefix="offload-sqlite-reader")
-        file.check_place(path)
         self.prepare()
         self._identity = file.identity(path)
         self.writing = self.link().impatient()
@@ -49,8 +48,7 @@ class Database:
 
     def prepare(self) -> tuple[int, int]:
         """Create the file and its schema, or bring an older one up to date. Returns the versions (from, to)."""
-        with self.errors():
-            return _prepared(self.path, self.driver)
+        return prepared(self.path, self.driver)
 
     def link(self, synchronous: str | None = None, *, lent: bool = False) -> Link:
         """One more connection, closed by `unlink` or with the database; one to be `lent` commits only when we do."""
@@ -75,11 +73,9 @@ class Database:
 
     @contextmanager
     def errors(self) -> Generator[None]:
-        """The one place where SQLite's errors become ours."""
-        try:
+        """Raise SQLite's errors as ours."""
+        with _told(self.path):
             yield
-        except sqlite3.Error as error:
-            raise file.told(error, self.path) from error
 
     def read(self, operation: Operation[T]) -> T:
         """Run an operation that only reads, all of it on one state of the database. Called in the reader's thread."""
@@ -128,6 +124,22 @@ class Database:
             self.checkpointer.run(self.writing.connection)
         for link in list(self.links):
             self.unlink(link)
+
+
+@contextmanager
+def _told(path: Path) -> Generator[None]:
+    """The one place where SQLite's errors become ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise file.told(error, path) from error
+
+
+def prepared(path: Path, driver: file.Driver) -> tuple[int, int]:
+    """Create the file and its schema, or bring an older one up to date. Returns the versions (from, to)."""
+    file.check_place(path)
+    with _told(path):
+        return _prepared(path, driver)
 
 
 def _prepared(path: Path, driver: file.Driver) -> tuple[int, int]:

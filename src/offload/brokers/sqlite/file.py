@@ -85,7 +85,9 @@ def sqlite_version(driver: Driver) -> str:
     try:
         from offload.brokers.sqlite import apsw
     except ImportError as error:
-        raise BrokerNotInstalled("?driver=apsw needs the package 'apsw'; install it with: pip install 'offload[sqlite]'") from error
+        raise BrokerNotInstalled(
+            "?driver=apsw needs the package 'apsw'; install it from a clone of Offload: pip install '.[sqlite]'"
+        ) from error
     return apsw.sqlite_version()
 
 

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Self
 
-from offload.brokers.sqlite.database import Database
+from offload.brokers.sqlite.database import Database, prepared
 from offload.brokers.sqlite.file import Driver
 from offload.brokers.sqlite.lending import Lender
 from offload.brokers.sqlite.transaction import Operation, T
@@ -73,6 +73,13 @@ def acquire(path: Path, synchronous: str, driver: Driver = "sqlite3") -> Shared:
             )
         shared.clients += 1
         return shared
+
+
+def prepare(path: Path, driver: Driver) -> tuple[int, int]:
+    """Create the file and its schema, or bring an older one up to date. Returns the versions (from, to)."""
+    with _lock:
+        shared = _open.get(path)
+        return prepared(path, driver) if shared is None else shared.database.prepare()
 
 
 def release(shared: Shared) -> None:
