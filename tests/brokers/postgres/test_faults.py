@@ -237,8 +237,9 @@ async def test_with_migrate_false_nothing_is_made(url: str, clock: TestClock, se
     broker = PostgresBroker.connect(f"{url}&migrate=false", clock)
     await broker.open()
     for call in (lambda: broker.enqueue([job(clock)]), broker.counts):
-        with pytest.raises(BrokerUnusable, match=f"schema {schema!r} is not there, and migrate=false is set; run: offload migrate"):
+        with pytest.raises(BrokerUnusable, match=f"schema {schema!r} is not there and may not be made here") as raised:
             await call()
+        assert "is this the right database? `offload migrate` makes it" in str(raised.value)
     assert server.ask(f"select 1 from pg_namespace where nspname = '{schema}'") == []
     assert await broker.migrate() == (0, SCHEMA)
     assert await broker.migrate() == (SCHEMA, SCHEMA)

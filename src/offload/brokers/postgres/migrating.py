@@ -54,7 +54,10 @@ async def prepare(connection: Connection, address: Address) -> None:
         return
     if not address.migrate:
         state = f"has version {version} where {SCHEMA} is needed" if version else "is not there"
-        raise Unprepared(f"{address.place}: the schema {address.schema!r} {state}, and migrate=false is set; run: offload migrate")
+        raise Unprepared(
+            f"{address.place}: the schema {address.schema!r} {state} and may not be made here (migrate=false, or a command that only "
+            "looks); is this the right database? `offload migrate` makes it"
+        )
     await migrate(connection, address)
 
 
