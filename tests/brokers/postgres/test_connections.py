@@ -55,6 +55,14 @@ async def test_an_option_that_makes_no_sense_is_refused(option: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+async def test_an_option_that_nobody_knows_is_named_with_the_known_ones() -> None:
+    with pytest.raises(BadDeclaration) as caught:
+        address("postgresql://me:secret@h/d?sslmode=prefer&ssl=true&pasword=secret2&shema=jobs&timeout=1")
+    assert str(caught.value) == (
+        "postgresql://me@h/d: unknown option pasword, shema; known are listen, migrate, pgbouncer, schema, timeout and libpq's own"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "advice"),
     [

@@ -184,6 +184,7 @@ async def test_a_server_that_is_not_there_is_tried_for_the_time_stated(clock: Te
         await broker.open()
     assert not isinstance(raised.value, BrokerUnusable), "it may come"
     assert isinstance(raised.value.__cause__, psycopg.OperationalError)
+    assert str(raised.value).endswith("Connection refused; is the server running? check OFFLOAD_URL")
 
 
 async def refused(url: str, clock: TestClock) -> str:

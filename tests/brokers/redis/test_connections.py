@@ -213,7 +213,12 @@ def _blocked(server: RedisServer) -> int:
 async def test_nothing_listens(proxy: Proxy, server: RedisServer) -> None:
     proxy.refuse()
     text = await refusal(proxy.through(server.url), BrokerError)
-    assert text.startswith(f"redis://127.0.0.1:{proxy.port}/0: no connection: ")
+    assert text.startswith(f"redis://127.0.0.1:{proxy.port}/0: no connection: connection refused; ")
+    assert text.endswith("is the server running? check OFFLOAD_URL")
+
+
+async def test_a_server_is_no_sentinel(server: RedisServer) -> None:
+    assert "this is no sentinel; use redis://" in await refusal(f"redis+sentinel://127.0.0.1:{server.port}/mymaster", BrokerUnusable)
 
 
 async def test_the_name_is_unknown() -> None:
@@ -221,7 +226,7 @@ async def test_the_name_is_unknown() -> None:
 
 
 async def test_no_such_socket(tmp_path: Path) -> None:
-    assert "no connection" in await refusal(f"redis://{tmp_path}/none.sock", BrokerError)
+    assert "no such socket; is the server running?" in await refusal(f"redis://{tmp_path}/none.sock", BrokerError)
 
 
 async def test_something_else_listens() -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Conninfo
 
 from offload.errors import BadDeclaration
 
 OPTIONS = ("schema", "migrate", "pgbouncer", "listen", "timeout")
 TIMEOUT = 10.0
 """Seconds for which an enqueue is tried again while the server is away."""
+USUAL_SCHEMA = "offload"
 _SWITCHES = {"true": True, "false": False, "1": True, "0": False, "on": True, "off": False}
 _LONGEST_NAME = 63
 
@@ -26,7 +29,7 @@ class Address:
     """What libpq connects to."""
     place: str
     """The same without passwords, for people."""
-    schema: str = "offload"
+    schema: str = USUAL_SCHEMA
     migrate: bool = True
     """Whether the schema is made, or brought up to date, on first use."""
     pgbouncer: bool = False
@@ -43,6 +46,7 @@ def address(url: str) -> Address:
     query = parse_qsl(parts.query, keep_blank_values=True)
     options = {name: value for name, value in query if name in OPTIONS}
     rest = [(name, value) for name, value in query if name not in OPTIONS]
+    _check_names(url, [name for name, _ in rest])
     kept = "&".join(f"{quote(name)}={quote(value, safe='/')}" for name, value in rest)
     dsn = urlunsplit(("postgresql", parts.netloc, parts.path, kept, ""))
     if not dsn.startswith("postgresql://"):  # without a host, `urlunsplit` leaves out the slashes
@@ -52,7 +56,7 @@ def address(url: str) -> Address:
     except psycopg.ProgrammingError:  # whose words may hold the password
         raise BadDeclaration(f"{_shown(dsn)!r}: libpq cannot read this URL; check its host, port and options") from None
     pgbouncer = _switch(url, options, "pgbouncer", default=False)
-    schema = options.get("schema", "offload")
+    schema = options.get("schema", USUAL_SCHEMA)
     if not schema or len(schema.encode()) > _LONGEST_NAME or any(sign in schema for sign in "\0.'%"):
         raise BadDeclaration(f"{_shown(url)!r}: schema={schema!r} must have 1 to {_LONGEST_NAME} bytes without . ' and %")
     return Address(
@@ -73,6 +77,14 @@ def _check_credentials(url: str) -> None:
     credentials = before.rpartition("@")[0]
     if any(sign in credentials for sign in "/?#[] ") or re.search(r"%(?![0-9A-Fa-f]{2})", credentials):
         raise BadDeclaration("the user or password in this PostgreSQL URL holds a sign that must be percent-encoded, such as %23 for '#'")
+
+
+def _check_names(url: str, names: Iterable[str]) -> None:
+    """Refuse options that neither we nor libpq know."""
+    known = {"ssl"} | {option.keyword.decode() for option in Conninfo.get_defaults()}  # libpq takes JDBC's `ssl=true` too
+    if unknown := sorted(set(names) - known):
+        place = _shown(url).partition("?")[0]  # no values, for one whose name is mistyped may be secret
+        raise BadDeclaration(f"{place}: unknown option {', '.join(unknown)}; known are {', '.join(sorted(OPTIONS))} and libpq's own")
 
 
 def _switch(url: str, options: dict[str, str], name: str, *, default: bool) -> bool:

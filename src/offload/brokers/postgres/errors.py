@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ import psycopg
 from psycopg import errors
 
 from offload.brokers.postgres.address import Address
-from offload.brokers.postgres.work import Doubt
+from offload.brokers.postgres.work import Doubt, quoted
 from offload.errors import BrokerError, BrokerUnusable
 
 AGAIN = (
@@ -25,7 +26,11 @@ _ADVICE: dict[type[psycopg.Error], str] = {
     errors.InvalidPassword: "check user and password",
     errors.InvalidAuthorizationSpecification: "check the user, and the server's pg_hba.conf",
     errors.InvalidCatalogName: "create the database, or check its name",
-    errors.InsufficientPrivilege: "grant the user the right to use, or to create, the schema and its tables",
+    errors.InsufficientPrivilege: (
+        "grant the user its schema, tables and sequences: grant usage on schema {schema} to ROLE; grant select, insert, update, delete on "
+        "all tables in schema {schema} to ROLE; grant usage, select on all sequences in schema {schema} to ROLE (to make the schema, it "
+        "takes the right to create in the database)"
+    ),
     errors.ReadOnlySqlTransaction: "connect to the primary, for a standby and a read-only database take no jobs",
     errors.UndefinedTable: "run: offload migrate",
     errors.UndefinedColumn: "run: offload migrate",
@@ -43,17 +48,22 @@ _REFUSALS = (
 )
 """By what a server refuses a connection for good: libpq tells it in words only."""
 
+_NOBODY_THERE = re.compile(r" Is the server running [^?]*\?")
+"""What libpq asks, for each host of the URL, where a connection is refused."""
+
 
 def told(error: psycopg.Error, address: Address) -> BrokerError:
     """The error as a broker tells it."""
     words = " ".join(str(error).split()) or type(error).__name__
     for kind, advice in _ADVICE.items():
         if isinstance(error, kind):
-            return BrokerUnusable(f"{address.place}: {words}; {advice}")
+            return BrokerUnusable(f"{address.place}: {words}; {advice.replace('{schema}', quoted(address.schema))}")
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
         for sign, advice in _REFUSALS:
             if sign in words:
                 return BrokerUnusable(f"{address.place}: {words}; {advice}")
+        if _NOBODY_THERE.search(words):
+            return BrokerError(f"{address.place}: {_NOBODY_THERE.sub('', words)}; is the server running? check OFFLOAD_URL")
     return BrokerError(f"{address.place}: {words}")
 
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from offload.brokers.redis.address import Address
 from offload.brokers.redis.faults import MOVED, Refusal, fault
 from offload.brokers.redis.locating import Locator
-from offload.brokers.redis.wire import Cut, Wire, Word
+from offload.brokers.redis.wire import Cut, Refused, Wire, Word
 from offload.errors import BrokerError, BrokerUnusable
 
 __all__ = ["Address", "Link"]
@@ -258,7 +258,8 @@ class Link:
     def _fail(self, failure: Cut | Refusal) -> NoReturn:
         if isinstance(failure, Refusal):
             raise fault(self.address, failure) from failure
-        raise BrokerError(f"{self.address}: {failure}") from failure
+        advice = "; is the server running? check OFFLOAD_URL" if isinstance(failure, Refused) else ""
+        raise BrokerError(f"{self.address}: {failure}{advice}") from failure
 
     # --- durability
 

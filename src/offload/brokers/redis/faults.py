@@ -56,6 +56,7 @@ TEXTS = (
     (re.compile("SELECT is not allowed in cluster mode"), "the server belongs to a cluster; use redis+cluster://"),
     (re.compile("This instance has cluster support disabled"), "the server belongs to no cluster; use redis://"),
     (re.compile("can't run this command|user executing the script"), LASTING["NOPERM"]),
+    (re.compile("^ERR unknown command .?SENTINEL"), "this is no sentinel; use redis://"),
     (
         re.compile("^ERR unknown command"),
         "the server does not know a command that Offload needs: it is too old, or has it renamed",

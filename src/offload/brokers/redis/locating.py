@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from offload.brokers.redis.address import Address
 from offload.brokers.redis.faults import Refusal
-from offload.brokers.redis.wire import Cut, Wire, connect
+from offload.brokers.redis.wire import Cut, Refused, Wire, connect
 
 Host: TypeAlias = tuple[str, int]
 T = TypeVar("T")
@@ -130,7 +130,8 @@ async def first(hosts: Sequence[Host], ask: Callable[[Host], Awaitable[T]]) -> T
     for host in hosts:
         if isinstance(refusal := failures[host], Refusal):
             raise refusal
-    raise Cut("none could be asked: " + "; ".join(f"{host}:{port}: {failures[host, port]}" for host, port in hosts))
+    kind = Refused if all(isinstance(failure, Refused) for failure in failures.values()) else Cut
+    raise kind("none could be asked: " + "; ".join(f"{host}:{port}: {failures[host, port]}" for host, port in hosts))
 
 
 def _dropped(task: asyncio.Future[Any]) -> None:

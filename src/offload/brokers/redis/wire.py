@@ -7,6 +7,8 @@ arrives. Nothing here tries again.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import ssl
 from collections import deque
@@ -33,6 +35,10 @@ _pack = cast(Callable[[tuple[Word, ...]], bytes], hiredis.pack_command)  # pyrig
 
 class Cut(Exception):
     """The connection ended, or could not be made; says why."""
+
+
+class Refused(Cut):
+    """Nobody listens there."""
 
 
 class Wire(asyncio.Protocol):
@@ -166,7 +172,7 @@ async def connect(address: Address, host: str, port: int, credentials: tuple[str
     except socket.gaierror as error:
         raise Cut(f"the name {host!r} cannot be resolved: {error.strerror}") from error
     except OSError as error:
-        raise Cut(f"no connection: {error.strerror or error}") from error
+        raise _no_connection(error) from error
     greeting: list[tuple[Word, ...]] = []
     if password is not None:
         greeting.append(("AUTH", user, password) if user else ("AUTH", password))
@@ -178,6 +184,15 @@ async def connect(address: Address, host: str, port: int, credentials: tuple[str
         wire.abort("the server refused to be used")
         raise
     return wire
+
+
+def _no_connection(error: OSError) -> Cut:
+    """Where a name has several addresses asyncio tells of all in one text, without a number; its own words for one are of no use."""
+    if isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in str(error):
+        return Refused("no connection: connection refused")
+    if isinstance(error, FileNotFoundError):  # of a unix socket
+        return Refused("no connection: no such socket")
+    return Cut(f"no connection: {os.strerror(error.errno).lower() if error.errno else error}")
 
 
 def tls_context(address: Address) -> ssl.SSLContext:
