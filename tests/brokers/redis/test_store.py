@@ -244,3 +244,13 @@ async def test_a_session_of_which_nothing_is_known_any_more_leaves(
         await claim(lost)
         each_redis.ask("DEL", f"{{{fresh_name}}}:session:{lost.id}")
     assert await broker.counts() == {"default": {State.READY: 1}}
+
+
+async def test_migrate_tells_whether_a_schema_was_there(each_redis: RedisServer, fresh_name: str) -> None:
+    url = f"{each_redis.url}?prefix={fresh_name}"
+    app = Offload(url)
+    assert await app.amigrate() == (0, 1)
+    assert await app.amigrate() == (1, 1)
+    await app.aclose()
+    broker = RedisBroker.connect(url, SystemClock())
+    assert await broker.migrate() == (1, 1), "one that is not open"

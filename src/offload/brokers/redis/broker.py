@@ -190,8 +190,15 @@ class RedisBroker(Store):
         return await reading.facts(self._script)
 
     async def migrate(self) -> tuple[int, int]:
-        """There is one schema so far."""
-        return (reading.SCHEMA, reading.SCHEMA)
+        """Put the schema's version where there is none. Returns the versions (from, to)."""
+        link, other = Link(self.address), self.client()  # this client may not be open
+        try:
+            before = await link.command("GET", self._script.key("version"))
+            await other.open()
+        finally:
+            await link.close()
+            await other.close()
+        return (int(before or 0), reading.SCHEMA)
 
 
 def _pairs(flat: Sequence[Any]) -> zip[tuple[Any, Any]]:
