@@ -48,7 +48,11 @@ async def _facts(app: Offload) -> Facts:
 
 
 def _print(facts: Facts, findings: list[Finding]) -> None:
-    about = [f"{facts.engine} {facts.version}".rstrip(), f"schema {facts.schema}" if facts.durable else "", output.line(facts.place)]
+    about = [
+        f"{facts.engine} {facts.version}".rstrip(),
+        f"schema version {facts.schema}" if facts.durable else "",
+        output.line(facts.place),
+    ]
     click.echo(", ".join(part for part in about if part))
     if all(finding.severity == "info" for finding in findings):
         click.echo("\nAll is well.")

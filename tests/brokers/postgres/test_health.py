@@ -29,6 +29,7 @@ async def test_it_tells_versions_and_the_place_without_a_password(opens: Opens, 
     assert (facts.engine, facts.version, facts.schema, facts.newest_schema) == ("PostgreSQL", server.version, 1, 1)
     assert str(server.port) in facts.place
     assert "secret" not in facts.place
+    assert facts.place.endswith(f" in the schema {schema!r}")
 
 
 async def test_a_healthy_server_has_nothing_to_tell(broker: PostgresBroker) -> None:
@@ -37,6 +38,16 @@ async def test_a_healthy_server_has_nothing_to_tell(broker: PostgresBroker) -> N
 
 async def test_a_server_that_does_not_sync_is_told(broker: PostgresBroker) -> None:
     assert [text for _, text, _ in (await broker.inspect()).notes] == ["the server runs with fsync = off"]
+
+
+async def test_commits_that_wait_for_the_disk_are_told_too(started: Starts[Any]) -> None:
+    server = started(lambda: postgres(durable=True))
+    broker = PostgresBroker.connect(server.url, SystemClock())
+    await broker.open()
+    facts = await broker.inspect()
+    await broker.close()
+    assert facts.notes == (("info", "commits wait for the disk (synchronous_commit = on)", ""),)
+    assert facts.place == server.url, "without the schema, which is the usual one"
 
 
 async def test_commits_that_do_not_wait_are_told(started: Starts[Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from offload.brokers.redis.address import Address
 from offload.brokers.redis.connections import Link
-from offload.brokers.redis.notes import Note, notes, persistence, replication
+from offload.brokers.redis.notes import Note, memory, notes, persistence, replication
 from offload.testing.servers import RedisServer, valkey
 
 pytestmark = pytest.mark.anyio
@@ -71,3 +71,9 @@ def test_replicas() -> None:
     assert "error: durability asks for 2 replicas, but 0 are connected" in texts(list(replication(replicated, alone)))
     watched = Address.parse("redis+sentinel://cache/mymaster")
     assert "warning: the primary has no replica now" in texts(list(replication(watched, alone)))
+
+
+def test_memory_that_is_nearly_used_up_is_a_warning_and_none_left_an_error() -> None:
+    limit = {"maxmemory": str(100 * 1_048_576), "maxmemory_policy": "noeviction"}
+    severities = [[severity for severity, _, _ in memory(limit | {"used_memory": str(used * 1_048_576)})] for used in (79, 80, 99, 100)]
+    assert severities == [[], ["warning"], ["warning"], ["error"]]

@@ -201,3 +201,19 @@ def test_ten_processes_that_start_together_make_one_schema(path: Path) -> None:
         assert connection.execute("select count(*) from paused").fetchone()[0] == 10
         assert connection.execute("pragma user_version").fetchone()[0] == file.SCHEMA
     connection.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("", "every commit is on disk before enqueue returns (synchronous=full)"),
+        ("?synchronous=normal", "a power cut can lose the last commits (synchronous=normal)"),
+    ],
+)
+@pytest.mark.anyio
+async def test_doctor_is_told_how_durable_a_commit_is(path: Path, clock: TestClock, option: str, said: str) -> None:
+    broker = SqliteBroker.connect(f"sqlite:///{path}{option}", clock)
+    await broker.open()
+    notes = (await broker.inspect()).notes
+    await broker.close()
+    assert ("info", said) in [(severity, text) for severity, text, _ in notes]

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from offload.broker import Dialect, Feature, SqlStore, Work
 from offload.brokers.postgres import cancelling, control, enqueueing, health, planning, reading, settling
-from offload.brokers.postgres.address import Address, address
+from offload.brokers.postgres.address import USUAL_SCHEMA, Address, address
 from offload.brokers.postgres.awaited import Awaited
 from offload.brokers.postgres.database import Database
 from offload.brokers.postgres.lending import Lender
@@ -200,7 +200,8 @@ class PostgresBroker(SqlStore):
         database = self.opened
         facts = await database.run(lambda tx: reading.facts(tx, database.clock.now(), SCHEMA))
         notes = await database.step(lambda tx: health.health(tx, database.skew))
-        return replace(facts, place=self.address.place, notes=notes)
+        schema = "" if self.address.schema == USUAL_SCHEMA else f" in the schema {self.address.schema!r}"
+        return replace(facts, place=f"{self.address.place}{schema}", notes=notes)
 
     async def migrate(self) -> tuple[int, int]:
         """Bring the schema up to date. Returns the versions (from, to)."""

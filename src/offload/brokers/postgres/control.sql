@@ -271,7 +271,7 @@ select
 -- What `doctor` asks of the server: its version, the schema's, and settings.
 select
     split_part(current_setting('server_version'), ' ', 1), (select version from offload.store),
-    current_setting('synchronous_commit') <> 'off', current_setting('fsync') = 'on', current_setting('autovacuum') = 'on'
+    current_setting('synchronous_commit'), current_setting('fsync') = 'on', current_setting('autovacuum') = 'on'
 
 -- name: held_snapshots
 -- What keeps dead rows of this database from being removed, as rows of (kind, name, seconds, what it is).

@@ -49,9 +49,11 @@ def health(tx: Transaction, skew: timedelta | None) -> Work[tuple[Note, ...]]:
     _, _, synchronous, fsync, vacuums = yield from tx.row("server")
     if not fsync:
         notes.append(("warning", "the server runs with fsync = off", "When its machine fails it may lose everything; turn fsync on."))
-    elif not synchronous:
+    elif synchronous == "off":
         advice = "A crash of the server loses the last jobs that were accepted. `alter role ... set synchronous_commit = on` prevents it."
         notes.append(("warning", "commits do not wait for the disk (synchronous_commit = off)", advice))
+    else:
+        notes.append(("info", f"commits wait for the disk (synchronous_commit = {synchronous})", ""))
     if not vacuums:
         notes.append(("warning", "the server runs with autovacuum = off", "Tables of jobs grow without end, and workers get slower."))
     notes += [Holder(*row).note() for row in (yield from tx.rows("held_snapshots", longer=LONG))]

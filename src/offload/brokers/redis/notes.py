@@ -40,8 +40,9 @@ def memory(facts: Mapping[str, str]) -> Iterator[Note]:
         yield "error" if most else "warning", text, "set maxmemory-policy to noeviction, and use another server for caches"
     if most and used >= NEARLY_FULL * most:
         text = f"{used / 1_048_576:,.0f} of {most / 1_048_576:,.0f} MiB of memory are in use"
+        full = used >= most and policy == "noeviction"
         yield (
-            "warning",
+            "error" if full else "warning",
             text,
             "raise maxmemory, keep results for a shorter time (keep=), or store large data elsewhere; a full server refuses jobs",
         )

@@ -276,7 +276,7 @@ class SqliteBroker(SqlStore):
         return replace(facts, place=str(self.opened.database.path), notes=self._notes())
 
     def _notes(self) -> tuple[tuple[Literal["error", "warning", "info"], str, str], ...]:
-        notes: list[tuple[Literal["error", "warning", "info"], str, str]] = []
+        notes: list[tuple[Literal["error", "warning", "info"], str, str]] = [_durability(self._synchronous)]
         log = self.opened.database.checkpointer.log_bytes()
         if log >= LARGE_LOG_BYTES:
             advice = "It is emptied while nobody reads; a transaction that is open for long, here or in another program, keeps it growing."
@@ -292,6 +292,13 @@ class SqliteBroker(SqlStore):
             return await asyncio.to_thread(self.opened.database.prepare)
         path = await asyncio.to_thread(self.path.resolve)
         return await asyncio.to_thread(prepare, path, self._driver)
+
+
+def _durability(synchronous: str) -> tuple[Literal["info"], str, str]:
+    if synchronous == "full":
+        return ("info", "every commit is on disk before enqueue returns (synchronous=full)", "")
+    advice = "Leave ?synchronous=normal out of the URL to lose nothing."
+    return ("info", "a power cut can lose the last commits (synchronous=normal)", advice)
 
 
 def _resume(tx: Transaction, queue: str) -> None:
