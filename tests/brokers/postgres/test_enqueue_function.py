@@ -183,7 +183,16 @@ async def test_two_at_once_store_one(
         ("'t', unique_key => repeat('k', 201)", "unique_key has 201 characters"),
         ("'t', unique_key => ''", "leave it out"),
         ("'t', unique_key => 'k', on_conflict => 'replace'", "other ways need Python"),
-        ("'t', unique_key => 'k', unique_until => 'later'", "invalid input syntax for type interval"),
+        (
+            "'t', unique_key => 'k', unique_until => 'later'",
+            "unique_until is 'finished', 'started' or an interval such as '5 minutes', not 'later'",
+        ),
+        ("'t', unique_key => 'k', unique_until => '-5 minutes'", "not '-5 minutes'"),
+        ("'t', unique_key => 'k', unique_until => '90000000000 s'", "unique_until is 'finished', 'started' or an interval"),
+        ("'t', unique_until => 'started'", "give unique_key too"),
+        ("'t', delay => '-1 s'", "delay must not be negative"),
+        ("'t', run_at => 'infinity'", "between the years 1970 and 9999"),
+        ("'t', run_at => '-infinity'", "between the years 1970 and 9999"),
         ("'t', keep => null", "cannot be null"),
         ("'t', keep => '9000 years'", "keep is at most 1000 years"),
         ("'t', expires_in => '9000 years'", "between the years 1970 and 9999"),
@@ -193,8 +202,9 @@ async def test_two_at_once_store_one(
     ],
 )
 async def test_what_cannot_work_is_refused(broker: PostgresBroker, ask: Ask, arguments: str, said: str) -> None:
-    with pytest.raises(psycopg.Error, match=said):
+    with pytest.raises(psycopg.Error, match=said) as raised:
         ask(f"select enqueue({arguments})")
+    assert raised.value.sqlstate == ("54000" if "262144" in said else "22023"), "program_limit_exceeded, or invalid_parameter_value"
     assert await broker.counts() == {}
 
 

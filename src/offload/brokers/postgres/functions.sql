@@ -23,8 +23,8 @@ declare
     moment constant timestamptz := clock_timestamp();
     now_at constant bigint := extract(epoch from moment) * 1000000;
     due_at constant timestamptz := case when enqueue.delay is null then enqueue.run_at else moment + enqueue.delay end;
-    due constant bigint := extract(epoch from due_at) * 1000000;
-    expires constant bigint := extract(epoch from moment + enqueue.expires_in) * 1000000;
+    due bigint;
+    expires bigint;
     -- Every text between quotes stays; white space outside of them goes, as Python writes JSON.
     body constant text := regexp_replace(enqueue.payload::text, '("(?:[^"\\]|\\.)*")|\s+', '\1', 'g');
     until constant text := case when enqueue.unique_until in ('finished', 'started') then enqueue.unique_until else 'time' end;
@@ -53,6 +53,11 @@ begin
             using errcode = 'invalid_parameter_value';
     elsif enqueue.delay is not null and enqueue.run_at is not null then
         raise exception 'enqueue: a job has one time; give delay or run_at' using errcode = 'invalid_parameter_value';
+    elsif enqueue.delay < interval '0' then
+        raise exception 'enqueue: delay must not be negative, as % is', enqueue.delay using errcode = 'invalid_parameter_value';
+    elsif enqueue.unique_key is null and enqueue.unique_until <> 'finished' then
+        raise exception 'enqueue: unique_until says until when unique_key is held, and there is none; give unique_key too'
+            using errcode = 'invalid_parameter_value';
     elsif char_length(enqueue.unique_key) > 200 then
         raise exception 'enqueue: unique_key has % characters, of at most 200; use a hash of it', char_length(enqueue.unique_key)
             using errcode = 'invalid_parameter_value';
@@ -71,8 +76,18 @@ begin
         raise exception 'enqueue: unique_until and keep cannot be null; leave them out' using errcode = 'invalid_parameter_value';
     end if;
 
+    due := extract(epoch from due_at) * 1000000;
+    expires := extract(epoch from moment + enqueue.expires_in) * 1000000;
     if enqueue.unique_key is not null and until = 'time' then
-        span := extract(epoch from enqueue.unique_until::interval);
+        begin
+            span := extract(epoch from enqueue.unique_until::interval);
+        exception when invalid_datetime_format or datetime_field_overflow or interval_field_overflow then
+            span := 0;
+        end;
+        if span <= 0 or span > 31557600000 then  -- 1000 years
+            raise exception 'enqueue: unique_until is ''finished'', ''started'' or an interval such as ''5 minutes'', not %',
+                quote_literal(enqueue.unique_until) using errcode = 'invalid_parameter_value';
+        end if;
     end if;
     if due_at is not null or enqueue.expires_in is not null or enqueue.timeout is not null or enqueue.unique_key is not null then
         extra := jsonb_strip_nulls(jsonb_build_object(
