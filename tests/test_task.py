@@ -107,6 +107,7 @@ def test_no_time_limit(app: Offload) -> None:
         ({"name": 5}, r"@app.task\(name=...\) must be a text"),
         ({"log": 5}, "log must be names of parameters, not 5"),
         *(({"queue": queue}, f"queue {queue!r} could not be named by `offload worker -q`") for queue in ("a,b", "a:3", "my queue")),
+        ({"queue": "a\0b"}, "could not be named .*leave out white space, .* and NUL"),
         ({"queue": "mail*"}, r"queue 'mail\*' could not be named"),
     ],
 )

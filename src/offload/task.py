@@ -33,7 +33,7 @@ HIGHEST_PRIORITY = 100
 ISOLATIONS = ("async", "thread", "process")
 NAMES_OF_OTHERS = ("delay", "send", "apply_async")
 """What other job queues call `enqueue`."""
-IN_NO_QUEUE = re.compile(r"[\s,:*]")
+IN_NO_QUEUE = re.compile(r"[\s,:*\0]")
 """What the name of a queue must not hold: `-q vip:3,default` reads lists and weights, and a shell reads the others."""
 
 
@@ -359,7 +359,7 @@ def _queue(queue: Any, what: str) -> str:
     if not isinstance(queue, str) or not queue.strip():
         raise BadDeclaration(f"{what} must be a name that is not empty, not {queue!r}")
     if IN_NO_QUEUE.search(queue):
-        raise BadDeclaration(f"{what} {queue!r} could not be named by `offload worker -q`: leave out white space, ',', ':' and '*'")
+        raise BadDeclaration(f"{what} {queue!r} could not be named by `offload worker -q`: leave out white space, ',', ':', '*' and NUL")
     return queue
 
 

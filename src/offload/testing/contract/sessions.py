@@ -255,6 +255,14 @@ class Sessions(Fixtures):
             assert await session.retain([settled, held]) == 0
             await settle(session, held, Done())
 
+    async def test_a_fetch_of_more_than_a_thousand_keeps_to_the_room(self, store: Store, clock: TestClock) -> None:
+        for _ in range(2):
+            await store.enqueue([job(clock) for _ in range(1_100)])
+        async with store.session(info()) as session:
+            held = await claim(session, 2_200, room={"async": 1_500, "thread": 0, "process": 0})
+            assert 0 < len(held) <= 1_500
+            assert len(set(ids(held))) == len(held)
+
     async def test_an_orphan_is_told_by_its_claim(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([job(clock, "a")])
         async with store.session(info()) as session:
