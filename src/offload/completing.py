@@ -14,9 +14,9 @@ from offload.broker import SqlStore
 from offload.clients import Clients
 from offload.connections import AsyncAdapter, SyncAdapter, adapter_of
 from offload.connections.adapter import InPlace
-from offload.connections.faults import passing
+from offload.connections.faults import cut, gone, passing
 from offload.connections.places import see_the_place, see_the_place_blocking, vouch
-from offload.errors import BadDeclaration, LoopRunning, SessionLost, Snooze
+from offload.errors import BadDeclaration, BrokerError, BrokerUnusable, LoopRunning, SessionLost, Snooze
 from offload.events import Event
 from offload.job import Done
 from offload.joining import joining, ready, ready_blocking, store_of
@@ -44,6 +44,8 @@ class Completion:
         self._attempt = attempt
         self._result: bytes | None = None
         self._enqueued: list[Event] = []
+        self._begun = False
+        self._away = False
         self.clients: Clients = attempt.task.producer.clients
         attempt.completion = self
 
@@ -58,17 +60,31 @@ class Completion:
 
     @contextmanager
     def open(self) -> Generator[None]:
-        """The time from first to last; a transaction that met another one hands the job back unharmed, to run again soon."""
+        """The time from first to last; a job that nothing of its own kept from its end is handed back unharmed, to run again soon."""
         try:
             yield
         except Exception as error:
-            if not passing(error) or self._attempt.completed is not None or self._handed_back >= MOST_HANDED_BACK:
+            met = passing(error)
+            away = self._away or (not self._begun and isinstance(error, BrokerError) and not isinstance(error, BrokerUnusable))
+            if not (met or away) or self._attempt.completed is not None or self._handed_back >= MOST_HANDED_BACK:
                 raise
-            self._attempt.in_doubt = False
-            log.warning("job %s is handed back: its transaction met another one (%s)", self._attempt.job.id, error)
+            if met:
+                self._attempt.in_doubt = False
+            why = "its transaction met another one" if met else "its database was away"
+            log.warning("job %s is handed back: %s (%s)", self._attempt.job.id, why, error)
             raise Snooze(random.uniform(0.1, 1.0) * AGAIN_WITHIN) from error
         finally:
             self._attempt.completion = None
+
+    @contextmanager
+    def begun(self, connection: Any, *, own: bool) -> Generator[None]:
+        """The time from the beginning until the commit is sent. What ends our own connection meanwhile commits nothing."""
+        self._begun = True
+        try:
+            yield
+        except Exception as error:
+            self._away = own and gone(error) and cut(connection)
+            raise
 
     @property
     def _handed_back(self) -> int:
@@ -183,7 +199,7 @@ def _inside(attempt: Attempt, given: Any) -> Generator[Any]:
                 raise BadDeclaration(f"{adapter.kind} is used with await; use: async with current.atransaction(...)")
             store = None if completion.rehearsed else ready_blocking(adapter, completion.clients)
             block = adapter.block()
-        with block as connection:
+        with block as connection, completion.begun(connection, own=given is None):
             adapter = adapter_of(connection if given is None else given)
             assert isinstance(adapter, SyncAdapter)
             if given is None:
@@ -218,17 +234,18 @@ async def atransaction(attempt: Attempt, given: Any) -> AsyncGenerator[Any]:
         connection = await block.__aenter__()
         connection = connection if given is None else given
         try:
-            adapter = _awaited(connection)
-            if given is None:
-                vouch(adapter, completion.clients)
-            elif store is not None:
-                await see_the_place(adapter, completion.clients, store)
-            try:
-                with completion.joined(adapter):
-                    yield connection
-            finally:
-                await _at_rest(adapter)
-            completion.about_to_commit(store is None or await adapter.run(completion.settling(store)))
+            with completion.begun(connection, own=given is None):
+                adapter = _awaited(connection)
+                if given is None:
+                    vouch(adapter, completion.clients)
+                elif store is not None:
+                    await see_the_place(adapter, completion.clients, store)
+                try:
+                    with completion.joined(adapter):
+                        yield connection
+                finally:
+                    await _at_rest(adapter)
+                completion.about_to_commit(store is None or await adapter.run(completion.settling(store)))
         except BaseException as error:
             if await block.__aexit__(type(error), error, error.__traceback__):
                 raise AssertionError("a transaction does not swallow errors") from error

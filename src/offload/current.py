@@ -150,9 +150,10 @@ class Current:
         At the end of the block the success of the job is recorded and all is committed; an exception that leaves the block
         rolls back, and is the outcome of the attempt. Afterwards nothing counts any more: an error is logged, a return value
         dropped, so set the result by `complete`. Jobs enqueued inside are part of it, without `connection=`. A job has one such
-        transaction; steps are refused inside. A deadlock or serialisation failure hands the job back, and the attempt does not
-        count. Raises SessionLost, with nothing committed, when another worker has the job; Unsupported on a broker that is no
-        SQL database; BadDeclaration for a connection that does not fit; LoopRunning in a coroutine (use `atransaction`).
+        transaction; steps are refused inside. A deadlock or serialisation failure hands the job back, as does an outage of the
+        store's own connection before the commit, and the attempt does not count. Raises SessionLost, with nothing committed, when
+        another worker has the job; Unsupported on a broker that is no SQL database; BadDeclaration for a connection that does not
+        fit; LoopRunning in a coroutine (use `atransaction`).
         """
         return completing.Transaction(_attempt(), connection)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 BUSY, LOCKED = 5, 6
 BUSY_SNAPSHOT = 517
 """SQLite: what the transaction has read is out of date. Waiting does not help; doing all of it again does."""
 PASSING = frozenset({"40001", "40P01"})
 """PostgreSQL: serialisation failure, deadlock."""
+GONE = ("57P01", "57P02", "57P03", "08")
+"""PostgreSQL, how the codes begin: the server stops, has crashed or is starting; the connection was lost."""
 WRAPPERS = frozenset({"django", "sqlalchemy", "offload"})
 """Packages whose errors stand for the driver's errors that caused them."""
 
@@ -50,3 +53,19 @@ def locked(error: BaseException) -> bool:
 def passing(error: BaseException) -> bool:
     """Whether the transaction failed for meeting another one, and all of it can be done again: deadlock, serialisation failure, lock."""
     return sql_state(error) in PASSING or _sqlite_code(error) & 0xFF in (BUSY, LOCKED)
+
+
+def gone(error: BaseException) -> bool:
+    """Whether psycopg tells that a server of PostgreSQL is away; without a code where the connection just ended."""
+    state = sql_state(error)
+    if state is not None:
+        return state.startswith(GONE)
+    kind = type(error)
+    return kind.__name__ == "OperationalError" and kind.__module__.partition(".")[0] == "psycopg"
+
+
+def cut(connection: Any) -> bool:
+    """Whether a connection is psycopg's and of no use any more: it broke, or its server's last word was not followed by the usual one."""
+    if type(connection).__module__.partition(".")[0] != "psycopg":
+        return False
+    return connection.broken or connection.info.transaction_status.name in ("ACTIVE", "UNKNOWN")

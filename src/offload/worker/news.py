@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 import msgspec
 
+from offload.connections.faults import passing
 from offload.events import Event, EventName
 from offload.job import Cancelled, Dead, Done, Outcome, Release, Retried, Touched
 from offload.worker.attempt import LocalAttempt
@@ -154,8 +155,10 @@ def _why_released(attempt: LocalAttempt) -> str:
         case _ if attempt.returned is not None:
             return attempt.returned
         case _:
-            met_another = attempt.error is not None and attempt.error.__cause__ is not None
-            return "its transaction met another one" if met_another else "it raised Snooze"
+            cause = attempt.error.__cause__ if attempt.error is not None else None
+            if cause is None:
+                return "it raised Snooze"
+            return "its transaction met another one" if passing(cause) else "its database was away"
 
 
 def title(attempt: LocalAttempt) -> str:
