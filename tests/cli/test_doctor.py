@@ -97,3 +97,13 @@ def test_an_app_that_may_not_make_its_schema_can_be_used_once_it_was_migrated(
             app.enqueue("greet")
         assert app.migrate() == (0, 1)
         app.enqueue("greet")
+
+
+def test_on_postgresql_doctor_names_the_schema_apart_from_its_version(
+    project: Project, shared_postgres: Callable[[int | None], PostgresServer]
+) -> None:
+    url = f"{shared_postgres(None).database()}?schema=jobs"
+    project.ok("migrate", "--url", url)
+    head = project.ok("doctor", "--url", url).splitlines()[0]
+    assert ", schema version 1, postgresql://" in head
+    assert head.endswith(" in the schema 'jobs'")
