@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -14,17 +15,20 @@ from offload import (
     BadDeclaration,
     BadPayload,
     BrokerNotInstalled,
+    Concurrency,
     Event,
     IdConflict,
     Job,
     JobNotFound,
     LoopRunning,
     Offload,
+    Rate,
     State,
     UniqueConflict,
     Unsupported,
+    Worker,
 )
-from offload.broker import Feature
+from offload.broker import ENGINES, Feature, broker_class
 from offload.brokers.memory import MemoryBroker
 from offload.job import Draft
 from offload.testing.clock import START, TestClock
@@ -228,6 +232,62 @@ def test_pausing_and_explaining(app: Offload) -> None:
         app.why("nothing")
 
 
+@pytest.mark.parametrize("url", ["memory://", "sqlite:///file.db"])
+def test_jobs_are_found_by_any_of_their_keys(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    app = Offload(url)
+    limits = [Concurrency(2, key="slot:{name}"), Rate("1/s", key="rate")]
+    app.task(name="greet", unique="unique:{name}", order_by="order:{name}", limits=limits)(greet)
+    ann, bob = app.enqueue("greet", "Ann").id, app.enqueue("greet", "Bob").id
+    app.task(name="plain")(greet).enqueue("Ann")
+    for key in ("unique:Ann", "order:Ann", "slot:Ann"):
+        assert [record.id for record in app.find(key=key)] == [ann], key
+    assert [record.id for record in app.find(key="rate")] == [bob, ann]
+    assert [record.id for record in app.find(key="rate", state="waiting")] == [bob]
+    assert app.find(key="{name}") == []
+    app.close()
+
+
+def test_what_a_key_allows_is_shown_and_can_be_changed(app: Offload) -> None:
+    task = app.task(name="greet", limits=[Concurrency(1, key="name:{name}")])(greet)
+    ids = [task.enqueue("Ann").id for _ in range(4)]
+    [limit] = app.limits()
+    assert (limit.key, limit.kind, limit.n, limit.holders, limit.held, limit.waiting) == ("name:Ann", "slot", 1, (ids[0],), 1, 3)
+    assert "its 1 slot is held by job " in app.why(ids[1])
+    app.set_limit("name:Ann", concurrency=2)
+    [limit] = app.limits()
+    assert (limit.n, limit.held, limit.changed) == (2, 2, True)
+    app.set_limit("name:Ann", paused=True)
+    assert {limit.paused for limit in app.limits()} == {True}
+    assert app.limits()[0].n == 2  # what is not given stays
+    assert "The key 'name:Ann' is paused; `offload limits resume name:Ann` lets it go on" in app.why(ids[2])
+    assert "key 'name:Ann' is paused" in [finding.title for finding in app.doctor()]
+    app.set_limit("name:Ann", concurrency=None, paused=False)
+    [limit] = app.limits()
+    assert (limit.n, limit.held, limit.changed, limit.paused) == (1, 2, False, False)
+
+
+def test_what_cannot_be_set_for_a_key_is_refused_before_anything_is_asked(pipe: Offload) -> None:
+    with pytest.raises(BadDeclaration, match="changes nothing"):
+        pipe.set_limit("k")
+    with pytest.raises(BadDeclaration, match="paused=True stops a key"):
+        pipe.set_limit("k", concurrency=0)
+
+
+def test_a_dead_job_that_holds_its_line_is_told_of(app: Offload) -> None:
+    @app.task(order_by="account:{n}", on_dead="hold", retry=False)
+    def fails(n: int) -> None:
+        raise ValueError
+
+    first, second = fails.enqueue(7).id, fails.enqueue(7).id
+    asyncio.run(Worker(app).drain())
+    assert app.limits()[0].dead
+    assert f"which job {first} keeps although it is dead. `offload jobs retry {first}`" in app.why(second)
+    assert "the line of key 'account:7' stands still" in [finding.title for finding in app.doctor()]
+    app.delete(first)
+    assert app.handle(second).record().state is State.READY
+
+
 def test_every_control_function_has_an_async_form(app: Offload) -> None:
     async def main() -> None:
         job = await app.task(name="greet")(greet).aenqueue("Ann")
@@ -318,6 +378,21 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Offload:
 def test_what_the_broker_cannot_keep_is_refused_where_the_task_is_declared(pipe: Offload, options: dict[str, Any], feature: str) -> None:
     with pytest.raises(Unsupported, match=rf"Pipe cannot keep a {feature} \(task greet\); use PostgreSQL, SQLite or Redis"):
         pipe.task(name="greet", **options)(greet)
+
+
+def test_only_engines_that_can_are_recommended(pipe: Offload) -> None:
+    able = [name for scheme, name in ENGINES.items() if Feature.ORDER in broker_class(f"{scheme}:").features]
+    with pytest.raises(
+        Unsupported, match=rf"Pipe cannot keep a strict order by key \(task greet\); use {' or '.join(able)} for this task$"
+    ):
+        pipe.task(name="greet", order_by="k")(greet)
+    assert able
+
+
+def test_where_no_engine_can_that_is_said(pipe: Offload, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offload.broker.ENGINES", {"nosuch": "Nosuch"})
+    with pytest.raises(Unsupported, match="use a later version of Offload, for no engine of this one can"):
+        pipe.task(name="greet", order_by="k")(greet)
 
 
 def test_what_the_broker_cannot_keep_is_refused_where_it_is_asked_for(pipe: Offload) -> None:

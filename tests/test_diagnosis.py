@@ -13,10 +13,14 @@ from offload.job import (
     Draft,
     Facts,
     Failure,
+    Limit,
+    LimitRecord,
+    RateLimit,
     Record,
     Schedule,
     ScheduleRecord,
     SessionRecord,
+    SlotLimit,
     Standing,
     State,
     UniqueKey,
@@ -38,9 +42,13 @@ def worker(
     running: int = 0,
     beat_at: datetime = NOW,
     version: str = "1.0",
+    limits: tuple[Limit, ...] = (),
+    started_at: datetime | None = None,
 ) -> SessionRecord:
-    info = WorkerInfo(name=name, host="h", pid=1, queues=queues, tasks=dict.fromkeys(tasks, "async"), concurrency=10, version=version)
-    return SessionRecord(id=f"s-{name}", info=info, beat=1, beat_at=beat_at, started_at=ago(hours=1), running=running)
+    info = WorkerInfo(
+        name=name, host="h", pid=1, queues=queues, tasks=dict.fromkeys(tasks, "async"), limits=limits, concurrency=10, version=version
+    )
+    return SessionRecord(id=f"s-{name}", info=info, beat=1, beat_at=beat_at, started_at=started_at or ago(hours=1), running=running)
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,65 @@ CASES = {
         {"waits_for": "j0"},
     ),
     "waiting for something else": Case("It waits: behind j0.", {"state": State.WAITING, "reason": "behind j0"}),
+    "behind in an order": Case(
+        "It waits for its turn of key 'account:7', which job j0 has; it goes on when that job ends. "
+        "`offload why j0` tells what that one does.",
+        {"state": State.WAITING},
+        {"limits": (LimitRecord(key="account:7", kind="turn", holders=("j0",), held=1, waiting=1),)},
+        sessions=(worker(),),
+    ),
+    "far behind in an order, and nobody works": Case(
+        "It waits for its turn of key 'my account', which job j0 has, and 2 jobs go before it in its line; "
+        "it goes on when they have ended. `offload why j0` tells what that one does. No worker is alive; start one with `offload worker`.",
+        {"state": State.WAITING},
+        {"limits": (LimitRecord(key="my account", kind="turn", holders=("j0",), held=1, waiting=3),), "before": 2},
+    ),
+    "behind a dead job": Case(
+        "It waits for its turn of key 'k', which job j0 keeps although it is dead. "
+        "`offload jobs retry j0` makes it ready again, `offload jobs delete j0` lets the next one go.",
+        {"state": State.WAITING},
+        {"limits": (LimitRecord(key="k", kind="turn", holders=("j0",), held=1, dead=True, waiting=1),)},
+        sessions=(worker(),),
+    ),
+    "no slot": Case(
+        "It waits for a slot of key 'tenant:7': its 5 slots are held by jobs a, b, c and 2 more. "
+        "It goes on when one is free; `offload limits set tenant:7 --concurrency 6` makes one more.",
+        {"state": State.WAITING},
+        {"limits": (LimitRecord(key="tenant:7", kind="slot", n=5, holders=tuple("abcde"), held=5, waiting=1),)},
+        sessions=(worker(),),
+    ),
+    "one slot, in a paused queue": Case(
+        "1 job goes before it in its line, the first of which waits for a slot of key 'k': its 1 slot is held by job a. "
+        "It goes on when one is free; `offload limits set k --concurrency 2` makes one more. "
+        "Queue 'default' is paused; `offload queues resume default` lets it go on.",
+        {"state": State.WAITING},
+        {"limits": (LimitRecord(key="k", kind="slot", n=1, holders=("a",), held=1, waiting=2),), "before": 1, "paused": True},
+        sessions=(worker(),),
+    ),
+    "no token": Case(
+        "It waits for a token of key 'mailgun', which allows 5/m, burst 3. The next one is expected at 2026-11-21 12:00:12 UTC (in 12 s).",
+        {"state": State.WAITING},
+        {"limits": (LimitRecord(key="mailgun", kind="token", interval=12_000_000, burst=3, next_at=NOW + timedelta(seconds=12)),)},
+        sessions=(worker(),),
+    ),
+    "a token that is there": Case(
+        "It waits for a token of key 'mailgun', which allows 5/m. The next one is there as soon as a worker looks.",
+        {"state": State.WAITING},
+        {"limits": (LimitRecord(key="mailgun", kind="token", interval=12_000_000, burst=1, next_at=ago(seconds=1)),)},
+        sessions=(worker(),),
+    ),
+    "held back": Case(
+        "The key 'mailgun' is held back until 2026-11-21 12:05:00 UTC (in 5 min), as a task has asked; it goes on by itself then.",
+        {"state": State.WAITING},
+        {"limits": (LimitRecord(key="mailgun", kind="token", interval=1, burst=1, shut_until=NOW + timedelta(minutes=5)),)},
+        sessions=(worker(),),
+    ),
+    "paused key": Case(
+        "The key 'my key' is paused, and 3 jobs go before it in its line; `offload limits resume 'my key'` lets it go on.",
+        {"state": State.WAITING},
+        {"limits": (LimitRecord(key="my key", kind="slot", n=1, paused=True),), "before": 3},
+        sessions=(worker(),),
+    ),
     "paused": Case(
         "Queue 'default' is paused; `offload queues resume default` lets it go on.",
         standing={"paused": True},
@@ -325,6 +392,55 @@ class TestDoctor:
         finding = only(schedules=(planned(next_at=ago(days=3)),))
         assert (finding.severity, finding.title) == ("warning", "schedule 'nightly' is overdue")
         assert finding.detail == "Its tick of 2026-11-18 12:00:00 UTC has not fired for 3 days."
+
+    def test_sees_a_paused_key_once_whatever_its_kinds(self) -> None:
+        kinds = (LimitRecord(key="k", kind="slot", n=2, paused=True, waiting=2), LimitRecord(key="k", kind="turn", paused=True, waiting=1))
+        assert only(limits=kinds) == Finding(
+            "warning", "key 'k' is paused", "None of its jobs starts; 3 jobs wait for it.", "`offload limits resume k` lets it go on."
+        )
+
+    def test_sees_a_key_that_is_held_back_for_long(self) -> None:
+        def shut(**length: float) -> tuple[LimitRecord, ...]:
+            return (LimitRecord(key="api", kind="token", interval=1, burst=1, shut_until=NOW + timedelta(**length), waiting=1),)
+
+        assert findings(limits=shut(minutes=9)) == []
+        finding = only(limits=shut(hours=5))
+        assert (finding.severity, finding.title) == ("warning", "key 'api' is held back for 5 h")
+        assert finding.detail == "A task asked that none of its jobs starts until 2026-11-21 17:00:00 UTC; 1 job waits for it."
+
+    def test_sees_a_line_that_a_dead_job_holds(self) -> None:
+        dead = LimitRecord(key="account:7", kind="turn", holders=("j0",), held=1, dead=True, waiting=12)
+        assert only(limits=(dead,)) == Finding(
+            "warning",
+            "the line of key 'account:7' stands still",
+            "Its turn is kept by job j0, which is dead; 12 jobs wait for it.",
+            "`offload jobs retry j0` makes it ready again, `offload jobs delete j0` lets the next one go.",
+        )
+
+    def test_sees_a_limit_that_workers_declare_in_several_ways(self) -> None:
+        def declares(name: str, *limits: Limit, **started: float) -> SessionRecord:
+            return worker(name, limits=limits, started_at=ago(**started))
+
+        new, old = SlotLimit("t:{t}", 5, "t:{t}"), SlotLimit("t:{t}", 3, "t:{t}")
+        workers = (declares("b", new, minutes=1), declares("a", old, hours=1), declares("c", new, minutes=2))
+        finding = only(sessions=workers)
+        assert (finding.severity, finding.title) == ("warning", "the limit of key 't:{t}' is declared in several ways")
+        assert finding.detail == (
+            "Declared: 3 at a time (worker a); 5 at a time (workers c and b). Those of the worker that started last count: 5 at a time."
+        )
+        assert "finish it" in finding.advice
+        assert findings(sessions=(declares("a", new, hours=1), declares("b", new, hours=2))) == []
+
+    def test_sees_a_limit_that_one_program_declares_in_several_ways(self) -> None:
+        one, other = RateLimit("api", 10_000, 1, rule="api"), RateLimit("api", 10_000, 20, rule="api")
+        assert only(sessions=(worker(limits=(one, other)),)).detail == (
+            "Declared: 100/s (worker web-1); 100/s, burst 20 (worker web-1). Those of the worker that started last count: 100/s, burst 20."
+        )
+        assert findings(sessions=(worker(limits=(one, SlotLimit("api", 3, "api"), one)),)) == []
+
+    def test_takes_no_word_of_the_dead_for_what_is_declared(self) -> None:
+        gone = worker("gone", limits=(SlotLimit("k", 1, "k"),), beat_at=ago(hours=1))
+        assert "declared" not in str(findings(sessions=(worker(limits=(SlotLimit("k", 2, "k"),)), gone)))
 
     def test_lists_the_five_slowest_tasks(self) -> None:
         runs = [(f"task{number}", float(number)) for number in range(1, 8)] + [("task1", 300.0)]

@@ -1,4 +1,4 @@
-"""Unique keys: what may be declared, and the key of one job."""
+"""What may be declared of keys, the key of one job, and what may be set for a key."""
 
 from __future__ import annotations
 
@@ -6,10 +6,30 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis.strategies import integers, sampled_from
+from msgspec import UNSET
 
 from offload.errors import BadDeclaration, BadPayload
-from offload.job import UniqueKey
-from offload.limits import LONGEST_KEY, Unique, declared, literal, resolve
+from offload.job import LimitChange, RateLimit, SlotLimit, UniqueKey
+from offload.limits import (
+    LONGEST_KEY,
+    MOST_PER_PERIOD,
+    Concurrency,
+    Rate,
+    Unique,
+    change_of,
+    declared,
+    declared_limits,
+    fits,
+    interval_of,
+    limit_of,
+    literal,
+    resolve,
+    rule_of,
+    spec_of,
+    strictest,
+)
 
 
 def test_a_template_is_filled_from_the_arguments() -> None:
@@ -46,7 +66,7 @@ def test_what_cannot_work_is_refused(make: Any, message: str) -> None:
 
 def test_a_template_may_name_parameters_only() -> None:
     assert declared("mail:{user.id}", {"user": None}, "task x") == Unique("mail:{user.id}")
-    with pytest.raises(BadDeclaration, match=r"task x: the unique key 'mail:{to}' names 'to', which is no parameter; known are: user"):
+    with pytest.raises(BadDeclaration, match=r"task x: unique: the key 'mail:{to}' names 'to', which is no parameter; known are: user"):
         declared("mail:{to}", {"user": None}, "task x")
     with pytest.raises(BadDeclaration, match="names ''"):
         declared("mail:{}", {"user": None}, "task x")
@@ -67,3 +87,144 @@ def test_a_key_has_a_greatest_length() -> None:
     assert literal(Unique("k"), "x" * LONGEST_KEY, "x").key == "x" * LONGEST_KEY
     with pytest.raises(BadPayload, match="has 201 characters, of at most 200"):
         literal(Unique("k"), "x" * (LONGEST_KEY + 1), "x")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Concurrency(0, key="k"), r"Concurrency\(n\) must be a whole number of at least 1, not 0"),
+        (lambda: Concurrency(True, key="k"), "not True"),
+        (lambda: Concurrency(3, key=""), "the key of Concurrency must be a text that is not empty"),
+        (lambda: Rate("0/s", key="k"), r"a rate of '0/s' cannot work: .* `app.set_limit\(key, paused=True\)` stops a key"),
+        (lambda: Rate("1000001/s", key="k"), "1 to 1,000,000 a period"),
+        (lambda: Rate("fast", key="k"), "such as '100/s' or '5/m', not 'fast'"),
+        (lambda: Rate("1.5/s", key="k"), "not '1.5/s'"),
+        (lambda: Rate("-1/s", key="k"), "not '-1/s'"),
+        (lambda: Rate("5/w", key="k"), "per s, m, h or d"),
+        (lambda: Rate(100, key="k"), "not 100"),  # pyright: ignore[reportArgumentType]
+        (lambda: Rate("1/s", key=7), "the key of Rate"),  # pyright: ignore[reportArgumentType]
+        (lambda: Rate("1/s", key="k", burst=0), r"Rate\(burst=...\)"),
+        (lambda: Rate("1/s", key="k", cost=0), r"Rate\(cost=...\)"),
+        (lambda: Rate("1/s", key="k", burst=2, cost=3), r"so many tokens never gather; give at least burst=3"),
+    ],
+)
+def test_a_limit_that_cannot_work_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(BadDeclaration, match=message):
+        make()
+
+
+def test_a_rate_is_the_time_from_one_token_to_the_next() -> None:
+    assert interval_of("100/s") == interval_of(" 100 / s ") == 10_000
+    assert interval_of("3/m") == 20_000_000
+    assert interval_of("1/d") == 86_400_000_000
+    assert interval_of("7/s") == 142_858  # rounded up: never more than seven in a second
+
+
+@given(integers(1, MOST_PER_PERIOD), sampled_from("smhd"))
+def test_a_rate_reads_as_it_was_written_or_as_another_that_means_the_same(number: int, unit: str) -> None:
+    interval = interval_of(f"{number}/{unit}")
+    said = spec_of(interval)
+    if not said.startswith("1/") or said[2:] in "smhd":
+        assert abs(interval_of(said) - interval) <= 1
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"), [(10_000, "100/s"), (20_000_000, "3/m"), (3_600_000_000, "1/h"), (142_858, "7/s"), (7_000_000, "1/7s")]
+)
+def test_a_rate_is_said_in_the_smallest_unit_of_whole_numbers(interval: int, said: str) -> None:
+    assert spec_of(interval) == said
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ([Concurrency(3, "k"), Concurrency(5, "k")], "task x: two Concurrency limits have the key 'k'; keep one of them"),
+        ([Rate("1/s", "k"), Rate("5/m", "k")], "two Rate limits have the key 'k'"),
+        (5, r"limits are a list of Concurrency\(n, key=...\) and Rate\('100/s', key=...\), not 5"),
+        (["k"], "not 'k'"),
+        (Concurrency(3, "{nick}"), "task x: Concurrency: the key '{nick}' names 'nick', which is no parameter; known are: name"),
+        (Concurrency(3, "{"), "no valid template"),
+        (Concurrency(3, "x" * 201), "has 201 characters, of at most 200: use a hash of it"),
+        (Concurrency(3, "x" * 201 + "{name}"), "has 201 characters"),
+        (Concurrency(3, "a\nb"), "holds a line break"),
+    ],
+)
+def test_limits_that_cannot_be_kept_are_refused_where_they_are_declared(limits: Any, message: str) -> None:
+    with pytest.raises(BadDeclaration, match=message):
+        declared_limits(limits, {"name": None}, "task x")
+
+
+def test_one_limit_alone_will_do_and_kinds_may_share_a_key() -> None:
+    assert declared_limits(Concurrency(3, "k"), {}, "x") == (Concurrency(3, "k"),)
+    both = (Concurrency(3, "k"), Rate("1/s", "k"))
+    assert declared_limits(both, {}, "x") == both
+
+
+def test_of_limits_whose_templates_give_the_same_key_the_stricter_one_counts() -> None:
+    assert strictest([SlotLimit("k", 3), SlotLimit("k", 2), SlotLimit("l", 9)]) == (SlotLimit("k", 2), SlotLimit("l", 9))
+    assert strictest([RateLimit("k", 5), RateLimit("k", 7)]) == (RateLimit("k", 7),)
+
+
+def tenant(tenant_id: str) -> str:
+    return tenant_id
+
+
+class Keys:
+    def __call__(self, tenant_id: str) -> str:
+        return tenant_id
+
+
+def test_a_declaration_is_known_by_its_template_or_function_and_else_by_its_place() -> None:
+    assert rule_of(Concurrency(3, "tenant:{t}"), "task[0]") == "tenant:{t}"
+    assert rule_of(Concurrency(3, tenant), "task[0]") == f"{__name__}.tenant"
+    for nameless in (lambda tenant_id: tenant_id, Keys()):
+        assert rule_of(Concurrency(3, nameless), "task[0]") == "task[0]"
+
+
+def test_a_limit_carries_the_declaration_that_it_comes_from() -> None:
+    assert limit_of(Concurrency(3, "t:{t}"), "t:7", "t:{t}") == SlotLimit("t:7", 3, "t:{t}")
+    assert limit_of(Rate("100/s", "r", burst=20, cost=2), "r") == RateLimit("r", 10_000, 20, 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "template", "fit"),
+    [
+        ("tenant:7", "tenant:{id}", True),
+        ("tenant:", "tenant:{id}", True),
+        ("tennant:7", "tenant:{id}", False),
+        ("a.b:7!", "a.b:{id}!", True),
+        ("axb:7!", "a.b:{id}!", False),
+        ("{7}", "{{{id}}}", True),
+        ("all", "all", True),
+        ("anything", tenant, True),
+    ],
+)
+def test_a_key_fits_a_template_that_could_make_it(key: str, template: Any, fit: bool) -> None:
+    assert fits(key, template) is fit
+
+
+def test_what_is_set_for_a_key_is_what_was_given() -> None:
+    assert change_of("k", 3, UNSET, UNSET, UNSET) == LimitChange(n=3)
+    assert change_of("k", None, "100/s", 20, UNSET) == LimitChange(n=None, interval=10_000, burst=20)
+    assert change_of("k", UNSET, None, None, False) == LimitChange(interval=None, burst=None, paused=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, r"set_limit\('k'\) changes nothing: give concurrency=, rate=, burst= or paused="),
+        ({"key": "", "paused": True}, "the key of set_limit must be a text that is not empty"),
+        ({"key": "x" * 201, "paused": True}, "has 201 characters, of at most 200"),
+        ({"concurrency": 0}, r"concurrency=...\) must be a whole number of at least 1, or None .*, not 0; paused=True stops a key"),
+        ({"concurrency": True}, "not True"),
+        ({"burst": 0}, r"burst=...\) must be"),
+        ({"rate": "fast"}, "not 'fast'"),
+        ({"rate": "0/s"}, "paused=True"),
+        ({"rate": 5}, "not 5"),
+        ({"paused": None}, "paused=None.*: say True or False"),
+    ],
+)
+def test_what_cannot_be_set_for_a_key_is_refused(given: dict[str, Any], message: str) -> None:
+    asked: dict[str, Any] = {"key": "k", "concurrency": UNSET, "rate": UNSET, "burst": UNSET, "paused": UNSET} | given
+    with pytest.raises(BadDeclaration, match=message):
+        change_of(**asked)

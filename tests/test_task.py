@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from offload import BadDeclaration, BadPayload, Offload, Retry, State, Unique
-from offload.job import UniqueKey
+from offload import BadDeclaration, BadPayload, Concurrency, Offload, Rate, Retry, State, Unique
+from offload.job import RateLimit, SlotLimit, UniqueKey
 from offload.task import AsyncTask, Task
 from offload.testing.clock import START, TestClock
 
@@ -109,6 +109,12 @@ def test_no_time_limit(app: Offload) -> None:
         *(({"queue": queue}, f"queue {queue!r} could not be named by `offload worker -q`") for queue in ("a,b", "a:3", "my queue")),
         ({"queue": "a\0b"}, "could not be named .*leave out white space, .* and NUL"),
         ({"queue": "mail*"}, r"queue 'mail\*' could not be named"),
+        ({"order_by": ""}, "order_by must be a text that is not empty"),
+        ({"order_by": "{nick}"}, "order_by: the key '{nick}' names 'nick', which is no parameter"),
+        ({"order_by": "x" * 201}, "order_by: the key, 'x+'..., has 201 characters, of at most 200"),
+        ({"on_dead": "hold"}, "on_dead='hold' stops the jobs of an order at a dead one; give order_by= too"),
+        ({"on_dead": "wait", "order_by": "k"}, "on_dead must be one of continue, hold, not 'wait'"),
+        ({"limits": [Rate("1/s", "k"), Rate("5/m", "k")]}, "two Rate limits have the key 'k'"),
     ],
 )
 def test_options_that_cannot_work_are_refused(app: Offload, options: dict[str, Any], message: str) -> None:
@@ -118,8 +124,8 @@ def test_options_that_cannot_work_are_refused(app: Offload, options: dict[str, A
 
 
 def test_an_option_that_does_not_exist_is_refused_with_the_task_and_those_that_do(app: Offload) -> None:
-    with pytest.raises(BadDeclaration, match=r"task .*\.greet: there is no option 'order_by'; known are name, queue, priority, .* mask$"):
-        app.task(order_by="x")(greet)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(BadDeclaration, match=r"task .*\.greet: there is no option 'weight'; known are name, queue, priority, .* mask$"):
+        app.task(weight="x")(greet)  # pyright: ignore[reportCallIssue]
     with pytest.raises(BadDeclaration, match=r"task mail: there is no option 'isolated' \(did you mean 'isolation'\?\)"):
         app.task(name="mail", isolated=True)(greet)  # pyright: ignore[reportCallIssue]
     assert app.tasks == {}
@@ -324,6 +330,13 @@ def test_a_literal_key_follows_the_rule_that_the_task_declares(app: Offload) -> 
         ({"timeout": 0}, "timeout"),
         ({"keep": -1}, "keep"),
         ({"delay": float("inf")}, "delay"),
+        ({"order_by": ""}, r"using\(order_by=...\): the key of this job must be a text that is not empty"),
+        ({"order_by": "x" * 201}, "has 201 characters, of at most 200"),
+        ({"order_by": str}, "must be a text"),
+        ({"on_dead": "wait"}, "must be one of continue, hold"),
+        ({"limits": 5}, "limits are a list"),
+        ({"limits": [Concurrency(1, str)]}, r"the key of Concurrency for this job must be a text"),
+        ({"limits": [Concurrency(1, "k"), Concurrency(2, "k")]}, "two Concurrency limits have the key 'k'"),
     ],
 )
 def test_using_refuses_what_cannot_work(app: Offload, options: dict[str, Any], message: str) -> None:
@@ -331,6 +344,32 @@ def test_using_refuses_what_cannot_work(app: Offload, options: dict[str, Any], m
         app.task(greet).using(**options)
     with pytest.raises(BadDeclaration, match=message):
         app.using(**options)
+
+
+def test_a_job_carries_the_keys_that_its_task_declares(app: Offload) -> None:
+    limits = [Concurrency(2, "n:{times}"), Rate("100/s", lambda name, times: name, burst=20)]
+    task = app.task(name="greet", order_by="o:{name}", on_dead="hold", limits=limits)(greet)
+    job = task.job("Ann", times=3)
+    assert (job.order_by, job.on_dead) == ("o:Ann", "hold")
+    assert job.limits == (SlotLimit("n:3", 2, "n:{times}"), RateLimit("Ann", 10_000, 20, 1, "greet[1]"))
+    assert [limit.rule for limit in task.rules()] == ["n:{times}", "greet[1]"]
+
+
+def test_using_changes_the_keys_of_one_job(app: Offload) -> None:
+    task = app.task(order_by="o:{name}", limits=Concurrency(2, "n"))(greet)
+    job = task.using(order_by="{literal}", on_dead="hold", limits=[Rate("1/s", "{r}"), Concurrency(1, "n")]).job("Ann")
+    assert (job.order_by, job.on_dead) == ("{literal}", "hold")
+    assert job.limits == (RateLimit("{r}", 1_000_000), SlotLimit("n", 1))
+    assert task.using(limits=()).job("Ann").limits == ()
+
+
+def test_a_job_without_an_order_cannot_hold_its_line(app: Offload) -> None:
+    message = r"using\(on_dead=...\): on_dead='hold' stops .*; give order_by= too"
+    with pytest.raises(BadDeclaration, match=message):
+        app.task(name="greet")(greet).using(on_dead="hold").job("Ann")
+    with pytest.raises(BadDeclaration, match=message):
+        app.using(on_dead="hold").job("greet", "Ann")
+    assert app.using(order_by="k", on_dead="hold").job("greet", "Ann").on_dead == "hold"
 
 
 def test_the_async_forms_do_the_same(app: Offload) -> None:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from offload.events import Event
     from offload.handle import Handle
     from offload.job import Draft, Failure, Job, Progress, Record, State
-    from offload.limits import Unique
+    from offload.limits import Concurrency, Rate, Unique
     from offload.retry import Retry
     from offload.task import AsyncTask, Task
     from offload.worker import Worker
@@ -53,6 +53,7 @@ __all__ = [
     "BrokerNotInstalled",
     "BrokerUnusable",
     "Cancel",
+    "Concurrency",
     "Directive",
     "Discard",
     "Draft",
@@ -71,6 +72,7 @@ __all__ = [
     "Offload",
     "OffloadError",
     "Progress",
+    "Rate",
     "Record",
     "ResultTimeout",
     "Retry",
@@ -94,7 +96,7 @@ _ELSEWHERE = {
     "offload.events": ("Event",),
     "offload.handle": ("Handle",),
     "offload.job": ("Draft", "Failure", "Job", "Progress", "Record", "State"),
-    "offload.limits": ("Unique",),
+    "offload.limits": ("Concurrency", "Rate", "Unique"),
     "offload.retry": ("Retry",),
     "offload.task": ("AsyncTask", "Task"),
     "offload.worker": ("Worker",),

@@ -21,13 +21,14 @@ from offload.duration import Duration, seconds
 from offload.errors import BadDeclaration, BadPayload
 from offload.events import Event, EventName, F
 from offload.handle import Handle
-from offload.job import KEEP_SUCCEEDED, MOST_ATOMIC, Draft, Isolation, Job, Schedule
-from offload.limits import Unique
+from offload.job import KEEP_SUCCEEDED, MOST_ATOMIC, Draft, Isolation, Job, OnDead, Schedule
+from offload.limits import Key, Limits, Unique
+from offload.options import Changes
 from offload.portal import portal, refuse_inside_loop, sync
 from offload.producer import Producer
 from offload.retry import RetryPolicy
 from offload.scheduling import Scheduling
-from offload.task import AsyncTask, Changes, Task, called, task_of
+from offload.task import AsyncTask, Task, called, task_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -115,6 +116,10 @@ class Offload(Control, Scheduling):
         timeout: Duration | None = 3600.0,
         isolation: Isolation | None = None,
         unique: Unique | str | None = None,
+        order_by: Key | None = None,
+        on_dead: OnDead = "continue",
+        limits: Limits = (),
+        fair_by: Key | None = None,
         expires_in: Duration | None = None,
         keep: Duration = KEEP_SUCCEEDED,
         log: Sequence[str] = (),
@@ -126,7 +131,10 @@ class Offload(Control, Scheduling):
         `name`: module.qualname unless said. `queue`: the line its jobs wait in. `priority`: -100 to 100, higher runs first. `retry`: a
         `Retry`, a number of retries, False for none, or a callable `(attempt, error) -> seconds | None`. `timeout`: seconds for
         one attempt, None for no limit. `isolation`: "async" for an async def and "thread" for a def unless said, or "process".
-        `unique`: a `Unique`, or the template of its key. `expires_in`: seconds from the enqueue within which it must start.
+        `unique`: a `Unique`, or the template of its key. `order_by`: a key whose jobs run one after the other, in the order in which
+        they were first due, retries included; `on_dead`: "continue", or "hold" to stop the key at a dead job until it is retried or
+        deleted. `limits`: a list of `Concurrency` and `Rate`. `fair_by`: a key that takes turns with others in its queue.
+        `expires_in`: seconds from the enqueue within which it must start.
         `keep`: seconds that record and result are kept once succeeded, 0 for not at all. `log`, `mask`: arguments shown on each
         log line, or never shown. Raises BadDeclaration for what cannot work, Unsupported for what the broker cannot keep.
         """
@@ -152,6 +160,10 @@ class Offload(Control, Scheduling):
         priority: int | None = None,
         queue: str | None = None,
         unique: str | Unique | None = None,
+        order_by: str | None = None,
+        on_dead: OnDead | None = None,
+        limits: Limits | None = None,
+        fair_by: str | None = None,
         id: str | None = None,
         expires_in: Duration | None = None,
         timeout: Duration | None = None,
@@ -165,6 +177,10 @@ class Offload(Control, Scheduling):
             priority=priority,
             queue=queue,
             unique=unique,
+            order_by=order_by,
+            on_dead=on_dead,
+            limits=limits,
+            fair_by=fair_by,
             id=id,
             expires_in=expires_in,
             timeout=timeout,

@@ -24,6 +24,8 @@ from offload.job import (
     Isolation,
     Job,
     Lease,
+    LimitChange,
+    LimitRecord,
     Outcome,
     Pulse,
     Record,
@@ -46,6 +48,9 @@ class Feature(StrEnum):
     DELAY = "delay"
     EXPIRY = "expiry"
     UNIQUE = "unique key"
+    ORDER = "strict order by key"
+    LIMITS = "limit by key"
+    FAIRNESS = "fair turn by key"
     RESULTS = "result"
     STEPS = "step"
     SCHEDULES = "schedule"
@@ -238,6 +243,16 @@ class Store(Broker):
     async def fire(self, name: str, job: Job) -> str | None:
         """Enqueue one extra job of a schedule now, whatever its rule says. None when its overlap forbids it."""
 
+    async def limits(self) -> list[LimitRecord]:
+        """The keys of orders and limits that are held or waited for, or that a person or a task has changed; by key and kind."""
+        raise Unsupported(f"{type(self).__name__} keeps no orders and limits by key; {instead(Feature.LIMITS)}")
+
+    async def set_limit(self, key: str, change: LimitChange) -> None:  # noqa: ARG002 - engines that keep limits take it
+        """Change what a key allows, from now on and until it is changed again; jobs that are READY or RUNNING are not taken back."""
+        raise Unsupported(
+            f"{type(self).__name__} keeps no orders and limits by key, so nothing is set for {key!r}; {instead(Feature.LIMITS)}"
+        )
+
     @abstractmethod
     async def sessions(self) -> list[SessionRecord]:
         """The sessions that are not known to be dead."""
@@ -331,6 +346,9 @@ ASKS: Mapping[Feature, Callable[[Job], bool]] = {
     Feature.DELAY: lambda job: job.run_at is not None,
     Feature.EXPIRY: lambda job: job.expires_at is not None,
     Feature.UNIQUE: lambda job: job.unique is not None,
+    Feature.ORDER: lambda job: job.order_by is not None,
+    Feature.LIMITS: lambda job: bool(job.limits),
+    Feature.FAIRNESS: lambda job: job.fair_by is not None,
 }
 """Which feature a job asks for by which field."""
 
@@ -339,7 +357,26 @@ def check(broker: type[Broker], asked: Sequence[Feature], what: str) -> None:
     """Refuse what a broker cannot honour, early and by name. `what` names the task or job. Raises Unsupported."""
     for feature in asked:
         if feature not in broker.features:
-            raise Unsupported(f"{broker.__name__} cannot keep a {feature} ({what}); use PostgreSQL, SQLite or Redis for this task")
+            raise Unsupported(f"{broker.__name__} cannot keep a {feature} ({what}); {instead(feature)} for this task")
+
+
+ENGINES: Mapping[str, str] = {"postgresql": "PostgreSQL", "sqlite": "SQLite", "redis": "Redis"}
+"""The engines to recommend, by their schemes."""
+
+
+def instead(feature: Feature) -> str:
+    """Which engines honour a feature: those that are installed, for only they can be asked."""
+    able = [name for scheme, name in ENGINES.items() if _honours(scheme, feature)]
+    if not able:
+        return "use a later version of Offload, for no engine of this one can that outlives its process,"
+    return f"use {' or '.join([', '.join(able[:-1]), able[-1]] if able[:-1] else able)}"
+
+
+def _honours(scheme: str, feature: Feature) -> bool:
+    try:
+        return feature in broker_class(f"{scheme}:").features
+    except (BadDeclaration, BrokerNotInstalled):
+        return False
 
 
 PLANNED: Mapping[str, str] = {

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from msgspec import UNSET, UnsetType
+
 from offload.codec import encode_plain
 from offload.errors import BadDeclaration, JobNotFound
-from offload.job import Filter, Record, SessionRecord, State
+from offload.job import Filter, LimitRecord, Record, SessionRecord, State
+from offload.limits import change_of
 from offload.portal import sync
 from offload.producer import Producer
 
@@ -36,8 +39,8 @@ class Control:
     ) -> list[Record]:
         """Up to `limit` records, newest enqueued first, of jobs that match all that is given.
 
-        `state` is a State or its name, in any case; `key` is a unique key; `text` is sought in id, task name, payload and errors;
-        `after` is the last id of the page before.
+        `state` is a State or its name, in any case; `key` is a unique key, or the key of its order, limits or fair turn; `text` is sought
+        in id, task name, payload and errors; `after` is the last id of the page before.
         """
         try:
             wanted = None if state is None else State(str(state).upper())
@@ -85,6 +88,28 @@ class Control:
         """The queues that are paused."""
         return await (await self.producer.clients.store()).paused()
 
+    async def alimits(self) -> list[LimitRecord]:
+        """What keys allow, and who holds them or waits for them: those of orders and limits that are held, waited for, or were changed."""
+        return await (await self.producer.clients.store()).limits()
+
+    async def aset_limit(
+        self,
+        key: str,
+        *,
+        concurrency: int | UnsetType | None = UNSET,
+        rate: str | UnsetType | None = UNSET,
+        burst: int | UnsetType | None = UNSET,
+        paused: bool | UnsetType = UNSET,
+    ) -> None:
+        """Change what a key allows, for all workers and until it is changed again; what is not given stays.
+
+        `concurrency`, `rate` (such as "100/s") and `burst` go before what tasks declare; None goes back to that. `paused` lets no job of
+        the key start, whatever its limits or order, until it is False, which also ends what a task holds back. Jobs that run go on.
+        Raises BadDeclaration for what cannot work.
+        """
+        change = change_of(key, concurrency, rate, burst, paused)
+        await (await self.producer.clients.store()).set_limit(key, change)
+
     async def awhy(self, id: str) -> str:
         """Why the job is not running, in words. Raises JobNotFound."""
         from offload.diagnosis import why
@@ -112,7 +137,9 @@ class Control:
     pause = sync(apause)
     resume = sync(aresume)
     paused = sync(apaused)
+    set_limit = sync(aset_limit)
     why = sync(awhy)
+    limits = sync(alimits)
     workers = sync(aworkers)
     doctor = sync(adoctor)
 

@@ -5,30 +5,19 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from typing import Literal, assert_never
+from datetime import datetime
+from typing import assert_never
 
-import msgspec
-
+from offload import keys
 from offload.job import Facts, ScheduleRecord, SessionRecord, Standing, State
+from offload.wording import SEVERITIES, Finding, moment, number, span, whole
 
-Severity = Literal["error", "warning", "info"]
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 OLD_READY = 300.0
 """Seconds that a job may be ready before `diagnose` speaks of it."""
 LATE_TICK = 300.0
 """Seconds that a schedule's next tick may be overdue before `diagnose` speaks of it."""
 SLOWEST = 5
 CORRECT = "If it lives, correct the clock of its machine."
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing that `doctor` has to say: what it is, the facts, and what to do about it."""
-
-    severity: Severity
-    title: str
-    detail: str = ""
-    advice: str = ""
 
 
 def why(standing: Standing) -> str:
@@ -46,11 +35,11 @@ def why(standing: Standing) -> str:
         case State.SUCCEEDED:
             return f"It succeeded {_at(record.finished_at)} in attempt {record.attempt}."
         case State.DEAD:
-            return f"It is dead since {_moment(record.finished_at)}: {_ended(standing)}. {_revival(record.id)}"
+            return f"It is dead since {moment(record.finished_at)}: {_ended(standing)}. {_revival(record.id)}"
         case State.CANCELLED:
             return f"It was cancelled {_at(record.finished_at)}{_cancelled(standing)}. {_revival(record.id)}"
         case State.EXPIRED:
-            return f"It expired {_at(record.finished_at)}, for it had not started by {_moment(record.expires_at)}. {_revival(record.id)}"
+            return f"It expired {_at(record.finished_at)}, for it had not started by {moment(record.expires_at)}. {_revival(record.id)}"
         case _:
             assert_never(record.state)
 
@@ -64,7 +53,7 @@ def _ended(standing: Standing) -> str:
         case "result":
             reason = "its work was done, but what it returned cannot be stored as its result"
         case "crashed":
-            reason = f"the process that ran it died once more, after {_number(record.crashes, 'crash', 'crashes')} of its workers"
+            reason = f"the process that ran it died once more, after {number(record.crashes, 'crash', 'crashes')} of its workers"
         case None:
             reason = "no reason was given"
         case said:
@@ -97,7 +86,7 @@ def _why_scheduled(standing: Standing) -> str:
     due = record.run_at
     if due is None or due <= standing.now:
         return f"It was due {_at(due)} and becomes ready as soon as a worker looks. {_workers_sentence(standing)}"
-    until = f"{_moment(due)} (in {_span((due - standing.now).total_seconds())})"
+    until = f"{moment(due)} (in {span((due - standing.now).total_seconds())})"
     if record.errors and record.attempt:
         first = f"Attempt {record.attempt} failed with {_last_error(standing)}; it is tried again at {until}."
     elif record.schedule is not None:
@@ -109,6 +98,9 @@ def _why_scheduled(standing: Standing) -> str:
 
 def _why_waiting(standing: Standing) -> str:
     record = standing.record
+    if standing.limits:
+        first = f"{keys.why_at_gate(standing)} {_paused_sentence(record.queue) if standing.paused else ''}".rstrip()
+        return f"{first} {unserved(standing) or ''}".rstrip()
     if standing.waits_for is None:
         return f"It waits: {record.reason or 'no reason was given'}."
     key = f", which holds its unique key {record.unique.key!r}" if record.unique else ""
@@ -142,8 +134,8 @@ def _why_in_line(standing: Standing, serving: Sequence[SessionRecord]) -> str:
     queue = standing.record.queue
     used = sum(session.running for session in serving)
     slots = sum(session.info.concurrency for session in serving)
-    ahead = "It is the next" if standing.ahead == 0 else f"{_number(standing.ahead, 'job goes', 'jobs go')} before it"
-    workers = _number(len(serving), "worker", "workers")
+    ahead = "It is the next" if standing.ahead == 0 else f"{number(standing.ahead, 'job goes', 'jobs go')} before it"
+    workers = number(len(serving), "worker", "workers")
     if used >= slots:
         return (
             f"{ahead} in queue {queue!r}, and all {slots} slots of its {workers} are busy. "
@@ -157,7 +149,7 @@ def _why_in_line(standing: Standing, serving: Sequence[SessionRecord]) -> str:
 
 def _why_running(standing: Standing) -> str:
     record = standing.record
-    first = f"It is running on worker {record.worker or '(unknown)'} since {_moment(record.started_at)}, attempt {record.attempt}."
+    first = f"It is running on worker {record.worker or '(unknown)'} since {moment(record.started_at)}, attempt {record.attempt}."
     if record.cancel_asked:
         first += " Its cancellation was asked for; its worker is told with its next heartbeat and stops it."
     holder = next((session for session in standing.sessions if session.info.name == record.worker), None)
@@ -166,10 +158,10 @@ def _why_running(standing: Standing) -> str:
     age = _age(holder.beat_at, standing.now)
     if not quiet(holder, standing.now):
         return first
-    shown = f"{first} Its worker has shown no sign of life for {_whole(age)}"
+    shown = f"{first} Its worker has shown no sign of life for {whole(age)}"
     again = "ended" if record.cancel_asked else "run again"
     if not silent(holder, standing.now):
-        return f"{shown}; after {_whole(holder.info.session_timeout)} the job is {again}."
+        return f"{shown}; after {whole(holder.info.session_timeout)} the job is {again}."
     if _live(standing.sessions, standing.now):
         return f"{shown}; the job is {again} within moments."
     return f"{shown}; the job is {again} as soon as a worker is alive: start one with `offload worker`."
@@ -193,13 +185,13 @@ def _workers_sentence(standing: Standing) -> str:
     if standing.paused:
         return _paused_sentence(queue)
     if serving:
-        return f"{_number(len(serving), 'worker serves', 'workers serve')} queue {queue!r}."
+        return f"{number(len(serving), 'worker serves', 'workers serve')} queue {queue!r}."
     if live:
         names = sorted({name for session in live for name in session.info.queues or ()})
         return f"No live worker serves queue {queue!r} (they serve {', '.join(names)}); start one with `offload worker -q {queue}`."
     if standing.sessions:
         last = max(standing.sessions, key=lambda session: session.beat_at)
-        heard = f"the last, {last.info.name}, has not been heard of since {_moment(last.beat_at)}"
+        heard = f"the last, {last.info.name}, has not been heard of since {moment(last.beat_at)}"
         return f"No worker is alive: {heard}. Start one with `offload worker`."
     return "No worker is alive; start one with `offload worker`."
 
@@ -211,6 +203,7 @@ def diagnose(facts: Facts) -> list[Finding]:
         *(Finding(severity, title, advice=advice) for severity, title, advice in facts.notes),
         *_about_workers(facts),
         *_about_queues(facts),
+        *keys.findings(facts, _live(facts.sessions, facts.now)),
         *_about_tasks(facts),
         *(finding for record in facts.schedules for finding in _about_schedule(record, facts.now)),
         *_about_payloads(facts),
@@ -254,14 +247,12 @@ def _about_workers(facts: Facts) -> Iterator[Finding]:
 
 
 def _about_quiet(session: SessionRecord, facts: Facts) -> Finding:
-    title = f"worker {session.info.name} has shown no sign of life for {_whole(_age(session.beat_at, facts.now))}"
+    title = f"worker {session.info.name} has shown no sign of life for {whole(_age(session.beat_at, facts.now))}"
     if not session.running:
         return Finding("warning", title, "It holds no job.", CORRECT)
-    holds, them = f"It holds {_number(session.running, 'job', 'jobs')}", "it" if session.running == 1 else "them"
+    holds, them = f"It holds {number(session.running, 'job', 'jobs')}", "it" if session.running == 1 else "them"
     if not silent(session, facts.now):
-        return Finding(
-            "warning", title, f"{holds}; after {_whole(session.info.session_timeout)} another worker runs {them} again.", CORRECT
-        )
+        return Finding("warning", title, f"{holds}; after {whole(session.info.session_timeout)} another worker runs {them} again.", CORRECT)
     if _live(facts.sessions, facts.now):
         return Finding("warning", title, f"{holds}; a live worker runs {them} again within moments.", CORRECT)
     return Finding("warning", title, f"{holds}, to be run again as soon as a worker is alive.", "Start one with `offload worker`.")
@@ -280,23 +271,23 @@ def _about_queues(facts: Facts) -> Iterator[Finding]:
             yield Finding(
                 "error",
                 f"no live worker serves queue {queue!r}",
-                f"Its oldest ready job waits for {_span(age)}.",
+                f"Its oldest ready job waits for {span(age)}.",
                 f"Start one with `offload worker -q {queue}`, or without -q for all queues.",
             )
         elif served and age > OLD_READY and queue not in facts.paused:
             yield Finding(
                 "warning",
                 f"queue {queue!r} is behind",
-                f"Its oldest ready job waits for {_span(age)}.",
+                f"Its oldest ready job waits for {span(age)}.",
                 "Start more workers or raise their concurrency; the slowest tasks are listed below.",
             )
 
 
 def _about_tasks(facts: Facts) -> Iterator[Finding]:
-    for task, number in sorted(facts.aside.items()):
+    for task, count in sorted(facts.aside.items()):
         yield Finding(
             "warning",
-            f"{_number(number, 'job', 'jobs')} of task {task!r} set aside",
+            f"{number(count, 'job', 'jobs')} of task {task!r} set aside",
             "A worker that does not know the task met them; they wait for one that does, and none is lost.",
             "Start a worker of the version that declares it, or cancel them.",
         )
@@ -308,7 +299,7 @@ def _about_tasks(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "info",
             "the slowest tasks",
-            "; ".join(f"{task}: {_span(duration)} ({_number(len(seconds[task]), 'run', 'runs')})" for duration, task in slowest),
+            "; ".join(f"{task}: {span(duration)} ({number(len(seconds[task]), 'run', 'runs')})" for duration, task in slowest),
             "95 of 100 recent runs took no longer than shown.",
         )
 
@@ -325,7 +316,7 @@ def _about_schedule(record: ScheduleRecord, now: datetime) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"schedule {name!r} is overdue",
-            f"Its tick of {_moment(record.next_at)} has not fired for {_span(late)}.",
+            f"Its tick of {moment(record.next_at)} has not fired for {span(late)}.",
             "Ticks are fired by workers: see that one is alive.",
         )
 
@@ -368,30 +359,5 @@ def _age(moment: datetime, now: datetime) -> float:
     return (now - moment).total_seconds()
 
 
-def _moment(moment: datetime | None) -> str:
-    return "an unknown time" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _at(moment: datetime | None) -> str:
-    return f"at {_moment(moment)}"
-
-
-def _number(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
-
-
-def _whole(seconds: float) -> str:
-    """A duration that is known to about a second."""
-    return f"{seconds:.0f} s" if 0.5 <= seconds < 10 else _span(seconds)
-
-
-def _span(seconds: float) -> str:
-    """A duration as people say it, in its largest fitting unit."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    for unit, size, limit in (("s", 1, 120), ("min", 60, 7_200), ("h", 3_600, 172_800)):
-        if seconds < limit:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86_400:.0f} days"
+def _at(at: datetime | None) -> str:
+    return f"at {moment(at)}"

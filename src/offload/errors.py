@@ -144,10 +144,15 @@ class Directive(BaseException):
 
 
 class RetryLater(Directive):
-    """Try again after `delay`, in seconds or as a timedelta; counts as a retry."""
+    """Try again after `delay`, in seconds or as a timedelta; counts as a retry.
 
-    def __init__(self, delay: float | timedelta) -> None:
+    With `whole_key` no other job of the same key starts until then: what an HTTP 429 with `Retry-After` asks for. Those are the keys of its
+    rates; of its concurrency limits where it has no rate; else of its order.
+    """
+
+    def __init__(self, delay: float | timedelta, whole_key: bool = False) -> None:
         self.delay = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        self.whole_key = whole_key
         super().__init__(self.delay)
 
 

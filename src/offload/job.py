@@ -16,6 +16,7 @@ Until: TypeAlias = Literal["finished", "started"] | float
 Conflict: TypeAlias = Literal["skip", "raise", "replace", "debounce", "keep_last"]
 Overlap: TypeAlias = Literal["skip", "allow", "replace"]
 Missed: TypeAlias = Literal["latest", "skip", "all"]
+OnDead: TypeAlias = Literal["continue", "hold"]
 
 DAY = 86_400.0
 KEEP_SUCCEEDED = DAY
@@ -57,6 +58,29 @@ class UniqueKey(msgspec.Struct, frozen=True, omit_defaults=True):
     on_conflict: Conflict = "skip"
 
 
+class SlotLimit(msgspec.Struct, frozen=True, omit_defaults=True, tag="slot"):
+    """At most `n` jobs of the key are READY or RUNNING."""
+
+    key: str
+    n: int
+    rule: str = ""
+    """The declaration that it comes from; empty where it was given for one job."""
+
+
+class RateLimit(msgspec.Struct, frozen=True, omit_defaults=True, tag="rate"):
+    """Jobs of the key start no oftener than one in `interval` microseconds, of tokens of which a job takes `cost`; `burst` may gather."""
+
+    key: str
+    interval: int
+    burst: int = 1
+    cost: int = 1
+    rule: str = ""
+    """As in `SlotLimit`."""
+
+
+Limit: TypeAlias = SlotLimit | RateLimit
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One request to run one task. It never changes once stored, but for what a unique conflict replaces."""
 
@@ -77,6 +101,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     overlap: Overlap | None = None
     """What its tick does while an earlier job of the same schedule is not yet terminal."""
     keep: float = KEEP_SUCCEEDED
+    order_by: str | None = None
+    """The key whose jobs run strictly one after the other, in the order in which they were first due."""
+    on_dead: OnDead = "continue"
+    """Whether the next of its `order_by` key may go when it is DEAD, or waits until it was retried or deleted."""
+    limits: tuple[Limit, ...] = ()
+    fair_by: str | None = None
+    """The key that takes turns with others inside one queue and priority."""
 
 
 def keys_of(job: Job) -> tuple[UniqueKey, ...]:
@@ -101,6 +132,10 @@ class Draft(msgspec.Struct, Generic[R], frozen=True, kw_only=True, omit_defaults
     timeout: float | None = None
     unique: UniqueKey | None = None
     keep: float = KEEP_SUCCEEDED
+    order_by: str | None = None
+    on_dead: OnDead = "continue"
+    limits: tuple[Limit, ...] = ()
+    fair_by: str | None = None
 
     def stamped(self, id: str, now: datetime) -> Job:
         """The job that this draft becomes when enqueued at `now` under `id` (its own id goes first)."""
@@ -119,6 +154,10 @@ class Draft(msgspec.Struct, Generic[R], frozen=True, kw_only=True, omit_defaults
             timeout=self.timeout,
             unique=self.unique,
             keep=self.keep,
+            order_by=self.order_by,
+            on_dead=self.on_dead,
+            limits=self.limits,
+            fair_by=self.fair_by,
         )
 
 
@@ -164,6 +203,8 @@ class Retried(msgspec.Struct, frozen=True, tag=True):
 
     delay: float
     failure: Failure | None = None
+    whole_key: bool = False
+    """Until then no other job of its keys starts either: those of its rates, or else of its other limits, or else of its order."""
 
 
 class Dead(msgspec.Struct, frozen=True, tag=True):
@@ -236,6 +277,47 @@ class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
     skipped: int = 0
 
 
+Kind: TypeAlias = Literal["turn", "slot", "token"]
+"""What a gate gives: a turn of an order, a slot of a concurrency limit, a token of a rate."""
+
+
+class LimitRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key allows, and who holds it or waits for it."""
+
+    key: str
+    kind: Kind
+    n: int | None = None
+    """Slots; None for other kinds."""
+    interval: int | None = None
+    """Microseconds from token to token; None for other kinds."""
+    burst: int | None = None
+    changed: bool = False
+    """True when a person has set it."""
+    paused: bool = False
+    shut_until: datetime | None = None
+    """Until then nobody starts, as a task has asked."""
+    next_at: datetime | None = None
+    """When it is to be looked at again, because time alone lets somebody pass."""
+    holders: tuple[str, ...] = ()
+    """The ids of jobs that hold it, the first 100 in the order in which they were enqueued."""
+    held: int = 0
+    """How many hold it."""
+    dead: bool = False
+    """True of a turn that a DEAD job keeps until it is retried or deleted."""
+    waiting: int = 0
+    """How many jobs wait whose first is stopped here."""
+
+
+class LimitChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person sets for a key; what is UNSET stays, and None goes back to what is declared."""
+
+    n: int | msgspec.UnsetType | None = msgspec.UNSET
+    interval: int | msgspec.UnsetType | None = msgspec.UNSET
+    burst: int | msgspec.UnsetType | None = msgspec.UNSET
+    paused: bool | msgspec.UnsetType = msgspec.UNSET
+    """False also lets a key go on that a task holds back."""
+
+
 class Due(msgspec.Struct, frozen=True):
     """A schedule whose `next_at` has come. `tick` succeeds for one caller only."""
 
@@ -255,6 +337,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The tasks it knows and how each is isolated. Jobs of others are set aside, never failed."""
     schedules: tuple[tuple[Schedule, datetime | None], ...] = ()
     """Schedules declared in its code, each with its next tick from now."""
+    limits: tuple[Limit, ...] = ()
+    """Limits declared in its code, by their rules; those of the worker that started last count."""
     concurrency: int = 100
     version: str = ""
     session_timeout: float = 15.0
@@ -329,6 +413,10 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """Ready jobs of its queue that go before it."""
     waits_for: str | None = None
     """The job id that it waits for, when WAITING behind a unique key."""
+    limits: tuple[LimitRecord, ...] = ()
+    """What its keys allow, when it WAITS for one of them; that which stops the first of its lane comes first."""
+    before: int = 0
+    """How many of its lane go before it."""
     sessions: tuple[SessionRecord, ...] = ()
     now: datetime
 
@@ -355,5 +443,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """(job id, task, bytes) of the largest stored payloads over 16 KiB."""
     finished: tuple[tuple[str, float], ...] = ()
     """(task, seconds) of the last attempts of recently succeeded jobs, newest first."""
+    limits: tuple[LimitRecord, ...] = ()
+    """Keys that let nobody pass: paused, held back, or with a turn that a DEAD job keeps. The first 100 by key and kind."""
     notes: tuple[tuple[Literal["error", "warning", "info"], str, str], ...] = ()
     now: datetime

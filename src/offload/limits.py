@@ -1,16 +1,20 @@
-"""What a key allows: `Unique` keeps a second job of the same key from being enqueued."""
+"""What a key allows: one job of it (`Unique`), so many at once (`Concurrency`), so many in a time (`Rate`), one after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from string import Formatter
-from typing import Any, Literal, TypeAlias, get_args
+from types import FunctionType
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+from msgspec import UNSET, UnsetType
 
 from offload.duration import seconds
 from offload.errors import BadDeclaration, BadPayload
-from offload.job import Conflict, UniqueKey, Until
+from offload.job import Conflict, Limit, LimitChange, RateLimit, SlotLimit, UniqueKey, Until
 
 LONGEST_KEY = 200
 """The most characters of a key once its template is filled in."""
@@ -49,42 +53,259 @@ class Unique:
             raise BadDeclaration("Unique(on_conflict='keep_last') lets one job wait for another to end: it needs until='finished'")
 
 
+@dataclass(frozen=True, slots=True)
+class Concurrency:
+    """At most `n` jobs of a key are ready or running at a time, over all workers; the others wait for a slot.
+
+    `key` is a `str.format` template over the task's arguments, or a callable taking the same arguments; in `using(...)` it is taken
+    literally. The number can be changed while workers run: `app.set_limit(key, concurrency=...)`. Raises BadDeclaration.
+    """
+
+    n: int
+    key: Key
+
+    def __post_init__(self) -> None:
+        _check_key(self.key, "Concurrency")
+        _check_number(self.n, "Concurrency(n)")
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many jobs of a key start in a time, over all workers: `Rate("100/s", key="mailgun")`; per "s", "m", "h" or "d".
+
+    At most `burst` start at once after a pause; a job takes `cost` tokens, which must not be more than the burst. Jobs wait for their
+    tokens at no cost of attempts. `key` as in `Concurrency`. `app.set_limit(key, rate=...)` changes the rate while workers run. Generic
+    cell rate algorithm (GCRA): jobs start at an even pace, with no window at whose edge twice as many could. Raises BadDeclaration.
+    """
+
+    spec: str
+    key: Key
+    burst: int = 1
+    cost: int = 1
+
+    def __post_init__(self) -> None:
+        interval_of(self.spec)
+        _check_key(self.key, "Rate")
+        _check_number(self.burst, "Rate(burst=...)")
+        _check_number(self.cost, "Rate(cost=...)")
+        if self.cost > self.burst:
+            raise BadDeclaration(
+                f"Rate(cost={self.cost}, burst={self.burst}): so many tokens never gather; give at least burst={self.cost}"
+            )
+
+
+Limits: TypeAlias = "Concurrency | Rate | Sequence[Concurrency | Rate]"
+"""What `limits=` takes."""
+
+PERIODS = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+"""Microseconds of the units of a rate."""
+MOST_PER_PERIOD = 1_000_000
+_RATE = re.compile(r"\s*(\d+)\s*/\s*([smhd])\s*")
+
+
+def interval_of(spec: str) -> int:
+    """The microseconds from one token to the next of a rate such as "100/s". Raises BadDeclaration."""
+    found = _RATE.fullmatch(spec) if isinstance(spec, str) else None  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+    if found is None:
+        raise BadDeclaration(f"a rate is a number per s, m, h or d, such as '100/s' or '5/m', not {spec!r}")
+    number, period = int(found[1]), PERIODS[found[2]]
+    if not 0 < number <= MOST_PER_PERIOD:
+        raise BadDeclaration(
+            f"a rate of {spec!r} cannot work: give 1 to {MOST_PER_PERIOD:,} a period; `app.set_limit(key, paused=True)` stops a key"
+        )
+    return max(-(-period // number), 1)
+
+
+def spec_of(interval: int) -> str:
+    """A rate as people write it: of whole numbers the smallest unit that fits."""
+    for unit, period in PERIODS.items():
+        number = round(period / interval)
+        if number and abs(period - number * interval) <= number:
+            return f"{number}/{unit}"
+    return f"1/{interval / 1_000_000:g}s"
+
+
+def _check_key(key: Any, what: str) -> None:
+    if not callable(key) and not (isinstance(key, str) and key):
+        raise BadDeclaration(f"the key of {what} must be a text that is not empty, or a callable, not {key!r}")
+
+
+def _check_number(number: Any, what: str) -> None:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise BadDeclaration(f"{what} must be a whole number of at least 1, not {number!r}")
+
+
+def declared_key(key: Key, parameters: Mapping[str, object], what: str) -> Key:
+    """A key as a task declares it, its template checked against the task's parameters. Raises BadDeclaration."""
+    _check_key(key, what)
+    if isinstance(key, str):
+        given_key("".join(text for text, _ in _parts(key, what)) or key, f"{what}: the key")
+        for field in _fields(key, what):
+            if field not in parameters:
+                known = ", ".join(parameters) or "none"
+                raise BadDeclaration(f"{what}: the key {key!r} names {field!r}, which is no parameter; known are: {known}")
+    return key
+
+
+def given_key(key: Any, what: str) -> str:
+    """A literal key as a person gives it. Raises BadDeclaration when it is empty or too long."""
+    try:
+        return literal_key(key, what)
+    except BadPayload as error:
+        raise BadDeclaration(str(error)) from None
+
+
+def declared_limits(limits: Any, parameters: Mapping[str, object], what: str) -> tuple[Concurrency | Rate, ...]:
+    """`limits=` as a task declares it. Raises BadDeclaration."""
+    limits = checked_limits(limits, what)
+    for limit in limits:
+        declared_key(limit.key, parameters, f"{what}: {type(limit).__name__}")
+    return limits
+
+
+def checked_limits(limits: Any, what: str) -> tuple[Concurrency | Rate, ...]:
+    """`limits=` as a tuple; one alone will do. Raises BadDeclaration for what is no limit."""
+    given: tuple[Any, ...] = tuple(cast("Iterable[Any]", limits)) if isinstance(limits, Iterable) else (limits,)
+    for limit in given:
+        if not isinstance(limit, Concurrency | Rate):
+            raise BadDeclaration(f"{what}: limits are a list of Concurrency(n, key=...) and Rate('100/s', key=...), not {limit!r}")
+    _refuse_twice(given, what)
+    return given
+
+
+def _refuse_twice(limits: Sequence[Concurrency | Rate], what: str) -> None:
+    """Raise BadDeclaration for two limits of one kind and key, of which only the stricter one could ever matter."""
+    known: set[tuple[type, Key]] = set()
+    for limit in limits:
+        kind = type(limit)
+        if (kind, limit.key) in known:
+            raise BadDeclaration(f"{what}: two {kind.__name__} limits have the key {limit.key!r}; keep one of them")
+        known.add((kind, limit.key))
+
+
+def made_key(key: Key, arguments: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], what: str) -> str:
+    """The key of one job; see `resolve`. Raises BadPayload."""
+    try:
+        made: Any = key.format_map(arguments) if isinstance(key, str) else key(*args, **kwargs)
+    except Exception as error:
+        raise BadPayload(f"{what} could not be made: {type(error).__name__}: {error}") from error
+    return literal_key(made, what)
+
+
+def literal_key(key: Any, what: str) -> str:
+    """A key taken as it is. Raises BadPayload when it is empty or too long."""
+    if not isinstance(key, str) or not key:
+        raise BadPayload(f"{what} must be a text that is not empty, not {key!r}")
+    if len(key) > LONGEST_KEY:
+        raise BadPayload(f"{what}, {key[:40]!r}..., has {len(key)} characters, of at most {LONGEST_KEY}: use a hash of it")
+    if "\n" in key:
+        raise BadPayload(f"{what}, {key!r}, holds a line break, which no key may")
+    return key
+
+
+def limit_of(limit: Concurrency | Rate, key: str, rule: str = "") -> Limit:
+    """The limit of one job, or of all that a task declares."""
+    match limit:
+        case Concurrency(n):
+            return SlotLimit(key, n, rule)
+        case Rate(spec, _, burst, cost):
+            return RateLimit(key, interval_of(spec), burst, cost, rule)
+
+
+def rule_of(limit: Concurrency | Rate, place: str) -> str:
+    """By what a declaration is known: its template, or the name of its function; of what has no name of its own its `place` in the code."""
+    key = limit.key
+    if isinstance(key, str):
+        return key
+    named = isinstance(key, FunctionType) and "<" not in key.__qualname__  # a lambda, or one made anew by each call of another function
+    return f"{key.__module__}.{key.__qualname__}" if named else place
+
+
+def strictest(limits: Sequence[Limit]) -> tuple[Limit, ...]:
+    """Of several limits of one kind and key, as templates may give, the one that allows least."""
+    found: dict[tuple[type[Limit], str], Limit] = {}
+    for limit in limits:
+        known = found.get((type(limit), limit.key))
+        found[type(limit), limit.key] = limit if known is None else _stricter(known, limit)
+    return tuple(found.values())
+
+
+def _stricter(one: Limit, other: Limit) -> Limit:
+    if isinstance(one, SlotLimit) and isinstance(other, SlotLimit):
+        return min(one, other, key=lambda limit: limit.n)
+    if isinstance(one, RateLimit) and isinstance(other, RateLimit):
+        return max(one, other, key=lambda limit: limit.interval)
+    raise AssertionError("limits of one kind")
+
+
 def declared(unique: Unique | str, parameters: Mapping[str, object], what: str) -> Unique:
     """`unique` as a task declares it, its template checked against the task's parameters. Raises BadDeclaration."""
     if not isinstance(unique, str | Unique):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
         raise BadDeclaration(f"{what}: unique must be a Unique, or the template of its key, not {unique!r}")
     unique = Unique(unique) if isinstance(unique, str) else unique
-    if isinstance(unique.key, str):
-        for field in _fields(unique.key, what):
-            if field not in parameters:
-                known = ", ".join(parameters) or "none"
-                raise BadDeclaration(f"{what}: the unique key {unique.key!r} names {field!r}, which is no parameter; known are: {known}")
+    declared_key(unique.key, parameters, f"{what}: unique")
     return unique
 
 
 def resolve(unique: Unique, arguments: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], what: str) -> UniqueKey:
     """The key of one job. `arguments` are all by name, defaults filled in; `args` and `kwargs` as they were given. Raises BadPayload."""
-    try:
-        key: Any = unique.key.format_map(arguments) if isinstance(unique.key, str) else unique.key(*args, **kwargs)
-    except Exception as error:
-        raise BadPayload(f"{what}: the unique key could not be made: {type(error).__name__}: {error}") from error
-    return literal(unique, key, what)
+    return _unique_key(unique, made_key(unique.key, arguments, args, kwargs, f"{what}: the unique key"))
 
 
 def literal(unique: Unique, key: Any, what: str) -> UniqueKey:
     """The key of one job, with `key` taken as it is. Raises BadPayload when it is empty or too long."""
-    if not isinstance(key, str) or not key:
-        raise BadPayload(f"{what}: a unique key must be a text that is not empty, not {key!r}")
-    if len(key) > LONGEST_KEY:
-        raise BadPayload(f"{what}: the unique key {key[:40]!r}... has {len(key)} characters, of at most {LONGEST_KEY}: use a hash of it")
+    return _unique_key(unique, literal_key(key, f"{what}: the unique key"))
+
+
+def _unique_key(unique: Unique, key: str) -> UniqueKey:
     until: Until = unique.until.total_seconds() if isinstance(unique.until, timedelta) else unique.until
     return UniqueKey(key, until, unique.on_conflict)
 
 
+def change_of(
+    key: str,
+    concurrency: int | UnsetType | None,
+    rate: str | UnsetType | None,
+    burst: int | UnsetType | None,
+    paused: bool | UnsetType,
+) -> LimitChange:
+    """What a person sets for a key. Raises BadDeclaration for what cannot work, and where nothing is given."""
+    given_key(key, "the key of set_limit")
+    if all(value is UNSET for value in (concurrency, rate, burst, paused)):
+        raise BadDeclaration(f"set_limit({key!r}) changes nothing: give concurrency=, rate=, burst= or paused=")
+    _check_change(concurrency, f"set_limit({key!r}, concurrency=...)")
+    _check_change(burst, f"set_limit({key!r}, burst=...)")
+    if not isinstance(paused, bool | UnsetType):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+        raise BadDeclaration(f"set_limit({key!r}, paused={paused!r}): say True or False")
+    interval = rate if rate is UNSET or rate is None else interval_of(rate)
+    return LimitChange(n=concurrency, interval=interval, burst=burst, paused=paused)
+
+
+def _check_change(number: Any, what: str) -> None:
+    if number is UNSET or number is None:
+        return
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise BadDeclaration(
+            f"{what} must be a whole number of at least 1, or None for what is declared, not {number!r}; paused=True stops a key"
+        )
+
+
+def fits(key: str, template: Key) -> bool:
+    """Whether a key may come from a template. Nobody can say it of a callable, which therefore may make any."""
+    if not isinstance(template, str):
+        return True
+    pattern = "".join(re.escape(text) + (".*" if field is not None else "") for text, field in _parts(template, "a key"))
+    return re.fullmatch(pattern, key) is not None
+
+
+def _parts(template: str, what: str) -> list[tuple[str, str | None]]:
+    """A template as pairs of literal text and the field that follows it."""
+    try:
+        return [(text, name) for text, name, _, _ in Formatter().parse(template)]
+    except ValueError as error:
+        raise BadDeclaration(f"{what}: the key {template!r} is no valid template: {error}") from error
+
+
 def _fields(template: str, what: str) -> list[str]:
     """The arguments that a template names."""
-    try:
-        parsed = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise BadDeclaration(f"{what}: the unique key {template!r} is no valid template: {error}") from error
-    return [name.split(".")[0].split("[")[0] for name in parsed]
+    return [name.split(".")[0].split("[")[0] for _, name in _parts(template, what) if name is not None]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from dataclasses import fields
+from datetime import datetime
 from difflib import get_close_matches
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
-
-import msgspec
 
 from offload import limits
 from offload.broker import Feature
@@ -21,93 +18,18 @@ from offload.codec import Arguments
 from offload.duration import Duration, seconds
 from offload.errors import BadDeclaration
 from offload.handle import Handle
-from offload.job import KEEP_SUCCEEDED, Draft, Isolation, UniqueKey
-from offload.limits import Unique
+from offload.job import Draft, Isolation, Limit, OnDead, UniqueKey
+from offload.limits import Key, Limits, Unique
+from offload.options import Changes, Options, name_of, on_dead_of, ordered, priority_of, queue_of
 from offload.producer import Producer
 from offload.retry import RetryPolicy, policy_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-HIGHEST_PRIORITY = 100
 ISOLATIONS = ("async", "thread", "process")
 NAMES_OF_OTHERS = ("delay", "send", "apply_async")
 """What other job queues call `enqueue`."""
-IN_NO_QUEUE = re.compile(r"[\s,:*\0]")
-"""What the name of a queue must not hold: `-q vip:3,default` reads lists and weights, and a shell reads the others."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What `@app.task(...)` takes. See there."""
-
-    name: str | None = None
-    queue: str = "default"
-    priority: int = 0
-    retry: RetryPolicy | int | bool | None = True
-    timeout: Duration | None = 3600.0
-    isolation: Isolation | None = None
-    unique: Unique | str | None = None
-    expires_in: Duration | None = None
-    keep: Duration = KEEP_SUCCEEDED
-    log: Sequence[str] = ()
-    mask: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
-    """What `using(...)` changes for one job; None leaves what the task says. Raises BadDeclaration for what cannot work."""
-
-    delay: Duration | None = None
-    run_at: datetime | None = None
-    priority: int | None = None
-    queue: str | None = None
-    unique: str | Unique | None = None
-    id: str | None = None
-    expires_in: Duration | None = None
-    timeout: Duration | None = None
-    keep: Duration | None = None
-    connection: Any = None
-
-    def __post_init__(self) -> None:
-        if self.delay is not None and self.run_at is not None:
-            raise BadDeclaration("using(delay=..., run_at=...): a job has one time; give one of the two")
-        if self.run_at is not None and not isinstance(self.run_at, datetime):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
-            raise BadDeclaration(f"using(run_at={self.run_at!r}) must be an aware datetime; using(delay=...) takes seconds")
-        if self.run_at is not None and self.run_at.tzinfo is None:
-            raise BadDeclaration(
-                f"using(run_at={self.run_at!r}) has no time zone; make it aware, for example datetime.now(UTC) + timedelta(hours=1)"
-            )
-        if self.id is not None and not isinstance(self.id, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
-            raise BadDeclaration(f"using(id={self.id!r}) must be a text, such as 'signup-7'")
-        if self.id is not None and not self.id:
-            raise BadDeclaration("using(id='') is empty; leave it out to have one made")
-        if self.unique is not None and not isinstance(self.unique, str | Unique):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
-            raise BadDeclaration(f"using(unique={self.unique!r}): give a key as a text, or a Unique")
-        if self.unique is not None and not self.unique:
-            raise BadDeclaration("using(unique='') is empty; leave it out for no key")
-        if self.queue is not None:
-            _queue(self.queue, "using(queue=...)")
-        if self.priority is not None:
-            _priority(self.priority, "using(priority=...)")
-        for name, least in (("delay", 0.0), ("expires_in", 0.001), ("timeout", 0.001), ("keep", 0.0)):
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, seconds(value, f"using({name}=...)", least=least))
-
-    def applied(self, draft: Draft[R], declared: Unique | None) -> Draft[R]:
-        """`draft` with the changes; a literal key takes the rest of its rule from the one that the task has `declared`."""
-        plain = ("id", "queue", "priority", "delay", "expires_in", "timeout", "keep")
-        given: dict[str, Any] = {name: value for name in plain if (value := getattr(self, name)) is not None}
-        if self.run_at is not None:
-            given["run_at"] = self.run_at.astimezone(UTC)
-        if self.unique is not None:
-            given["unique"] = self._key(declared)
-        return msgspec.structs.replace(draft, **given)
-
-    def _key(self, declared: Unique | None) -> UniqueKey:
-        if isinstance(self.unique, Unique):
-            return limits.literal(self.unique, self.unique.key, "using(unique=...)")
-        return limits.literal(declared or Unique("key"), self.unique, "using(unique=...)")
 
 
 class Task(Generic[P, R]):
@@ -117,16 +39,20 @@ class Task(Generic[P, R]):
 
     def __init__(self, function: Callable[P, Any], options: Options, producer: Producer) -> None:
         functools.update_wrapper(self, function)
-        self.name = default_name(function) if options.name is None else _name(options.name)
+        self.name = default_name(function) if options.name is None else name_of(options.name)
         what = f"task {self.name}"
         self.function: Callable[P, Any] = function
         self.arguments = Arguments(function, self.name)
-        self.queue = _queue(options.queue, f"{what}: queue")
-        self.priority = _priority(options.priority, f"{what}: priority")
+        self.queue = queue_of(options.queue, f"{what}: queue")
+        self.priority = priority_of(options.priority, f"{what}: priority")
         self.retry: RetryPolicy = policy_of(options.retry)
         self.timeout = None if options.timeout is None else seconds(options.timeout, f"{what}: timeout", least=0.001)
         self.isolation: Isolation = self._isolation(options.isolation, what)
         self.unique = None if options.unique is None else limits.declared(options.unique, self.arguments.parameters, what)
+        self.order_by = self._declared_key(options.order_by, f"{what}: order_by")
+        self.on_dead = ordered(on_dead_of(options.on_dead, f"{what}: on_dead"), self.order_by, what)
+        self.limits = limits.declared_limits(options.limits, self.arguments.parameters, what)
+        self.fair_by = self._declared_key(options.fair_by, f"{what}: fair_by")
         self.expires_in = None if options.expires_in is None else seconds(options.expires_in, f"{what}: expires_in", least=0.001)
         self.keep = seconds(options.keep, f"{what}: keep")
         self.log = self._parameters(options.log, f"{what}: log")
@@ -157,7 +83,12 @@ class Task(Generic[P, R]):
             expires_in=self.expires_in,
             unique=None if self.unique is None else self._key(self.unique, args, kwargs),
             keep=self.keep,
+            **self._keys(args, kwargs),
         )
+
+    def rules(self) -> tuple[Limit, ...]:
+        """The limits that the task declares, as stores know them: by their rules."""
+        return tuple(limits.limit_of(limit, rule, rule) for limit, rule in self._limits())
 
     async def aenqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Enqueue a job of these arguments. It is durable on return.
@@ -184,6 +115,10 @@ class Task(Generic[P, R]):
         priority: int | None = None,
         queue: str | None = None,
         unique: str | Unique | None = None,
+        order_by: str | None = None,
+        on_dead: OnDead | None = None,
+        limits: Limits | None = None,
+        fair_by: str | None = None,
         id: str | None = None,
         expires_in: Duration | None = None,
         timeout: Duration | None = None,
@@ -193,9 +128,10 @@ class Task(Generic[P, R]):
         """The task with other options for the jobs enqueued through what is returned; None leaves what the task says.
 
         `delay`, `expires_in` (both from the enqueue), `timeout` and `keep` are seconds or timedeltas; `run_at` is an aware datetime;
-        `unique` is a literal key; `id` makes the enqueue idempotent as long as the job's record is kept. With `connection`, a connection or
-        session of the caller's to the database of the queue, the job is part of the transaction that is open there: it runs once that
-        commits, and never if it rolls back. Raises BadDeclaration.
+        `unique`, `order_by`, `fair_by` and the keys of `limits` are literal; `limits` take the place of the task's; `id` makes the enqueue
+        idempotent as long as the job's record is kept. With `connection`, a connection or session of the caller's to the database of the
+        queue, the job is part of the transaction that is open there: it runs once that commits, and never if it rolls back. Raises
+        BadDeclaration.
         """
         changes = Changes(
             delay=delay,
@@ -203,6 +139,10 @@ class Task(Generic[P, R]):
             priority=priority,
             queue=queue,
             unique=unique,
+            order_by=order_by,
+            on_dead=on_dead,
+            limits=limits,
+            fair_by=fair_by,
             id=id,
             expires_in=expires_in,
             timeout=timeout,
@@ -213,6 +153,30 @@ class Task(Generic[P, R]):
 
     def _key(self, unique: Unique, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UniqueKey:
         return limits.resolve(unique, self.arguments.named(args, kwargs), args, kwargs, f"task {self.name}")
+
+    def _keys(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What a job's keys are, as far as the task has any."""
+        if self.order_by is None and not self.limits and self.fair_by is None:
+            return {}
+        named = self.arguments.named(args, kwargs)
+
+        def made(key: Key, what: str) -> str:
+            return limits.made_key(key, named, args, kwargs, f"task {self.name}: the key of {what}")
+
+        return {
+            "order_by": None if self.order_by is None else made(self.order_by, "order_by"),
+            "on_dead": self.on_dead,
+            "limits": limits.strictest(
+                [limits.limit_of(limit, made(limit.key, type(limit).__name__), rule) for limit, rule in self._limits()]
+            ),
+            "fair_by": None if self.fair_by is None else made(self.fair_by, "fair_by"),
+        }
+
+    def _limits(self) -> list[tuple[limits.Concurrency | limits.Rate, str]]:
+        return [(limit, limits.rule_of(limit, f"{self.name}[{place}]")) for place, limit in enumerate(self.limits)]
+
+    def _declared_key(self, key: Key | None, what: str) -> Key | None:
+        return None if key is None else limits.declared_key(key, self.arguments.parameters, what)
 
     def _isolation(self, asked: Isolation | None, what: str) -> Isolation:
         if asked is None:
@@ -235,7 +199,14 @@ class Task(Generic[P, R]):
         return names
 
     def _asks(self) -> list[Feature]:
-        asked = {Feature.PRIORITY: self.priority != 0, Feature.EXPIRY: self.expires_in is not None, Feature.UNIQUE: self.unique is not None}
+        asked = {
+            Feature.PRIORITY: self.priority != 0,
+            Feature.EXPIRY: self.expires_in is not None,
+            Feature.UNIQUE: self.unique is not None,
+            Feature.ORDER: self.order_by is not None,
+            Feature.LIMITS: bool(self.limits),
+            Feature.FAIRNESS: self.fair_by is not None,
+        }
         return [feature for feature, wanted in asked.items() if wanted]
 
 
@@ -347,25 +318,3 @@ def _module_name(module: str) -> str:
         return spec.name
     file = getattr(main, "__file__", None)
     return PurePath(file).stem if file else module
-
-
-def _name(name: Any) -> str:
-    if not isinstance(name, str) or not name.strip():
-        raise BadDeclaration(f"@app.task(name=...) must be a text that is not empty, not {name!r}")
-    return name
-
-
-def _queue(queue: Any, what: str) -> str:
-    if not isinstance(queue, str) or not queue.strip():
-        raise BadDeclaration(f"{what} must be a name that is not empty, not {queue!r}")
-    if IN_NO_QUEUE.search(queue):
-        raise BadDeclaration(f"{what} {queue!r} could not be named by `offload worker -q`: leave out white space, ',', ':', '*' and NUL")
-    return queue
-
-
-def _priority(priority: Any, what: str) -> int:
-    if isinstance(priority, bool) or not isinstance(priority, int) or not -HIGHEST_PRIORITY <= priority <= HIGHEST_PRIORITY:
-        raise BadDeclaration(
-            f"{what} must be a whole number from -{HIGHEST_PRIORITY} to {HIGHEST_PRIORITY} (higher runs first), not {priority!r}"
-        )
-    return priority

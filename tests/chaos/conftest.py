@@ -46,6 +46,10 @@ class Stage:
         """Start the program; its log goes to a file."""
         return self._start([str(PROGRAM), *map(str, words)], settings)
 
+    def start_other(self, program: Path, *words: object) -> subprocess.Popen[bytes]:
+        """Start another program than the usual one."""
+        return self._start([str(program), *map(str, words)], {})
+
     def produce(self, producers: int, *, chunk: int, pause: float, **settings: str) -> None:
         """Start producers that enqueue, each jobs of numbers of its own, until told that it is `enough`."""
         for producer in range(producers):

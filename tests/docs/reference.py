@@ -23,8 +23,8 @@ from offload.current import Current
 from offload.task import Bound
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "reference.md"
-FOR_WORKERS = ("observes", "emit", "opened_lifespan")
-"""Methods of the app that the worker needs, and nobody else."""
+FOR_WORKERS = ("observes", "emit", "opened_lifespan", "rules")
+"""Methods of apps and tasks that the worker needs, and nobody else."""
 PART = re.compile(r"(<!-- reference: (?!end)([\w.]+) -->\n).*?(<!-- reference: end -->)", re.DOTALL)
 
 
@@ -188,6 +188,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "task": lambda: options(overload_of_task(), offload.Offload.task),
     "using": lambda: options(offload.Task[..., Any].using),
     "Retry": lambda: options(offload.Retry),
+    "Concurrency": lambda: options(offload.Concurrency),
+    "Rate": lambda: options(offload.Rate),
     "Unique": lambda: options(offload.Unique),
     "cron": lambda: options(offload.Offload.cron),
     "schedule": lambda: options(offload.Offload.schedule),
@@ -199,6 +201,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "current": lambda: methods(Current),
     "worker": lambda: methods(offload.Worker),
     "record": lambda: fields(job.Record),
+    "limit": lambda: fields(job.LimitRecord),
     "event": lambda: fields(events.Event),
     "errors": errors,
     "commands": commands,

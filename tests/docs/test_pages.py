@@ -60,6 +60,7 @@ def test_every_test_that_a_page_names_exists() -> None:
 
 
 def test_internals_names_every_table_of_the_sqlite_schema() -> None:
-    tables = set(re.findall(r"^create table (\w+)", (ROOT / "src/offload/brokers/sqlite/schema.sql").read_text(), re.MULTILINE))
+    schema = "".join(path.read_text() for path in (ROOT / "src/offload/brokers/sqlite").glob("*schema.sql"))
+    tables = set(re.findall(r"^create table (\w+)", schema, re.MULTILINE))
     named = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", (ROOT / "docs/internals.md").read_text(), re.MULTILINE)
     assert {table for row in named for table in re.findall(r"\w+", row)} == tables

@@ -8,7 +8,8 @@ from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any, assert_type
 
-from offload import AsyncTask, Draft, Handle, Offload, Retry, Task, Unique, current
+from offload import AsyncTask, Concurrency, Draft, Handle, Offload, Rate, Retry, Task, Unique, current
+from offload.job import LimitRecord
 
 app = Offload("memory://")
 
@@ -31,6 +32,33 @@ def shrink(path: str, *, width: int) -> bytes:
 @app.cron("0 9 * * *")
 @app.task(isolation="process", keep=0)
 def clean() -> None: ...
+
+
+def tenant(tenant_id: str) -> str:
+    return tenant_id
+
+
+@app.task(order_by="tenant:{tenant_id}", on_dead="hold", limits=[Concurrency(3, key=tenant), Rate("100/s", key="api", burst=20, cost=2)])
+async def sync_tenant(tenant_id: str) -> int:
+    return len(tenant_id)
+
+
+@app.task(limits=Rate("5/m", key="api"))
+def limited() -> None: ...
+
+
+async def keys() -> None:
+    assert_type(await sync_tenant.using(order_by="t", limits=[Concurrency(1, key="t")]).aenqueue("t"), Handle[int])
+    assert_type(limited.using(limits=(), on_dead="continue").enqueue(), Handle[None])
+    assert_type(app.limits(), list[LimitRecord])
+    assert_type(await app.alimits(), list[LimitRecord])
+    app.set_limit("api", concurrency=3, rate="5/m", burst=2, paused=False)
+    await app.aset_limit("api", concurrency=None, rate=None, burst=None)
+    app.set_limit("api", concurrency="3")  # pyright: ignore[reportArgumentType]
+    app.set_limit("api", paused=None)  # pyright: ignore[reportArgumentType]
+    sync_tenant.using(order_by=tenant)  # pyright: ignore[reportArgumentType]
+    limited.using(on_dead="wait")  # pyright: ignore[reportArgumentType]
+    limited.using(limits=["api"])  # pyright: ignore[reportArgumentType]
 
 
 async def asynchronous() -> None:

@@ -84,3 +84,14 @@ def test_the_pace_is_forgotten_after_a_second_of_rest() -> None:
     pace.count(0, 100.0)
     pace.count(1, 130.0)
     assert pace.per_second < 1
+
+
+def test_where_jobs_with_a_rate_come_nothing_is_claimed_ahead() -> None:
+    paced = lanes()
+    paced["async"].paced = True
+    for lane in paced.values():
+        lane.pace.per_second = 10_000
+    limit, room = demand(paced, 10)
+    assert room["async"] == 10
+    assert room["thread"] > 4
+    assert limit > 10

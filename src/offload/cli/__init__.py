@@ -16,6 +16,7 @@ COMMANDS = {
     "jobs": "List, show, cancel, retry and delete jobs.",
     "why": "Say why a job is not running.",
     "queues": "List, pause and resume queues.",
+    "limits": "List, set, pause and resume what keys allow.",
     "workers": "List the workers that are alive.",
     "dead": "List, retry and purge dead jobs.",
     "schedules": "List, preview, pause, resume, run and remove schedules.",

@@ -99,8 +99,9 @@ def _why_not(app: Offload, action: Action, record: Record | None) -> str:
         return f"it is {record.state}{way_out}" if not record.state.terminal else f"it is {record.state} already"
     if action is RETRY and record.unique is not None:
         states = UNSTARTED if record.unique.until == "started" else (*UNSTARTED, State.RUNNING)
-        for holder in (each for state in states for each in app.find(key=record.unique.key, state=state, limit=1)):
-            return f"its unique key {record.unique.key!r} is held by job {holder.id}, which is {holder.state}"
+        for holder in (each for state in states for each in app.find(key=record.unique.key, state=state)):
+            if holder.unique is not None and holder.unique.key == record.unique.key:  # and not only an order or limit of that key
+                return f"its unique key {record.unique.key!r} is held by job {holder.id}, which is {holder.state}"
     if action is RETRY and record.schedule is not None:
         return f"another job of schedule {record.schedule!r} has not ended"
     return "it changed meanwhile; try again"

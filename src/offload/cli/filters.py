@@ -27,7 +27,7 @@ def takes_filter(function: Callable[..., R]) -> Callable[..., R]:
     @click.option("--state", type=click.Choice(list(State), case_sensitive=False), help="Only jobs in this state.")
     @click.option("--task", help="Only jobs of this task.")
     @click.option("--queue", help="Only jobs of this queue.")
-    @click.option("--key", help="Only jobs with this unique key.")
+    @click.option("--key", help="Only jobs of this key: a unique key, or that of their order, limits or fair turn.")
     @click.option("--text", help="Only jobs with this text in id, task, shown arguments or errors.")
     @functools.wraps(function)
     def command(*args: Any, state: str | None, task: str | None, queue: str | None, key: str | None, text: str | None, **kwargs: Any) -> R:

@@ -143,11 +143,13 @@ def _described(record: Record, app: Offload, *, reveal: bool) -> str:
     plain = records.plain(record, app, reveal=reveal)
     errors: list[dict[str, Any]] = plain.pop("errors")
     payload: dict[str, Any] = plain.pop("payload")
-    shown = {name: value for name, value in plain.items() if value not in (None, {}, "")}
+    shown = {name: value for name, value in plain.items() if value not in (None, {}, [], "")}
     shown.pop("cancel_asked")
     shown["state"] = _state(record)
     if record.unique is not None:
         shown["unique"] = ", ".join(str(each) for each in shown["unique"].values())
+    if record.limits:
+        shown["limits"] = "; ".join(f"{limit['key']}: {limit['allows']}" for limit in plain["limits"])
     if record.progress is not None:
         shown["progress"] = records.progress(record.progress)
     for name in ("timeout", "keep"):

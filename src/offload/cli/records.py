@@ -10,6 +10,7 @@ import msgspec
 
 from offload.cli.output import iso
 from offload.job import Progress, Record, State
+from offload.keys import allows
 
 if TYPE_CHECKING:
     from offload.app import Offload
@@ -46,6 +47,9 @@ def plain(record: Record, app: Offload, *, reveal: bool) -> dict[str, Any]:
         "timeout": record.timeout,
         "keep": record.keep,
         "unique": None if unique is None else {"key": unique.key, "until": unique.until, "on_conflict": unique.on_conflict},
+        "order_by": record.order_by,
+        "on_dead": None if record.order_by is None else record.on_dead,
+        "limits": [{"key": limit.key, "allows": allows(limit)} for limit in record.limits],
         "schedule": record.schedule,
         "worker": record.worker,
         "cancel_asked": record.cancel_asked,

@@ -14,12 +14,16 @@ from offload.job import (
     Failure,
     Filter,
     Isolation,
+    Limit,
+    LimitChange,
     Outcome,
     Overlap,
     Progress,
+    RateLimit,
     Release,
     Retried,
     Schedule,
+    SlotLimit,
     State,
     UniqueKey,
 )
@@ -47,6 +51,7 @@ from offload.testing.moves import (
     Resume,
     Retain,
     Retry,
+    SetLimit,
     Settle,
     Tick,
     Unplan,
@@ -69,6 +74,23 @@ MIXED_KEYS = (
     UniqueKey("m", 60.5, "raise"),
 )
 """Of tasks that do not agree on what their common key means."""
+LIMITS: tuple[tuple[Limit, ...], ...] = (
+    (SlotLimit("x", 1),),
+    (SlotLimit("x", 1),),
+    (SlotLimit("y", 2),),
+    (SlotLimit("x", 1), SlotLimit("y", 2)),
+    (SlotLimit("y", 2, "of {y}"),),
+    (SlotLimit("x", 3),),
+    (RateLimit("r", 5_000_000),),
+    (RateLimit("r", 5_000_000, 2, 2),),
+    (RateLimit("r", 5_000_000, 2), SlotLimit("x", 1)),
+    (RateLimit("x", 700_000, 3), RateLimit("r", 5_000_000, 1, 1, "of {r}")),
+)
+DECLARED: tuple[Limit, ...] = (
+    SlotLimit("of {y}", 1, "of {y}"),
+    SlotLimit("of {y}", 3, "of {y}"),
+    RateLimit("of {r}", 1_000_000, 2, 1, "of {r}"),
+)
 MOST_SESSIONS = 4
 
 _queues = sampled_from(["a", "a", "b"])
@@ -81,8 +103,28 @@ _after = sampled_from([None, -5, 10, 60])
 _names = sampled_from(["nightly", "hourly"])
 
 _plain_wishes: SearchStrategy[Wish] = builds(
-    Wish, task=_tasks, queue=_queues, priority=sampled_from([0, 0, 5]), keep=_keeps, unique=sampled_from([None] * 12 + [*KEYS, *MIXED_KEYS])
+    Wish,
+    task=_tasks,
+    queue=_queues,
+    priority=sampled_from([0, 0, 5]),
+    keep=_keeps,
+    unique=sampled_from([None] * 12 + [*KEYS, *MIXED_KEYS]),
+    order_by=sampled_from([None] * 6 + ["o"]),
 )
+
+_held_wishes: SearchStrategy[Wish] = builds(
+    Wish,
+    queue=_queues,
+    priority=sampled_from([0, 0, 0, 5]),
+    delay=sampled_from([None, None, None, None, 5]),
+    expires_in=sampled_from([None, None, None, None, 20.25]),
+    unique=sampled_from([None] * 12 + [UniqueKey("s", "started", "debounce"), UniqueKey("f", "finished", "keep_last")]),
+    order_by=sampled_from([None, None, "x", "o"]),
+    on_dead=sampled_from(["continue", "continue", "hold"]),
+    limits=sampled_from([(), *LIMITS]),
+    fair_by=sampled_from([None, None, None, "f", "g"]),
+)
+"""Jobs most of which have an order or limits."""
 
 _wishes: SearchStrategy[Wish] = builds(
     Wish,
@@ -94,6 +136,10 @@ _wishes: SearchStrategy[Wish] = builds(
     unique=sampled_from([None] * 20 + [*KEYS, *MIXED_KEYS]),
     keep=_keeps,
     payload=sampled_from(PAYLOADS),
+    order_by=sampled_from([None] * 6 + ["x", "o"]),
+    on_dead=sampled_from(["continue", "continue", "hold"]),
+    limits=sampled_from([()] * 16 + [*LIMITS]),
+    fair_by=sampled_from([None] * 6 + ["f", "g"]),
     again=sampled_from([None] * 20 + [0, 1, 2, 3, 8]),
     exactly=sampled_from([True, True, False]),
 )
@@ -105,6 +151,7 @@ _outcomes: SearchStrategy[Outcome] = sampled_from(
         Retried(0, FAILURE),
         Retried(5, FAILURE),
         Retried(70),
+        Retried(5.5, FAILURE, whole_key=True),
         Dead("d", FAILURE),
         Dead("no failure"),
         Cancelled("mine"),
@@ -132,12 +179,26 @@ _filters: SearchStrategy[Filter] = builds(
     state=none() | sampled_from(list(State)),
     task=none() | _tasks,
     queue=none() | _queues,
-    key=none() | sampled_from(["s", "f", "d", "m"]),
+    key=none() | sampled_from(["s", "f", "d", "m", "x", "o"]),
     text=none() | sampled_from(["needle", "QUICK", "j1", '"n": 2', "%", "_"]),
+)
+
+_changes: SearchStrategy[LimitChange] = sampled_from(
+    [
+        LimitChange(n=2),
+        LimitChange(n=None, interval=None, burst=None),
+        LimitChange(interval=1_000_000),
+        LimitChange(burst=3),
+        LimitChange(paused=True),
+        LimitChange(paused=False),
+        LimitChange(paused=False),
+    ]
 )
 
 _weights: Mapping[SearchStrategy[Move], int] = {
     builds(Enqueue, lists(_wishes, min_size=1, max_size=4)): 8,
+    builds(Enqueue, lists(_held_wishes, min_size=1, max_size=6)): 6,
+    builds(SetLimit, sampled_from(["x", "y", "r", "o"]), _changes): 2,
     builds(Fetch, _sessions, _served, sampled_from([1, 2, 10, 10]), _rooms): 8,
     builds(Settle, _sessions, lists(tuples(_leases, _outcomes), min_size=1, max_size=4)): 8,
     builds(Retain, _sessions, lists(_leases, max_size=3)): 1,
@@ -146,7 +207,7 @@ _weights: Mapping[SearchStrategy[Move], int] = {
     builds(Delete, _jobs): 1,
     builds(Pause, _queues): 1,
     builds(Resume, _queues): 2,
-    builds(Open, _knowledge, lists(_schedules, max_size=2, unique_by=lambda each: each.name)): 3,
+    builds(Open, _knowledge, lists(_schedules, max_size=2, unique_by=lambda each: each.name), lists(sampled_from(DECLARED), max_size=2)): 3,
     builds(Leave, _sessions): 1,
     builds(Remember, _sessions, _leases, sampled_from(["s", "t"]), sampled_from([b"1", b'{"x":[null]}'])): 2,
     builds(Report, _sessions, _leases, sampled_from([Progress(0.25, "x"), Progress(1.0)])): 2,
@@ -157,7 +218,7 @@ _weights: Mapping[SearchStrategy[Move], int] = {
     builds(PausePlan, _names, booleans(), _after): 1,
     builds(Tick, _sessions, integers(0, 2), _after, lists(_plain_wishes, max_size=2)): 4,
     builds(Fire, _schedules, _plain_wishes): 1,
-    builds(Advance, sampled_from([0.000001, 1, 5, 5, 5, 30, 30, 61, 61, 700, 86_400 * 30])): 4,
+    builds(Advance, sampled_from([0.000001, 0.015, 0.7, 1, 5, 5, 5, 30, 30, 61, 61, 700, 86_400 * 30])): 4,
     builds(Jump, sampled_from([-3_600, -10, 10, 3_600])): 1,
     builds(Find, _filters, integers(1, 4), none() | integers(0, 6)): 2,
     builds(Ask, _jobs): 2,

@@ -16,10 +16,26 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 from msgspec.structs import replace
 
-from offload.broker import Session, Store
+from offload.broker import Feature, Session, Store
 from offload.errors import OffloadError, SessionLost
-from offload.job import Beat, Due, Facts, Filter, Job, Lease, Pulse, Schedule, SessionRecord, Standing, Upkeep, WorkerInfo
+from offload.job import (
+    Beat,
+    Due,
+    Facts,
+    Filter,
+    Job,
+    Lease,
+    LimitRecord,
+    Pulse,
+    Record,
+    Schedule,
+    SessionRecord,
+    Standing,
+    Upkeep,
+    WorkerInfo,
+)
 from offload.testing.clock import TestClock
+from offload.testing.gatekeeping import prove
 from offload.testing.guesses import KNOWS_ALL, MOST_SESSIONS, moves
 from offload.testing.moves import (
     Advance,
@@ -44,6 +60,7 @@ from offload.testing.moves import (
     Resume,
     Retain,
     Retry,
+    SetLimit,
     Settle,
     Tick,
     Unplan,
@@ -128,6 +145,7 @@ class Side:
             "schedules": await self.store.schedules(),
             "sessions": self.comparable(await self.store.sessions()),
             "paused": await self.store.paused(),
+            "limits": await self.store.limits() if Feature.LIMITS in self.store.features else [],
         }
 
     async def look(self, id: str) -> object:
@@ -144,7 +162,7 @@ class Side:
             case Standing():
                 return (replace(answer, sessions=()), self.comparable(answer.sessions))
             case Facts():
-                kept = ("paused", "schedules", "aside", "oldest_ready", "large", "finished", "now")
+                kept = ("paused", "schedules", "aside", "oldest_ready", "large", "finished", "limits", "now")
                 return {"sessions": self.comparable(answer.sessions)} | {name: getattr(answer, name) for name in kept}
             case Beat():
                 return (answer.alive, sorted(answer.stop), answer.rescue)
@@ -179,7 +197,7 @@ class Lockstep(RuleBasedStateMachine):
         self._held: dict[Claim, int] = {}
         self._lost: list[Claim] = []
         self._dues: list[Due] = []
-        self.play(Open(KNOWS_ALL, []))
+        self.play(Open(KNOWS_ALL, [], []))
 
     def teardown(self) -> None:
         """Leave the sessions and close both stores."""
@@ -203,7 +221,7 @@ class Lockstep(RuleBasedStateMachine):
 
     async def _play(self, move: Move) -> None:
         match move:
-            case Enqueue() | Cancel() | Retry() | Delete() | Pause() | Resume():
+            case Enqueue() | Cancel() | Retry() | Delete() | Pause() | Resume() | SetLimit():
                 await self._play_on_jobs(move)
             case Open() | Leave() | Live():
                 await self._play_on_sessions(move)
@@ -233,8 +251,9 @@ class Lockstep(RuleBasedStateMachine):
         model, subject = [await side.state() for side in self._sides]
         for what, expected in model.items():
             _compare(what, expected, subject[what])
+        prove(cast("list[Record]", model["records"]), cast("list[LimitRecord]", model["limits"]))
 
-    async def _play_on_jobs(self, move: Enqueue | Cancel | Retry | Delete | Pause | Resume) -> None:
+    async def _play_on_jobs(self, move: Enqueue | Cancel | Retry | Delete | Pause | Resume | SetLimit) -> None:
         match move:
             case Enqueue(wishes):
                 jobs = [self._job(wish) for wish in wishes]
@@ -249,15 +268,18 @@ class Lockstep(RuleBasedStateMachine):
                 await self._both(lambda side: side.store.pause(queue))
             case Resume(queue):
                 await self._both(lambda side: side.store.resume(queue))
+            case SetLimit(key, change):
+                if Feature.LIMITS in self._sides[1].store.features:
+                    await self._both(lambda side: side.store.set_limit(key, change))
             case _:
                 assert_never(move)
 
     async def _play_on_sessions(self, move: Open | Leave | Live) -> None:
         match move:
-            case Open(tasks, declared) if len(self._numbers) < MOST_SESSIONS:
+            case Open(tasks, declared, limits) if len(self._numbers) < MOST_SESSIONS:
                 number = self._opened = self._opened + 1
                 schedules = tuple((each, self._after(each.every)) for each in declared)
-                info = WorkerInfo(name=f"w{number}", host="here", pid=number, tasks=tasks, schedules=schedules)
+                info = WorkerInfo(name=f"w{number}", host="here", pid=number, tasks=tasks, schedules=schedules, limits=tuple(limits))
                 await self._both(lambda side: side.open(number, info))
                 self._numbers.append(number)
             case Leave(pick) if len(self._numbers) > 1:
@@ -349,6 +371,12 @@ class Lockstep(RuleBasedStateMachine):
                 assert_never(move)
 
     def _job(self, wish: Wish) -> Job:
+        job, kept = self._wished(wish), self._sides[1].store.features
+        if not {Feature.ORDER, Feature.LIMITS} <= kept:
+            job = replace(job, order_by=None, on_dead="continue", limits=())
+        return job if Feature.FAIRNESS in kept else replace(job, fair_by=None)
+
+    def _wished(self, wish: Wish) -> Job:
         if wish.again is not None and self._sent:
             (id,) = self._ids([wish.again % len(self._sent)])
             job = wish.job(id, self._clock.now())

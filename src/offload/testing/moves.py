@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from offload.job import Filter, Isolation, Job, Outcome, Progress, Schedule, UniqueKey
+from offload.job import Filter, Isolation, Job, Limit, LimitChange, OnDead, Outcome, Progress, Schedule, UniqueKey
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,10 @@ class Wish:
     unique: UniqueKey | None = None
     keep: float = 86_400
     payload: bytes = b"{}"
+    order_by: str | None = None
+    on_dead: OnDead = "continue"
+    limits: tuple[Limit, ...] = ()
+    fair_by: str | None = None
     again: int | None = None
     exactly: bool = True
 
@@ -37,6 +41,10 @@ class Wish:
             expires_at=None if self.expires_in is None else now + timedelta(seconds=self.expires_in),
             unique=self.unique,
             keep=self.keep,
+            order_by=self.order_by,
+            on_dead="continue" if self.order_by is None else self.on_dead,
+            limits=self.limits,
+            fair_by=self.fair_by,
         )
 
 
@@ -75,6 +83,7 @@ class Resume:
 class Open:
     tasks: dict[str, Isolation]
     declared: list[Schedule]
+    limits: list[Limit]
 
 
 @dataclass(frozen=True)
@@ -186,6 +195,12 @@ class Find:
 
 
 @dataclass(frozen=True)
+class SetLimit:
+    key: str
+    change: LimitChange
+
+
+@dataclass(frozen=True)
 class Ask:
     jobs: list[int]
 
@@ -214,5 +229,6 @@ Move: TypeAlias = (
     | Advance
     | Jump
     | Find
+    | SetLimit
     | Ask
 )

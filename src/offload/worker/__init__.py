@@ -306,6 +306,7 @@ class Worker:
             queues=self._queues.names,
             tasks={task.name: task.isolation for task in self.app.tasks.values()},
             schedules=tuple((schedule, next_tick(schedule, now)) for schedule in self.app.declared.values()),
+            limits=tuple(rule for task in self.app.tasks.values() for rule in task.rules()),
             concurrency=self._concurrency,
             version=version("offload"),
             session_timeout=self.app.session_timeout,

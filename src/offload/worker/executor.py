@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from offload.current import attempt_var
 from offload.errors import BadPayload
-from offload.job import Cancelled, Dead, Done, Failure, Isolation, Lease, Outcome, Release
+from offload.job import Cancelled, Dead, Done, Failure, Isolation, Lease, Outcome, RateLimit, Release
+from offload.limits import Rate
 from offload.worker.attempt import LocalAttempt, Sink, StopReason
 from offload.worker.children import ChildDied, Children
 from offload.worker.elsewhere import EndedElsewhere, FailedInChild, seen_from_outside
@@ -54,6 +55,8 @@ class Executor:
         self._children = children
         self._threads = Threads(threads, self._run_in_thread, self._stopped, self._threads_ended)
         self.lanes: dict[Isolation, Lane] = {"async": Lane(concurrency), "thread": Lane(threads), "process": Lane(children.size)}
+        for task in app.tasks.values():
+            self.lanes[task.isolation].paced |= any(isinstance(limit, Rate) for limit in task.limits)
         self._waiting: dict[Isolation, deque[LocalAttempt]] = {"async": deque(), "thread": deque(), "process": deque()}
         self.running: set[LocalAttempt] = set()
         self.stuck: set[LocalAttempt] = set()
@@ -97,6 +100,8 @@ class Executor:
             self._waiting[isolation].append(LocalAttempt(lease, task, isolation, sink, self._loop, self._state))
             self.lanes[isolation].waiting += 1
             counts[isolation] += 1
+            if any(isinstance(limit, RateLimit) for limit in lease.job.limits):
+                self.lanes[isolation].paced = True
         if leases:
             self._pump()
         return counts

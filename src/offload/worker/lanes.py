@@ -47,6 +47,8 @@ class Lane:
     ended: int = 0
     """Attempts that ended since the pace was last noted."""
     pace: Pace = field(default_factory=Pace)
+    paced: bool = False
+    """True where jobs with a rate may come: the claim takes their token, so it must not be long before they start."""
     moved: float = 0.0
     """When an attempt last started in it, in seconds, monotonic."""
 
@@ -66,9 +68,14 @@ class Lane:
         self.pace, self.ended = Pace(), 0
 
     @property
+    def ahead(self) -> int:
+        """How many may be claimed before there are slots for them."""
+        return 0 if self.paced else self.pace.ahead()
+
+    @property
     def room(self) -> int:
         """How many more to claim; none while half of what may be claimed ahead still waits: few large claims, not many small ones."""
-        ahead = self.pace.ahead()
+        ahead = self.ahead
         return 0 if self.waiting > ahead // 2 else self.free + ahead - self.waiting
 
 
@@ -77,6 +84,6 @@ def demand(lanes: Mapping[Isolation, Lane], concurrency: int) -> tuple[int, dict
     room: dict[Isolation, int] = {isolation: lane.room for isolation, lane in lanes.items()}
     running = sum(lane.running for lane in lanes.values())
     waiting = sum(lane.waiting for lane in lanes.values())
-    ahead = sum(lane.pace.ahead() for lane in lanes.values())
+    ahead = sum(lane.ahead for lane in lanes.values())
     limit = max(concurrency - running, 0) + min(ahead, MOST_AHEAD) - waiting
     return max(min(limit, sum(room.values())), 0), room

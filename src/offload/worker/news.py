@@ -11,6 +11,7 @@ import msgspec
 
 from offload.connections.faults import passing
 from offload.events import Event, EventName
+from offload.gates import held_back_by
 from offload.job import Cancelled, Dead, Done, Outcome, Release, Retried, Touched
 from offload.worker.attempt import LocalAttempt
 
@@ -28,6 +29,8 @@ class News:
     def __init__(self, app: Offload) -> None:
         self._app = app
         self._told = any(app.observes(name) for name in OUTCOMES)
+        self._keyless: set[str] = set()
+        """Tasks that asked to hold back a key and have none; that is said once of each."""
         self.tells_starts = app.observes("started") or log.isEnabledFor(logging.DEBUG)
 
     async def started(self, attempts: Sequence[LocalAttempt]) -> None:
@@ -44,8 +47,19 @@ class News:
         for attempt, outcome in settled:
             if chatty or isinstance(outcome, Retried | Dead):
                 _log(attempt, outcome)
+            if isinstance(outcome, Retried) and outcome.whole_key and not held_back_by(attempt.job):
+                self._no_key(attempt)
         if self._told:
             await self._app.emit([self._outcome(attempt, outcome) for attempt, outcome in settled])
+
+    def _no_key(self, attempt: LocalAttempt) -> None:
+        if attempt.task.name not in self._keyless:
+            self._keyless.add(attempt.task.name)
+            log.warning(
+                "%s raised RetryLater(whole_key=True), but its job has no order and no limit whose key could be held back: "
+                "only this job waits; give the task limits=Rate(...), or leave out whole_key",
+                title(attempt), extra=fields(attempt),
+            )  # fmt: skip
 
     def completed(self, attempt: LocalAttempt, committed: Done, outcome: Outcome) -> Done:
         """The outcome that counts of an attempt which had ended its job by a transaction, whatever it did afterwards."""

@@ -39,7 +39,7 @@ def after(error: BaseException, policy: RetryPolicy, lease: Lease, now: datetime
             verdict = _decide(policy, _judged(error, checked), lease.attempt, age, random)
             match verdict:
                 case Again(delay):
-                    return Retried(delay, failure)
+                    return Retried(delay, failure, whole_key=isinstance(checked, RetryLater) and checked.whole_key)
                 case Enough(reason):
                     return Dead(_text(reason), failure)
                 case _:
@@ -52,7 +52,8 @@ def _checked(error: BaseException) -> BaseException:
         return error
     name = type(error).__name__
     try:
-        return type(error)(max(seconds(error.delay, f"{name}(delay)", least=-LONGEST), 0.0))
+        delay = max(seconds(error.delay, f"{name}(delay)", least=-LONGEST), 0.0)
+        return RetryLater(delay, error.whole_key) if isinstance(error, RetryLater) else Snooze(delay)
     except BadDeclaration as fault:
         return fault.with_traceback(error.__traceback__)
 

@@ -21,6 +21,7 @@ from tests.conftest import Eventually
 
 from offload.broker import Statement, Work
 from offload.brokers.postgres import PostgresBroker, health, reading, upkeep
+from offload.brokers.postgres.migrating import SCHEMA
 from offload.brokers.postgres.work import Transaction
 from offload.errors import SessionLost, UniqueConflict
 from offload.job import Dead, Done, Filter, Lease, Pulse, Release, Retried, State, UniqueKey
@@ -399,4 +400,4 @@ def test_ten_processes_may_open_an_empty_database_together(server: PostgresServe
         assert (program.returncode, said) == (0, ""), said
     with psycopg.connect(url) as connection:
         assert connection.execute("select count(*) from offload.jobs").fetchone() == (10,)
-        assert connection.execute("select version from offload.store").fetchall() == [(1,)]
+        assert connection.execute("select version from offload.store").fetchall() == [(SCHEMA,)]

@@ -12,6 +12,7 @@ from tests.brokers.postgres.conftest import Ask, Opens
 from tests.conftest import Eventually, Starts
 
 from offload.brokers.postgres import PostgresBroker, health
+from offload.brokers.postgres.migrating import SCHEMA
 from offload.clock import SystemClock
 from offload.testing.servers import PostgresServer, postgres
 
@@ -26,7 +27,7 @@ async def notes(broker: PostgresBroker) -> dict[str, str]:
 async def test_it_tells_versions_and_the_place_without_a_password(opens: Opens, server: PostgresServer, schema: str) -> None:
     broker = await opens(server.url.replace("postgres@", "postgres:secret@") + f"?schema={schema}")
     facts = await broker.inspect()
-    assert (facts.engine, facts.version, facts.schema, facts.newest_schema) == ("PostgreSQL", server.version, 1, 1)
+    assert (facts.engine, facts.version, facts.schema, facts.newest_schema) == ("PostgreSQL", server.version, SCHEMA, SCHEMA)
     assert str(server.port) in facts.place
     assert "secret" not in facts.place
     assert facts.place.endswith(f" in the schema {schema!r}")

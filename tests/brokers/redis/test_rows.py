@@ -8,7 +8,7 @@ import pytest
 
 from offload.brokers.redis.rows import job_of, leases_of, tail
 from offload.brokers.redis.settling import lost_of, words_of
-from offload.job import Done, Job, Lease, Release, Retried, UniqueKey
+from offload.job import Done, Job, Lease, RateLimit, Release, Retried, SlotLimit, UniqueKey
 
 NOW = datetime(2030, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
 HEAD = bytes(19)
@@ -27,8 +27,12 @@ def a_job(id: str = "a", **fields: object) -> Job:
         a_job(unique=UniqueKey("k" * 300, until=60), schedule="nightly", overlap="replace"),
         a_job(unique=UniqueKey("", until=0.25, on_conflict="raise")),
         a_job(unique=UniqueKey("k", until="started", on_conflict="debounce"), overlap="skip"),
+        a_job(order_by="k", on_dead="hold"),
+        a_job(on_dead="hold"),
+        a_job(limits=(SlotLimit("k", 2, "of {k}"), RateLimit("k", 86_400_000_000, 5, 2))),
+        a_job(fair_by="tenant"),
     ],
-    ids=range(6),
+    ids=range(10),
 )
 def test_a_job_comes_back_as_it_was(job: Job) -> None:
     assert job_of(job.id, HEAD + tail(job)) == job
@@ -62,6 +66,23 @@ def test_plain_successes_are_told_together_and_all_else_in_order() -> None:
     ]
     assert order == [1, 3, 0, 2, 4]
     assert [each.job.id for each in lost_of(settlements, order, [5, 1, 3])] == ["a", "b", "e"]
+
+
+def test_successes_that_let_others_pass_gates_are_told_in_order() -> None:
+    settlements = [
+        (lease("a", order_by="k"), Done()),
+        (lease("b"), Done()),
+        (lease("c", limits=(RateLimit("k", 1),)), Retried(1.5, whole_key=True)),
+        (lease("d", limits=(SlotLimit("k", 1),)), Done()),
+    ]
+    words, order = words_of(settlements)
+    assert words == [
+        *("Done", 86_400_000_000, 1, b"b", 1, b""),
+        *("Done", 86_400_000_000, 1, b"a", 1, b""),
+        *("HeldBack", b"c", 1, 1_500_000, b""),
+        *("Done", 86_400_000_000, 1, b"d", 1, b""),
+    ]
+    assert order == [1, 0, 2, 3]
 
 
 def test_a_lease_that_comes_twice_is_told_in_order() -> None:

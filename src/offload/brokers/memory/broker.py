@@ -16,13 +16,16 @@ from offload.broker import Feature, Store
 from offload.brokers.memory.bell import Bell, heard
 from offload.brokers.memory.calendar import Calendar
 from offload.brokers.memory.session import MemorySession
-from offload.brokers.memory.shelf import WINDOW, Shelf
+from offload.brokers.memory.shelf import WINDOW, Shelf, stored
 from offload.clock import Clock
 from offload.errors import BadDeclaration
+from offload.gates import MOST_STRIKING
 from offload.job import (
     Facts,
     Filter,
     Job,
+    LimitChange,
+    LimitRecord,
     Record,
     Schedule,
     ScheduleRecord,
@@ -79,6 +82,7 @@ class MemoryBroker(Store):
                 self.live[session.id] = session
                 for schedule, next_at in worker.schedules:
                     self.calendar.put(schedule, next_at, declared=True)
+                self.shelf.declare(worker.limits)
             try:
                 yield session
             finally:
@@ -90,9 +94,11 @@ class MemoryBroker(Store):
     def maintain(self, dead: Sequence[tuple[str, int]]) -> Upkeep:
         """One bounded round of upkeep. The lock is held."""
         touched = [t for id, beat in dead if id in self.live and self.live[id].beats == beat for t in self._bury(id)]
+        self.shelf.wake_gates()
         promoted = self.shelf.promote()
         expired = self.shelf.expire()
         forgotten = self.shelf.forget()
+        self.shelf.gating.forget(stored(self.clock.now()))
         if touched or promoted or expired:  # only then: who is woken calls again
             self.work.ring()
         now = self.clock.now()
@@ -110,7 +116,7 @@ class MemoryBroker(Store):
     async def get(self, ids: Sequence[str]) -> dict[str, Record]:
         """Records by id."""
         with self.lock:
-            return {id: entry.record() for id in ids if (entry := self.shelf.entries.get(id)) is not None}
+            return {id: self.shelf.record(entry) for id in ids if (entry := self.shelf.entries.get(id)) is not None}
 
     async def find(self, filter: Filter, limit: int, after: str | None = None) -> list[Record]:
         """Records that match; see `Store.find`."""
@@ -119,7 +125,7 @@ class MemoryBroker(Store):
             if after is not None:
                 position = next((i for i, entry in enumerate(entries) if entry.job.id == after), len(entries))
                 entries = entries[position + 1 :]
-            records = (entry.record() for entry in entries)
+            records = (self.shelf.record(entry) for entry in entries)
             found: list[Record] = []
             for record in records:
                 if len(found) >= limit:
@@ -189,12 +195,15 @@ class MemoryBroker(Store):
             entry = self.shelf.entries.get(id)
             if entry is None:
                 return None
+            limits, before = self.shelf.limits_of(entry)
             return Standing(
-                record=entry.record(),
+                record=self.shelf.record(entry),
                 paused=entry.job.queue in self.shelf.paused,
                 aside=entry.aside,
                 ahead=self.shelf.ahead(entry) if entry.state is State.READY else 0,
                 waits_for=self.shelf.holder_before(entry),
+                limits=limits,
+                before=before,
                 sessions=tuple(self._sessions()),
                 now=self.clock.now(),
             )
@@ -234,6 +243,17 @@ class MemoryBroker(Store):
             id = None if planned is None else self.calendar.enqueue(planned, job, self.shelf)
         self.work.ring()
         return id
+
+    async def limits(self) -> list[LimitRecord]:
+        """What keys allow, and who holds them."""
+        with self.lock:
+            return self.shelf.limits()
+
+    async def set_limit(self, key: str, change: LimitChange) -> None:
+        """Change what a key allows."""
+        with self.lock:
+            self.shelf.set_limit(key, change)
+        self.work.ring()
 
     async def sessions(self) -> list[SessionRecord]:
         """The live sessions, oldest first."""
@@ -281,6 +301,7 @@ class MemoryBroker(Store):
                     for e in succeeded[:MOST_LISTED]
                     if e.finished_at is not None and e.started_at is not None
                 ),
+                limits=tuple([each for each in self.shelf.limits() if each.paused or each.shut_until or each.dead][:MOST_STRIKING]),
                 now=self.clock.now(),
             )
 
@@ -298,5 +319,11 @@ def _matches(record: Record, filter: Filter) -> bool:
         filter.state in (None, record.state)
         and filter.task in (None, record.task)
         and filter.queue in (None, record.queue)
-        and filter.key in (None, None if record.unique is None else record.unique.key)
+        and (filter.key is None or filter.key in _keys(record))
     )
+
+
+def _keys(job: Job) -> set[str | None]:
+    """All that a job can be found by as a key."""
+    unique = None if job.unique is None else job.unique.key
+    return {unique, job.order_by, job.fair_by, *(limit.key for limit in job.limits)}

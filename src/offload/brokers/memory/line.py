@@ -22,10 +22,16 @@ class Entry:
     job: Job
     state: State = State.READY
     pos: int = 0
+    round: int = 0
+    """The round in which it takes its turn among the keys of its queue; 0 without such a key."""
     claim: int = 0
     attempt: int = 0
     crashes: int = 0
     due: datetime | None = None
+    seat: int = 0
+    """Its place in lanes before gates."""
+    lane: str | None = None
+    """The lane in which it waits."""
     aside: bool = False
     ready_at: datetime | None = None
     session: str | None = None
@@ -40,15 +46,15 @@ class Entry:
     steps: dict[str, bytes] = field(default_factory=dict[str, bytes])
 
     @property
-    def rank(self) -> tuple[int, int]:
+    def rank(self) -> tuple[int, int, int]:
         """Where it stands among the ready jobs of its queue: lower goes first."""
-        return (-self.job.priority, self.pos)
+        return (-self.job.priority, self.round, self.pos)
 
     def lease(self) -> Lease:
         """The right to run it, as of its latest claim."""
         return Lease(self.job, self.claim, self.attempt, self.crashes, dict(self.steps))
 
-    def record(self) -> Record:
+    def record(self, reason: str | None) -> Record:
         """What a person sees of it."""
         fields: dict[str, Any] = {name: getattr(self.job, name) for name in self.job.__struct_fields__}
         fields["run_at"] = self.due
@@ -61,7 +67,7 @@ class Entry:
             result=None if self.result is None else msgspec.json.decode(self.result),
             progress=self.progress,
             steps={name: msgspec.json.decode(value) for name, value in self.steps.items()},
-            reason=self.reason,
+            reason=reason,
             worker=self.worker,
             cancel_asked=self.cancel_asked and self.state is State.RUNNING,
             started_at=self.started_at,
@@ -73,25 +79,36 @@ class ReadyLine:
     """Entries in order of rank. One that left by another way is dropped when it comes to the front."""
 
     def __init__(self, aside: bool) -> None:
-        self._heap: list[tuple[tuple[int, int], Entry]] = []
+        self._heaps: dict[tuple[int, bool], list[tuple[tuple[int, int, int], Entry]]] = {}
+        """By priority, negated, and whether they take turns by key."""
         self._aside = aside
 
     def push(self, entry: Entry) -> None:
         """Put an entry in its place."""
-        heapq.heappush(self._heap, (entry.rank, entry))
+        heapq.heappush(self._heaps.setdefault((entry.rank[0], entry.round > 0), []), (entry.rank, entry))
 
     def first(self) -> Entry | None:
         """The entry at the front, which stays."""
-        while self._heap:
-            rank, entry = self._heap[0]
+        return next((entry for part in sorted(self._heaps) if (entry := self._first_of(part)) is not None), None)
+
+    def round(self, priority: int) -> int | None:
+        """The round that is being served at a priority, given negated; None where nobody takes turns."""
+        entry = self._first_of((priority, True))
+        return None if entry is None else entry.round
+
+    def _first_of(self, part: tuple[int, bool]) -> Entry | None:
+        heap = self._heaps.get(part, [])
+        while heap:
+            rank, entry = heap[0]
             if entry.state is State.READY and entry.aside is self._aside and entry.rank == rank:
                 return entry
-            heapq.heappop(self._heap)
+            heapq.heappop(heap)
+        self._heaps.pop(part, None)
         return None
 
     def pop(self) -> Entry:
         """Take the entry at the front, just seen by `first`."""
-        return heapq.heappop(self._heap)[1]
+        return heapq.heappop(self._heaps[min(self._heaps)])[1]
 
 
 def foremost(lines: Sequence[ReadyLine]) -> Iterator[tuple[ReadyLine, Entry]]:

@@ -39,6 +39,7 @@ class MemorySession(Session):
                 raise SessionLost(f"session {self.id} of worker {self.info.name} is gone; open a new one")
             self._rung.clear()  # before looking, so that a ring from here on is heard by `wait`
             shelf = self._broker.shelf
+            shelf.wake_gates()
             left = dict(room)
             taken: list[Entry] = []
             for queue in self._rotated() if queues is None else queues:
@@ -110,7 +111,9 @@ class MemorySession(Session):
 
     async def wait(self, timeout: float) -> None:
         """Wait until something changed since the last fetch."""
-        await heard(self._rung, timeout)
+        with self._broker.lock:
+            token_in = self._broker.shelf.next_wake()
+        await heard(self._rung, timeout if token_in is None else min(timeout, token_in))
 
     async def maintain(self) -> Upkeep:
         """One round of upkeep; see `Session.maintain`."""

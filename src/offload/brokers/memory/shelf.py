@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from datetime import datetime, timedelta
-from typing import assert_never
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar, assert_never
 
 from msgspec.structs import replace
 
+from offload.brokers.memory.gating import Gating
 from offload.brokers.memory.keys import Hold, Keys
 from offload.brokers.memory.line import Entry, ReadyLine, TimeLine, foremost
 from offload.clock import Clock
 from offload.errors import IdConflict, UniqueConflict
+from offload.gates import (
+    KINDS,
+    MOST_HOLDERS,
+    Gate,
+    Ledger,
+    Member,
+    Steps,
+    changed_by,
+    gated,
+    held_back_by,
+    holds_on,
+    kind_of,
+    limit_record,
+    member_of,
+    round_of,
+)
 from offload.job import (
     KEEP_UNSUCCESSFUL,
     Cancelled,
@@ -22,7 +39,12 @@ from offload.job import (
     Failure,
     Isolation,
     Job,
+    Kind,
+    Limit,
+    LimitChange,
+    LimitRecord,
     Outcome,
+    Record,
     Release,
     Retried,
     State,
@@ -31,9 +53,20 @@ from offload.job import (
     keys_of,
 )
 
+T = TypeVar("T")
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+SOONEST = 0.005
+"""Seconds within which tokens are not looked for again: those that come meanwhile are taken together, and none is late for it."""
 CRASHES_BEFORE_ISOLATION = 2
 WINDOW = 1_000
 """The most candidates of a queue that one fetch looks at, and the most jobs that one maintain moves."""
+
+
+def stored(moment: datetime) -> int:
+    """A moment as gates count: whole microseconds since 1970."""
+    return (moment - EPOCH) // MICROSECOND
 
 
 class Shelf:
@@ -43,10 +76,14 @@ class Shelf:
         self._clock = clock
         self.entries: dict[str, Entry] = {}
         self.paused: set[str] = set()
+        self.gating = Gating()
+        self._undo: list[Callable[[], None]] | None = None
         self._keys = Keys()
         self._sequence = 0
         self._ready: dict[str, ReadyLine] = {}
         self._aside: dict[tuple[str, str], ReadyLine] = {}
+        self._rounds: dict[tuple[str, int], dict[str, int]] = {}
+        """By queue and priority the last round of each key whose jobs take turns."""
         self._due = TimeLine()
         self._expiring = TimeLine()
         self._forgettable = TimeLine()
@@ -112,14 +149,15 @@ class Shelf:
         entry.job = replace(entry.job, payload=job.payload)
         if move:
             entry.job = replace(entry.job, run_at=job.run_at)
-            if entry.state is State.WAITING:
+            if entry.state is State.WAITING and entry.lane is None:
                 entry.due = job.run_at
             else:
+                self._withdraw(entry)
                 self._place(entry, job.run_at)
 
     def _add(self, job: Job, behind: str | None, now: datetime) -> None:
         self._sequence += 1
-        entry = self.entries[job.id] = Entry(self._sequence, job, due=job.run_at)
+        entry = self.entries[job.id] = Entry(self._sequence, job, due=job.run_at, seat=self._sequence)
         for unique in keys_of(job):
             hold = self._keys.held(unique.key, now)
             if hold is None:
@@ -139,26 +177,46 @@ class Shelf:
         if run_at is not None and run_at > self._clock.now():
             entry.state = State.SCHEDULED
             self._due.push(run_at, entry)
+            self._leave(entry, ("slot", "token"))
         else:
             self._make_ready(entry)
 
     def _make_ready(self, entry: Entry, *, keep_place: bool = False) -> None:
-        entry.state, entry.aside, entry.session = State.READY, False, None
+        """Put a job into the ready line, or, where a key of its stops it, into its lane."""
+        if gated(entry.job) and not self._at_gates(lambda ledger: ledger.enter(self._member(entry))):
+            entry.state, entry.aside, entry.session = State.WAITING, False, None
+            entry.lane = self._member(entry).lane
+        else:
+            self._line_up(entry, keep_place=keep_place)
+
+    def _line_up(self, entry: Entry, *, keep_place: bool = False) -> None:
+        entry.state, entry.aside, entry.session, entry.lane = State.READY, False, None, None
+        line = self._ready.setdefault(entry.job.queue, ReadyLine(aside=False))
         if not keep_place:
-            self._sequence += 1
-            entry.pos = self._sequence
-            entry.ready_at = self._clock.now()
-        self._ready.setdefault(entry.job.queue, ReadyLine(aside=False)).push(entry)
+            entry.pos, entry.ready_at = self._next(), self._clock.now()
+            entry.round = 0 if entry.job.fair_by is None else self._round(entry.job, entry.job.fair_by, line)
+        line.push(entry)
+
+    def _round(self, job: Job, key: str, line: ReadyLine) -> int:
+        """The round in which a job takes its turn."""
+        serving = line.round(-job.priority)
+        if serving is None:
+            self._rounds.pop((job.queue, -job.priority), None)
+        lasts = self._rounds.setdefault((job.queue, -job.priority), {})
+        lasts[key] = round = round_of(serving, lasts.get(key))
+        return round
 
     @contextmanager
     def _undone_on_error(self) -> Generator[list[Callable[[], None]]]:
-        undo: list[Callable[[], None]] = []
+        undo = self._undo = []
         try:
             yield undo
         except Exception:
             for step in reversed(undo):
                 step()
             raise
+        finally:
+            self._undo = None
 
     def _remember_key(self, key: str, undo: list[Callable[[], None]]) -> None:
         hold = self._keys.snapshot(key)
@@ -178,6 +236,78 @@ class Shelf:
                 self._due.push(entry.due, entry)
 
         undo.append(restore)
+
+    # -- gates -------------------------------------------------------------------------------------------------------------
+
+    def _member(self, entry: Entry) -> Member:
+        return member_of(entry.job, entry.n, entry.seat, entry)
+
+    def _at_gates(self, act: Callable[[Ledger], Steps[T]]) -> T:
+        """Do something at the gates. Jobs that pass thereby go to the end of their ready lines."""
+        result, undo = self.gating.run(stored(self._clock.now()), self._passed, act)
+        if self._undo is not None:
+            self._undo.append(undo)
+        return result
+
+    def _passed(self, member: Member) -> None:
+        if self._undo is not None:
+            self._remember_entry(member.own.job.id, self._undo)
+        self._line_up(member.own)
+
+    def _leave(self, entry: Entry, kinds: Sequence[Kind] = KINDS) -> None:
+        if gated(entry.job):
+            self._at_gates(lambda ledger: ledger.leave(self._member(entry), kinds))
+
+    def _withdraw(self, entry: Entry) -> None:
+        """Take a job out of the lane in which it waits, if it does."""
+        if entry.lane is not None:
+            entry.lane = None
+            self._at_gates(lambda ledger: ledger.withdraw(self._member(entry)))
+
+    def wake_gates(self) -> None:
+        """Let pass whom time alone lets pass."""
+        for gate in self.gating.due(stored(self._clock.now())):
+            self._at_gates(lambda ledger, gate=gate: ledger.pump(gate))
+
+    def next_wake(self) -> float | None:
+        """Seconds until time alone lets somebody pass."""
+        moment = self.gating.next_moment()
+        return None if moment is None else max((moment - stored(self._clock.now())) / 1_000_000, SOONEST)
+
+    def set_limit(self, key: str, change: LimitChange) -> None:
+        """Change what a key allows."""
+        for gate in changed_by(key, change):
+            self._at_gates(lambda ledger, gate=gate: ledger.change(gate, change))
+
+    def declare(self, limits: Sequence[Limit]) -> None:
+        """Take over what a worker declares."""
+        concerned: list[str] = []
+        for limit in limits:
+            concerned += self.gating.declare(limit)
+        for gate in concerned:
+            self._at_gates(lambda ledger, gate=gate: ledger.pump(gate))
+
+    def limits(self, gates: Iterable[str] | None = None) -> list[LimitRecord]:
+        """What gates allow, all or those given, and who holds them."""
+        now = stored(self._clock.now())
+        jobs = {entry.n: entry for entry in self.entries.values()} if gates is None or gates else {}
+        found = [self._limit(now, id, jobs) for id in (self.gating.known(now) if gates is None else gates)]
+        return found if gates is not None else sorted(found, key=lambda limit: (limit.key, limit.kind))
+
+    def _limit(self, now: int, id: str, jobs: Mapping[int, Entry]) -> LimitRecord:
+        gate = self.gating.gates.get(id) or Gate(id, kind_of(id))
+        holders = sorted(self.gating.holders.get(id, {}))
+        waiting = self.gating.waiting(id)
+        first = self._member(jobs[holders[0]]) if holders else waiting[0] if waiting else None
+        want = next((want for want in first.wants if want.gate == id), None) if first else None
+        dead = gate.kind == "turn" and any(jobs[n].state is State.DEAD for n in holders)
+        named = [jobs[n].job.id for n in holders[:MOST_HOLDERS]]
+        return limit_record(gate, want, self.gating.rules, now, named, len(holders), len(waiting), dead=dead)
+
+    def record(self, entry: Entry) -> Record:
+        """What a person sees of a job."""
+        gate = None if entry.lane is None else self.gating.lane_at(entry.lane)
+        return entry.record(entry.reason if gate is None else f"waits for a {gate}")
 
     # -- claim -------------------------------------------------------------------------------------------------------------
 
@@ -204,7 +334,9 @@ class Shelf:
                 self._aside.setdefault((queue, entry.job.task), ReadyLine(aside=True)).push(entry)
             else:
                 isolation = "process" if entry.crashes >= CRASHES_BEFORE_ISOLATION else isolation
-                if room[isolation] > 0:
+                if room[isolation] > 0 and gated(entry.job) and not self._starts(entry):
+                    pass  # it waits again
+                elif room[isolation] > 0:
                     room[isolation] -= 1
                     taken.append(self._lease(entry, session, worker, now))
                 else:
@@ -214,6 +346,12 @@ class Shelf:
         for line, entry in passed:
             line.push(entry)
         return taken
+
+    def _starts(self, entry: Entry) -> bool:
+        if self._at_gates(lambda ledger: ledger.start(self._member(entry))):
+            return True
+        entry.state, entry.aside, entry.lane = State.WAITING, False, self._member(entry).lane
+        return False
 
     def _lease(self, entry: Entry, session: str, worker: str, now: datetime) -> Entry:
         entry.state, entry.session, entry.worker, entry.started_at = State.RUNNING, session, worker, now
@@ -233,8 +371,10 @@ class Shelf:
             case Done(result):
                 entry.result = result
                 self._finish(entry, State.SUCCEEDED, None, keep=entry.job.keep)
-            case Retried(delay, failure):
+            case Retried(delay, failure, whole_key):
                 self._note(entry, failure)
+                if whole_key:
+                    self._shut(entry, delay)
                 self._place(entry, self._clock.now() + timedelta(seconds=delay) if delay > 0 else None)
             case Dead(reason, failure):
                 self._note(entry, failure)
@@ -249,6 +389,11 @@ class Shelf:
                     self._make_ready(entry, keep_place=True)
             case _:
                 assert_never(outcome)
+
+    def _shut(self, entry: Entry, delay: float) -> None:
+        until = stored(self._clock.now() + timedelta(seconds=delay))
+        for gate in held_back_by(entry.job):
+            self._at_gates(lambda ledger, gate=gate: ledger.shut(gate, until))
 
     def rescue(self, session: str) -> list[Touched]:
         """Take from a dead session what it ran."""
@@ -280,7 +425,12 @@ class Shelf:
     def _finish(self, entry: Entry, state: State, reason: str | None, keep: float = KEEP_UNSUCCESSFUL) -> None:
         entry.state, entry.reason, entry.session, entry.aside = state, reason, None, False
         entry.finished_at = self._clock.now()
+        self._withdraw(entry)
         self._give_up(entry, until=("started", "finished"))
+        holds = state is State.DEAD and holds_on(entry.job)
+        self._leave(entry, ("slot", "token") if holds else KINDS)
+        if holds:
+            return  # until somebody retries or deletes it
         if keep > 0:
             self._forgettable.push(entry.finished_at + timedelta(seconds=keep), entry)
         else:
@@ -313,7 +463,16 @@ class Shelf:
 
     def promote(self) -> int:
         """Make ready what is due, earliest first. Returns how many."""
-        return len(list(self._come(self._due, lambda at, entry: entry.state is State.SCHEDULED and entry.due == at, self._make_ready)))
+        return len(list(self._come(self._due, lambda at, entry: entry.state is State.SCHEDULED and entry.due == at, self._come_due)))
+
+    def _come_due(self, entry: Entry) -> None:
+        if entry.claim == 0:  # only now it joins its lane
+            entry.seat = self._next()
+        self._make_ready(entry)
+
+    def _next(self) -> int:
+        self._sequence += 1
+        return self._sequence
 
     def expire(self) -> list[Touched]:
         """End what was not started in time."""
@@ -390,6 +549,8 @@ class Shelf:
         entry.job = replace(entry.job, payload=entry.job.payload if payload is None else payload, run_at=None, expires_at=None)
         entry.attempt, entry.crashes, entry.cancel_asked = 0, 0, False
         entry.result = entry.finished_at = entry.progress = None
+        if not (entry.state is State.DEAD and holds_on(entry.job)):  # who kept its turn keeps its place as well
+            entry.seat = self._next()
         self._place(entry, None)
         return True
 
@@ -398,8 +559,10 @@ class Shelf:
         entry = self.entries.get(id)
         if entry is None or entry.state is State.RUNNING:
             return False
+        self._withdraw(entry)
         self._remove(id)
         self._give_up_all(entry)
+        self._leave(entry)
         return True
 
     def _remove(self, id: str) -> None:
@@ -419,6 +582,17 @@ class Shelf:
             for other in self.entries.values()
             if other.state is State.READY and other.job.queue == entry.job.queue and other.rank < entry.rank
         )
+
+    def limits_of(self, entry: Entry) -> tuple[tuple[LimitRecord, ...], int]:
+        """What the keys of a job in a lane allow, what stops it first, and how many go before it."""
+        if entry.lane is None:
+            return (), 0
+        member = self._member(entry)
+        stop = self.gating.lane_at(entry.lane)
+        gates = sorted((want.gate for want in member.wants), key=lambda gate: gate != stop)
+        if stop is not None and stop not in gates:
+            gates = [stop, *gates]
+        return tuple(self.limits(gates)), self.gating.before(member)
 
     def holder_before(self, entry: Entry) -> str | None:
         """The job that a waiting one waits for."""

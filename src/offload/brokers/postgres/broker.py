@@ -11,17 +11,34 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from offload.broker import Dialect, Feature, SqlStore, Work
-from offload.brokers.postgres import cancelling, control, enqueueing, health, planning, reading, settling
+from offload.brokers.postgres import cancelling, control, enqueueing, gating, health, locking, planning, reading, settling
 from offload.brokers.postgres.address import USUAL_SCHEMA, Address, address
 from offload.brokers.postgres.awaited import Awaited
 from offload.brokers.postgres.database import Database
 from offload.brokers.postgres.lending import Lender
 from offload.brokers.postgres.migrating import SCHEMA
+from offload.brokers.postgres.moves import Moves
 from offload.brokers.postgres.session import PostgresSession
 from offload.brokers.postgres.work import Transaction
 from offload.clock import Clock, ServerClock
 from offload.errors import BrokerError
-from offload.job import Facts, Filter, Job, Lease, Outcome, Record, Schedule, ScheduleRecord, SessionRecord, Standing, State, WorkerInfo
+from offload.gates import changed_by
+from offload.job import (
+    Facts,
+    Filter,
+    Job,
+    Lease,
+    LimitChange,
+    LimitRecord,
+    Outcome,
+    Record,
+    Schedule,
+    ScheduleRecord,
+    SessionRecord,
+    Standing,
+    State,
+    WorkerInfo,
+)
 
 
 class PostgresBroker(SqlStore):
@@ -33,7 +50,7 @@ class PostgresBroker(SqlStore):
     one for another.
     """
 
-    features: ClassVar[frozenset[Feature]] = frozenset(Feature)
+    features: ClassVar[frozenset[Feature]] = frozenset(Feature) - {Feature.FAIRNESS}
     dialect: ClassVar[Dialect] = "postgresql"
 
     def __init__(self, address: Address, clock: Clock) -> None:
@@ -191,6 +208,14 @@ class PostgresBroker(SqlStore):
         """Enqueue an extra job of a schedule."""
         return await self.opened.run(lambda tx: planning.fire(tx, name, job))
 
+    async def limits(self) -> list[LimitRecord]:
+        """What keys allow, and who holds them."""
+        return await self.opened.run(gating.limits)
+
+    async def set_limit(self, key: str, change: LimitChange) -> None:
+        """Change what a key allows."""
+        await self.opened.run(lambda tx: _set_limit(tx, key, change))
+
     async def sessions(self) -> list[SessionRecord]:
         """The live sessions, oldest first."""
         return await self.opened.step(reading.sessions)
@@ -207,6 +232,14 @@ class PostgresBroker(SqlStore):
         """Bring the schema up to date. Returns the versions (from, to)."""
         database = self._database or Database(self.address, self._server_clock)
         return await database.migrate()
+
+
+def _set_limit(tx: Transaction, key: str, change: LimitChange) -> Work[None]:
+    yield from locking.lock(tx, changed_by(key, change))
+    moves = Moves(tx.now)
+    moves.change(key, change)
+    yield from moves.write(tx)
+    tx.work = True
 
 
 def _resume(tx: Transaction, queue: str) -> Work[None]:

@@ -12,12 +12,14 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 from offload.broker import Work
+from offload.brokers.postgres import locking
 from offload.brokers.postgres.endings import Ending, finish
 from offload.brokers.postgres.keys import Keys
 from offload.brokers.postgres.moves import Moves, take_out
 from offload.brokers.postgres.rows import JobColumns, jobs_by_id
 from offload.brokers.postgres.work import Transaction, text
-from offload.job import State, keys_of
+from offload.gates import wants_of
+from offload.job import Job, State, keys_of
 
 UNSTARTED = frozenset({State.READY, State.SCHEDULED, State.WAITING})
 
@@ -41,8 +43,10 @@ def in_turn(tx: Transaction, ids: Iterable[str], act: Act, *, patient: bool = Tr
     """
     done: list[JobColumns] = []
     rows = list((yield from jobs_by_id(tx, ids)).values())
-    if patient and _apart(rows) < len(rows):  # the keys of a later turn must not be waited for with those of an earlier one in hand
+    gates = locking.gates_of(row.job() for row in rows)
+    if patient and (gates or _apart(rows) < len(rows)):  # keys of a later turn must not be waited for with those of an earlier one in hand
         yield from Keys(tx).lock(row.job() for row in rows)
+    yield from locking.lock(tx, gates)
     while rows:
         count = _apart(rows)
         turn = yield from act(rows[:count])
@@ -56,11 +60,16 @@ def _apart(rows: Sequence[JobColumns]) -> int:
     """How many of the first jobs share no key."""
     seen: set[str] = set()
     for count, row in enumerate(rows):
-        wanted = {unique.key for unique in keys_of(row.job())}
+        wanted = _shared(row.job())
         if wanted & seen:
             return count
         seen |= wanted
     return len(rows)
+
+
+def _shared(job: Job) -> set[str]:
+    """The keys and gates by which a job may touch others."""
+    return {*(f"unique {unique.key}" for unique in keys_of(job)), *(want.gate for want in wants_of(job))}
 
 
 def end(tx: Transaction, ids: Iterable[str], state: State, reason: str) -> Work[list[JobColumns]]:
@@ -89,6 +98,7 @@ def end_unstarted(tx: Transaction, rows: Sequence[JobColumns], state: State, rea
         return Turn([], [])
     taken = yield from take_out(tx, rows)
     moves = Moves(tx.now)
+    moves.seated({row.n: row.seat for row in rows})
     done: list[JobColumns] = []
     moved: list[JobColumns] = []
     for row in rows:
@@ -97,9 +107,9 @@ def end_unstarted(tx: Transaction, rows: Sequence[JobColumns], state: State, rea
             done.append(row)
             continue
         moved.append(row)
-        if past is not None:
+        if past is not None and row.lane is None:
             moves.back(row.n, row.job(), past, row.pos, tx.now)
-    yield from finish(tx, keys, [Ending(row.n, row.job(), taken[row.n], state, reason) for row in done], moves)
+    yield from finish(tx, keys, [Ending(row.n, row.job(), taken[row.n], state, reason, lane=row.lane) for row in done], moves)
     yield from keys.write()
     yield from moves.write(tx)
     return Turn(done, moved)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 
 import msgspec
 
 from offload.broker import Work
+from offload.brokers.postgres import locking
 from offload.brokers.postgres.endings import Ending, drop_expiring, finish
+from offload.brokers.postgres.gating import Gates, Past
 from offload.brokers.postgres.keys import Keys
 from offload.brokers.postgres.marks import Marks, Place
-from offload.brokers.postgres.moves import Moves, Past
+from offload.brokers.postgres.moves import Moves
 from offload.brokers.postgres.rows import ReadyRow, stored
+from offload.brokers.postgres.upkeep import wake
 from offload.brokers.postgres.work import Transaction, text
 from offload.errors import SessionLost
+from offload.gates import gated, kind_of, wants_of
 from offload.job import Isolation, Job, Lease, State, WorkerInfo, keys_of
 
 CRASHES_BEFORE_ISOLATION = 2
@@ -42,9 +47,11 @@ class Verdicts:
     passed: set[int] = field(default_factory=set[int])
     held_up: int = 0
     """How many of those passed over another transaction holds up, by a key that it has locked."""
+    stopped_at_gate: list[Candidate] = field(default_factory=list[Candidate])
+    """Those that wait again, as their key was shut or their token did not keep."""
     looked: int = 0
     stopped: bool = False
-    """True when an expired job's key may have let a successor in ahead of what follows."""
+    """True when what an expired or stopped job gave up may have let others into the line ahead of what follows."""
 
 
 def judge(
@@ -53,11 +60,12 @@ def judge(
     tasks: Mapping[str, Isolation],
     room: dict[Isolation, int],
     limit: int,
-    busy: set[str],
-) -> Verdicts:
+    busy: Callable[[Candidate, Job], bool],
+    starts: Callable[[Candidate, Job], Work[bool]],
+) -> Work[Verdicts]:
     """Decide about candidates in their order, until `limit` are taken; `room` is counted down.
 
-    Jobs that would have to give up a key that is `busy`, locked by another, are passed over.
+    Those that are `busy`, because another transaction has a key that they need, are passed over. `starts` asks at the gates of a job.
     """
     verdicts = Verdicts()
     for candidate in candidates:
@@ -66,14 +74,13 @@ def judge(
         row = candidate[0]
         verdicts.looked += 1
         job = row.job()
-        expired = late(row, job, now)
-        if busy and any(unique.key in busy for unique in keys_of(job) if expired or unique.until == "started"):
+        if busy(candidate, job):
             verdicts.passed.add(row.n)
             verdicts.held_up += 1
             continue
-        if expired:
+        if late(row, job, now):
             verdicts.expired.append((candidate, job))
-            verdicts.stopped = bool(keys_of(job))
+            verdicts.stopped = bool(keys_of(job)) or gated(job)
             continue
         isolation = tasks.get(row.task)
         if isolation is None:
@@ -81,11 +88,14 @@ def judge(
             continue
         if row.crashes >= CRASHES_BEFORE_ISOLATION:
             isolation = "process"
-        if room[isolation] > 0:
+        if room[isolation] <= 0:
+            verdicts.passed.add(row.n)
+        elif gated(job) and not (yield from starts(candidate, job)):
+            verdicts.stopped_at_gate.append(candidate)
+            verdicts.stopped = True
+        else:
             room[isolation] -= 1
             verdicts.taken.append((candidate, job))
-        else:
-            verdicts.passed.add(row.n)
     return verdicts
 
 
@@ -116,6 +126,11 @@ class Claim:
         """The queues that had something ready, where all are served."""
         self._gone: list[Place] = []
         self._left: list[Place] = []
+        self._shut = False
+        """Whether any key lets nobody start."""
+        self.gates = Gates(tx)
+        self._entered: dict[int, str] = {}
+        """Those that this claim let go; others are told only of what it does not take itself."""
         self.passed = 0
         """How many were passed over for lack of room."""
         self.held_up = 0
@@ -123,18 +138,24 @@ class Claim:
 
     def run(self, queues: Sequence[str] | None, limit: int, turn: int) -> Work[list[Lease]]:
         """Claim up to `limit` jobs. `turn` says with which queue to start when all are served. Raises SessionLost."""
-        alive, paused, lines, ready, returned = yield from self._tx.row("lines", session=self._session, era=self._era, all=queues is None)
+        yield from locking.lock(self._tx, ())
+        known = yield from self._tx.row("lines", session=self._session, era=self._era, all=queues is None, now=self._tx.now)
+        alive, paused, lines, ready, returned, wake_at, self._shut = known
+        if wake_at is not None and wake_at <= self._tx.now:
+            moves = yield from wake(self._tx, self.gates)
+            self._entered |= moves.entered
         if not alive:
             raise SessionLost(f"session {self._session} of worker {self._info.name} is gone; open a new one")
         if returned != self._marks.returned:
             self._marks.void(returned)
         aside = _lines(lines)
         if queues is None:
-            queues = self.names = in_turn(_names(ready), aside, turn)
+            queues = self.names = in_turn([*_names(ready), *self._entered.values()], aside, turn)
         held_back = set(_names(paused))
         for queue in queues:
             if queue not in held_back and len(self._taken) < limit:
                 yield from self._claim(queue, [task for at, task in aside if at == queue and task in self._info.tasks], limit)
+        self._tx.work |= not self._entered.keys() <= {row.n for row, _ in self._taken}
         return (yield from self._leases())
 
     def _claim(self, queue: str, aside: Sequence[str], limit: int) -> Work[None]:
@@ -148,17 +169,49 @@ class Claim:
             want = len(passed) + (limit if looked < limit else max(WINDOW, limit)) - looked
             found = yield from self._candidates(queue, aside, want, marked=marked)
             fresh = [each for each in found if each[0].n not in passed]
-            keys = Keys(self._tx)
-            keyed = [(row, job) for row, _ in fresh if row.extra is not None for job in [row.job()] if keys_of(job)]
-            busy = yield from keys.try_lock(job for _, job in keyed)
-            busy |= yield from keys.try_lock_behind(job for row, job in keyed if late(row, job, self._tx.now))
-            verdicts = judge(fresh, self._tx.now, self._info.tasks, self._room, 1 if looked >= limit else limit, busy)
+            keys, moves = Keys(self._tx), Moves(self._tx.now, self.gates)
+            busy = yield from self._busy(fresh, keys)
+            starts = partial(self._starts, moves)
+            most = 1 if looked >= limit else limit
+            verdicts = yield from judge(fresh, self._tx.now, self._info.tasks, self._room, most, busy, starts)
             looked += verdicts.looked
             passed |= verdicts.passed
-            yield from self._carry_out(queue, verdicts, keys)
+            yield from self._carry_out(queue, verdicts, keys, moves)
             self._note(verdicts, fresh)
             if len(found) < want and not verdicts.stopped:
                 return
+
+    def _busy(self, candidates: Sequence[Candidate], keys: Keys) -> Work[Callable[[Candidate, Job], bool]]:
+        """Lock what these would give up or ask, as far as nobody else has it. Returns which are held up by others."""
+        jobs = [(row, row.job()) for row, _ in candidates if row.extra is not None]
+        uniques = yield from keys.try_lock(job for _, job in jobs if keys_of(job))
+        uniques |= yield from keys.try_lock_behind(job for row, job in jobs if keys_of(job) and late(row, job, self._tx.now))
+        gates = yield from locking.try_lock(self._tx, locking.gates_of(job for row, job in jobs if self._at_gates(row, job)))
+
+        def busy(candidate: Candidate, job: Job) -> bool:
+            expired = late(candidate[0], job, self._tx.now)
+            if uniques and any(unique.key in uniques for unique in keys_of(job) if expired or unique.until == "started"):
+                return True
+            return bool(gates) and self._at_gates(candidate[0], job) and not gates.isdisjoint(locking.gates_of([job]))
+
+        return busy
+
+    def _at_gates(self, row: ReadyRow, job: Job) -> bool:
+        """Whether a candidate has to come to its gates again: most of those with an order or slots are claimed as they stand."""
+        if not gated(job):
+            return False
+        return self._shut or late(row, job, self._tx.now) or any(kind_of(want.gate) == "token" for want in wants_of(job))
+
+    def _starts(self, moves: Moves, candidate: Candidate, job: Job) -> Work[bool]:
+        row, aside = candidate
+        if not self._at_gates(row, job):
+            return True
+        past = Past()
+        if row.claim > 0:
+            where = {"queue": row.queue, "rank": row.rank, "pos": row.pos}
+            found = yield from (self._tx.row("aside_past", task=row.task, **where) if aside else self._tx.row("ready_past", **where))
+            past = Past(*found)
+        return (yield from moves.starts(self._tx, row.n, job, past))
 
     def _candidates(self, queue: str, aside: Sequence[str], limit: int, *, marked: bool) -> Work[list[Candidate]]:
         begun = monotonic()
@@ -185,10 +238,9 @@ class Claim:
         """The claim holds: its marks do too."""
         self._marks.note(self._gone, self._left)
 
-    def _carry_out(self, queue: str, verdicts: Verdicts, keys: Keys) -> Work[None]:
+    def _carry_out(self, queue: str, verdicts: Verdicts, keys: Keys, moves: Moves) -> Work[None]:
         """Write down what was decided."""
         tx, taken, expired = self._tx, verdicts.taken, verdicts.expired
-        moves = Moves(tx.now)
         for (row, _), job in taken:
             yield from keys.give_up(row.n, job, ("started",), moves)
         yield from self._take([candidate for candidate, _ in taken], queue)
@@ -196,14 +248,16 @@ class Claim:
             tasks = text({row.pos: row.task for row, _ in verdicts.unknown})
             yield from tx.do("set_aside", queue=queue, places=_places(verdicts.unknown, aside=False), tasks=tasks)
             tx.work = True
+        if expired or verdicts.stopped_at_gate:
+            yield from self._drop([*(candidate for candidate, _ in expired), *verdicts.stopped_at_gate], queue)
         if expired:
-            yield from self._drop([candidate for candidate, _ in expired], queue)
             endings = [Ending(row.n, job, Past(), State.EXPIRED, "not started in time") for (row, _), job in expired]
             yield from finish(tx, keys, endings, moves)
         yield from drop_expiring(tx, [(row.n, job) for (row, _), job in taken if row.claim == 0])
         self._taken += [(row, job) for (row, _), job in taken]
         yield from keys.write()
-        yield from moves.write(tx)
+        yield from moves.write(tx, quietly=True)
+        self._entered |= moves.entered
 
     def _take(self, candidates: Sequence[Candidate], queue: str) -> Work[None]:
         for aside, run in ((False, "run_places"), (True, "run_places_aside")):

@@ -100,6 +100,10 @@ class Link:
         self._lock = asyncio.Lock()
         self._under_way: asyncio.Future[Any] | None = None
 
+    def now(self) -> int:
+        """The moment by the store's clock, in microseconds since 1970."""
+        return self._transaction().now
+
     def when_free(self, then: Callable[[], None]) -> None:
         """Call `then` once what was asked of this connection is done, which may be after its caller was cancelled."""
         if self._under_way is None or self._under_way.done():
@@ -158,11 +162,14 @@ class Link:
     async def _transact(self, connection: Connection, operation: Operation[T], *, once: bool = False) -> T:
         deadline = monotonic() + LONGEST_STRIFE
         wait = 0.001
+        wanted: set[int] = set()
         while True:
+            tx = self._transaction()
+            tx.wanted = wanted
             try:
                 begin = _BEGIN_PINNED if self._address.pgbouncer else _BEGIN
                 await connection.execute(cast(LiteralString, begin), prepare=False)
-                result = await _carried_out(connection, told(self._transaction(), operation))
+                result = await _carried_out(connection, told(tx, operation))
                 await connection.execute("commit")
             except AGAIN as error:
                 await _undo(connection)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 from msgspec.structs import replace
 
 from offload.broker import Work
@@ -13,9 +14,11 @@ from offload.brokers.postgres.keys import Keys
 from offload.brokers.postgres.moves import Moves, take_out
 from offload.brokers.postgres.rows import JobColumns, extra_text
 from offload.brokers.postgres.work import Transaction, text
+from offload.gates import gated, holds_on
 from offload.job import Job, State, UniqueKey, keys_of
 
 ALL_KEYS = ("started", "finished", "time")
+_numbers = msgspec.json.Decoder(list[int]).decode
 _REVIVABLE = frozenset({State.DEAD, State.CANCELLED, State.EXPIRED})
 
 
@@ -40,11 +43,22 @@ def _revive(tx: Transaction, rows: Sequence[JobColumns], payload: bytes | None) 
             keys.take(row.n, old, _wanted(old))
             new = replace(old, run_at=None, expires_at=None)
             extras.append((row.n, None if row.extra is None else extra_text(new)))
+            if gated(old):
+                moves.seated({row.n: (yield from _seat(tx, row, old))})
             moves.place(row.n, new, taken[row.n]._replace(attempt=0, crashes=0), None)
         yield from tx.do("revive_jobs", extras=text(extras), payload=None if payload is None else payload.decode())
         yield from keys.write()
         yield from moves.write(tx)
     return Turn(revived, [row for row in rows if row.n not in taken])
+
+
+def _seat(tx: Transaction, row: JobColumns, job: Job) -> Work[int]:
+    """The place in lanes of a job that begins anew; who kept its turn keeps its place as well."""
+    if row.state is State.DEAD and holds_on(job):
+        return row.seat
+    (seat,) = _numbers((yield from tx.value("take_numbers", count=1)))
+    yield from tx.do("note_seats", seats=text({row.n: seat}))
+    return seat
 
 
 def _wanted(job: Job) -> list[UniqueKey]:
@@ -65,11 +79,15 @@ def _delete(tx: Transaction, rows: Sequence[JobColumns]) -> Work[Turn]:
     deleted = [row for row in rows if row.n in taken]
     if deleted:
         yield from drop_expiring(tx, [(row.n, row.job()) for row in deleted if taken[row.n].claim == 0])
-        yield from forget(tx, [row.n for row in deleted])
         moves = Moves(tx.now)
-        for row in deleted:
-            yield from keys.give_up(row.n, row.job(), ALL_KEYS, moves)
+        moves.seated({row.n: row.seat for row in deleted})
+        for row, job in [(row, row.job()) for row in deleted]:
+            if row.lane is not None:
+                moves.withdraw(row.n, job)
+            yield from keys.give_up(row.n, job, ALL_KEYS, moves)
+            moves.leave(row.n, job)
         yield from keys.write()
         yield from moves.write(tx)
+        yield from forget(tx, [row.n for row in deleted])  # not before: who waits in a lane is found there with its row
         tx.ended = True
     return Turn(deleted, [row for row in rows if row.n not in taken])

@@ -20,6 +20,8 @@ select coalesce(json_agg(json_build_array(queue, state, number)), '[]')::text fr
     union all select j.queue, 'RUNNING', count(*) from offload.running t join offload.jobs j on j.n = t.n group by j.queue
     union all select j.queue, 'SCHEDULED', count(*) from offload.scheduled t join offload.jobs j on j.n = t.n group by j.queue
     union all select j.queue, 'WAITING', count(*) from offload.waiting t join offload.jobs j on j.n = t.n group by j.queue
+    union all select j.queue, 'WAITING', count(*) from offload.parked t join offload.jobs j on j.n = t.n group by j.queue
+    union all select j.queue, 'WAITING', count(*) from offload.arrivals t join offload.jobs j on j.n = t.n group by j.queue
     union all select j.queue, t.state, count(*) from offload.done t join offload.jobs j on j.n = t.n group by j.queue, t.state
 ) as counted
 
@@ -114,13 +116,15 @@ absent as (
 delete from offload.schedules where declared and absent_since <= %(before)s::bigint and name not in (select name from declared)
 
 -- name: moments
--- When something is next due, expires, may be forgotten, or is to be ticked; and when absent schedules were last looked for.
+-- When something is next due, expires, may be forgotten, or is to be ticked; when absent schedules were last looked for; and when somebody
+-- may pass gates by time alone.
 select
     (select min(due) from offload.scheduled),
     (select min(expires_at) from offload.expiring),
     (select min(forget_at) from offload.done),
     (select min(next_at) from offload.schedules where not paused),
-    (select pruned_at from offload.store)
+    (select pruned_at from offload.store),
+    (select wake_at from offload.doors)
 
 -- name: promote
 -- What is due goes to the end of its ready line, earliest first. Jobs that another worker promotes just now are left to it.
@@ -193,14 +197,16 @@ select set_config('plan_cache_mode', 'force_custom_plan', true), set_config('ena
 select n from offload.jobs
 where (%(task)s::text is null or task = %(task)s::text)
     and (%(queue)s::text is null or queue = %(queue)s::text)
-    and (%(key)s::text is null or extra::json #>> '{unique,key}' = %(key)s::text)
+    and (%(key)s::text is null or %(key)s::text in (extra::json #>> '{unique,key}', extra::json ->> 'order_by', extra::json ->> 'fair_by')
+        or exists (select from json_array_elements(extra::json -> 'limits') as each where each ->> 'key' = %(key)s::text))
     and (%(at)s::bigint is null or (enqueued_at, n) < (%(at)s::bigint, %(after)s::bigint))
     and enqueued_at >= (
         select min(enqueued_at) from (
             select enqueued_at from offload.jobs
             where (%(task)s::text is null or task = %(task)s::text)
                 and (%(queue)s::text is null or queue = %(queue)s::text)
-                and (%(key)s::text is null or extra::json #>> '{unique,key}' = %(key)s::text)
+                and (%(key)s::text is null or %(key)s::text in (extra::json #>> '{unique,key}', extra::json ->> 'order_by', extra::json ->> 'fair_by')
+        or exists (select from json_array_elements(extra::json -> 'limits') as each where each ->> 'key' = %(key)s::text))
                 and (%(at)s::bigint is null or (enqueued_at, n) < (%(at)s::bigint, %(after)s::bigint))
             order by n desc limit %(limit)s::integer
         ) as latest)
@@ -214,11 +220,14 @@ select j.n from (
     union all select n from offload.running where %(state)s::text = 'RUNNING'
     union all select n from offload.scheduled where %(state)s::text = 'SCHEDULED'
     union all select n from offload.waiting where %(state)s::text = 'WAITING'
+    union all select n from offload.parked where %(state)s::text = 'WAITING'
+    union all select n from offload.arrivals where %(state)s::text = 'WAITING'
     union all select n from offload.done where state = %(state)s::text
 ) as line join offload.jobs j on j.n = line.n
 where (%(task)s::text is null or j.task = %(task)s::text)
     and (%(queue)s::text is null or j.queue = %(queue)s::text)
-    and (%(key)s::text is null or j.extra::json #>> '{unique,key}' = %(key)s::text)
+    and (%(key)s::text is null or %(key)s::text in (j.extra::json #>> '{unique,key}', j.extra::json ->> 'order_by', j.extra::json ->> 'fair_by')
+        or exists (select from json_array_elements(j.extra::json -> 'limits') as each where each ->> 'key' = %(key)s::text))
     and (%(at)s::bigint is null or (j.enqueued_at, j.n) < (%(at)s::bigint, %(after)s::bigint))
 order by j.enqueued_at desc, j.n desc limit %(limit)s::integer
 
@@ -232,7 +241,8 @@ select n, enqueued_at, told from (
     from offload.jobs j
     where (%(task)s::text is null or j.task = %(task)s::text)
         and (%(queue)s::text is null or j.queue = %(queue)s::text)
-        and (%(key)s::text is null or j.extra::json #>> '{unique,key}' = %(key)s::text)
+        and (%(key)s::text is null or %(key)s::text in (j.extra::json #>> '{unique,key}', j.extra::json ->> 'order_by', j.extra::json ->> 'fair_by')
+        or exists (select from json_array_elements(j.extra::json -> 'limits') as each where each ->> 'key' = %(key)s::text))
         and (%(at)s::bigint is null or (j.enqueued_at, j.n) < (%(at)s::bigint, %(after)s::bigint))
         and case %(state)s::text
             when 'READY' then exists (
@@ -242,6 +252,7 @@ select n, enqueued_at, told from (
             when 'RUNNING' then exists (select from offload.running x where x.n = j.n)
             when 'SCHEDULED' then exists (select from offload.scheduled s where s.due = j.due and s.n = j.n)
             when 'WAITING' then exists (select from offload.waiting w where w.n = j.n)
+                or exists (select from offload.parked p where p.n = j.n) or exists (select from offload.arrivals e where e.n = j.n)
             else %(state)s::text is null or exists (select from offload.done d where d.n = j.n and d.state = %(state)s::text)
         end
 ) as searched

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from offload.broker import Work
+from offload.brokers.postgres.gating import Past
 from offload.brokers.postgres.keys import Keys
-from offload.brokers.postgres.moves import Moves, Past
+from offload.brokers.postgres.moves import Moves
 from offload.brokers.postgres.rows import seconds, stored
 from offload.brokers.postgres.work import Transaction, text
+from offload.gates import KINDS, holds_on
 from offload.job import KEEP_UNSUCCESSFUL, Job, State
 
+NEVER = 2**62
+"""A moment that does not come."""
 COVERED = ("started", "finished")
 """The keys that an end gives up, by their `until`."""
 
@@ -25,27 +29,46 @@ class Ending(NamedTuple):
     state: State
     reason: str | None = None
     result: str | None = None
+    lane: str | None = None
+    """The lane in which it waited."""
+
+    @property
+    def holds_on(self) -> bool:
+        """Whether it keeps its turn until somebody retries or deletes it."""
+        return self.state is State.DEAD and holds_on(self.job)
 
     @property
     def keep(self) -> float:
         """Seconds that its record is kept."""
         return self.job.keep if self.state is State.SUCCEEDED else KEEP_UNSUCCESSFUL
 
+    def forget_at(self, now: int) -> int:
+        """When its record is forgotten, in microseconds since 1970."""
+        return NEVER if self.holds_on else now + seconds(self.keep)
+
 
 def finish(tx: Transaction, keys: Keys, endings: Sequence[Ending], moves: Moves) -> Work[None]:
     """End jobs, in order; the moves of successors are added to `moves`, changes to `keys`."""
     yield from record_ends(tx, endings)
     for ending in endings:
-        yield from keys.give_up(ending.n, ending.job, COVERED, moves)
+        yield from let_go(keys, ending, moves)
+
+
+def let_go(keys: Keys, ending: Ending, moves: Moves) -> Work[None]:
+    """Free what a job holds that has come to its end; the moves of those who waited for that are added to `moves`."""
+    if ending.lane is not None:
+        moves.withdraw(ending.n, ending.job)
+    yield from keys.give_up(ending.n, ending.job, COVERED, moves)
+    moves.leave(ending.n, ending.job, ("slot", "token") if ending.holds_on else KINDS)
 
 
 def record_ends(tx: Transaction, endings: Sequence[Ending]) -> Work[None]:
     """Write down ends, whose keys are given up by the caller."""
     kept = [
-        (n, state, *past, result, reason, tx.now, tx.now + seconds(ending.keep))
+        (n, state, *past, result, reason, tx.now, ending.forget_at(tx.now))
         for ending in endings
         if ending.keep > 0
-        for n, _, past, state, reason, result in [ending]
+        for n, _, past, state, reason, result, _ in [ending]
     ]
     if kept:
         yield from tx.do("add_done", ends=text(kept))

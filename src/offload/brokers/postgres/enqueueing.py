@@ -12,14 +12,17 @@ import msgspec
 from msgspec.structs import replace
 
 from offload.broker import Work
+from offload.brokers.postgres import locking
 from offload.brokers.postgres.cancelling import cancel
 from offload.brokers.postgres.database import Database
 from offload.brokers.postgres.errors import AGAIN
+from offload.brokers.postgres.gating import Past
 from offload.brokers.postgres.keys import Hold, Keys, hold_of
-from offload.brokers.postgres.moves import Moves, Past, take_out
-from offload.brokers.postgres.rows import extra_text, job_row, jobs_by_number, optional_stored, stored
+from offload.brokers.postgres.moves import Moves, put_off, take_out
+from offload.brokers.postgres.rows import JobColumns, extra_text, job_row, jobs_by_number, optional_stored, stored
 from offload.brokers.postgres.work import Doubt, Transaction, text
 from offload.errors import BrokerError, BrokerUnusable, IdConflict, UniqueConflict
+from offload.gates import gated
 from offload.job import Job, State, UniqueKey, keys_of
 
 MOST_TRIES = 10
@@ -31,10 +34,12 @@ _numbers = msgspec.json.Decoder(list[int]).decode
 
 
 def store_new(tx: Transaction, jobs: Sequence[Job], *, strict: bool) -> Work[bool]:
-    """Store jobs whose ids and keys are taken to be free, by one statement. False, and nothing stored, when they are not.
+    """Store jobs that pass no gates and whose ids and keys are taken to be free, by one statement. False, and nothing stored, if not.
 
     Where another transaction takes one just then, the statement fails if `strict`; else some are stored, and Doubt is raised.
     """
+    if any(_comes_to_gates(job, tx.now) for job in jobs):
+        return False
     holds: list[tuple[str, int, str, str, int | None]] = []
     for index, job in enumerate(jobs, start=1):
         if job.unique is not None or job.schedule is not None:
@@ -49,6 +54,10 @@ def store_new(tx: Transaction, jobs: Sequence[Job], *, strict: bool) -> Work[boo
     if 0 < number < count:
         raise Doubt
     return number == count
+
+
+def _comes_to_gates(job: Job, now: int) -> bool:
+    return gated(job) and (job.run_at is None or stored(job.run_at) <= now)
 
 
 async def enqueue(database: Database, jobs: Sequence[Job]) -> list[str]:
@@ -94,7 +103,7 @@ def enqueue_on(tx: Transaction, jobs: Sequence[Job]) -> Work[list[str]]:
             if attempt == 0 and (yield from store_new(tx, jobs, strict=False)):
                 ids = [job.id for job in jobs]
             else:
-                ids = yield from store(tx, jobs)
+                ids = yield from store(tx, jobs, joint=True)
             yield from tx.tell()
         except Doubt:
             yield from tx.do("rollback_to_savepoint")
@@ -105,11 +114,15 @@ def enqueue_on(tx: Transaction, jobs: Sequence[Job]) -> Work[list[str]]:
     raise BrokerError(f"other transactions took ids or keys of these jobs {MOST_TRIES} times; try again")
 
 
-def store(tx: Transaction, jobs: Sequence[Job]) -> Work[list[str]]:
-    """Store jobs in order; returns the ids that stand for them. Raises IdConflict, UniqueConflict."""
+def store(tx: Transaction, jobs: Sequence[Job], *, joint: bool = False) -> Work[list[str]]:
+    """Store jobs in order; returns the ids that stand for them. Raises IdConflict, UniqueConflict.
+
+    Where the transaction is a caller's, `joint`, it may be open for long, and others must not wait for the gates of its jobs. So these
+    come to their gates only once it was committed.
+    """
     if not jobs:
         return []
-    storing = Storing(tx)
+    storing = Storing(tx, joint=joint)
     yield from storing.begin(jobs)
     ids: list[str] = []
     for job in jobs:
@@ -122,8 +135,9 @@ def store(tx: Transaction, jobs: Sequence[Job]) -> Work[list[str]]:
 class Storing:
     """Stores jobs one by one, as far as they may touch each other; what they become is written set by set."""
 
-    def __init__(self, tx: Transaction) -> None:
+    def __init__(self, tx: Transaction, *, joint: bool) -> None:
         self._tx = tx
+        self._joint = joint
         self._keys = Keys(tx)
         self._jobs: Sequence[Job] = ()
         self._moves = Moves(tx.now)
@@ -218,21 +232,37 @@ class Storing:
         old = row.job()
         new = replace(old, payload=job.payload, run_at=job.run_at if move else old.run_at)
         due = optional_stored(new.run_at) if move else row.due
-        past = Past()
-        moving = move and row.state is not State.WAITING
-        if moving:
-            taken = yield from take_out(self._tx, [row])
-            if n not in taken:
-                raise Doubt
-            past = taken[n]
+        standing = row.state is not State.WAITING or row.lane is not None or row.arrives
+        later = self._joint and gated(old) and not row.arrives and row.state is not State.SCHEDULED
+        moving = move and standing and not later
+        past = (yield from self._taken(row, old)) if moving else Past()
         self._known[row.id] = (row.task, new.payload.decode())
         extra = row.extra if new.run_at == old.run_at else extra_text(new)
         yield from self._tx.do("replace_job", n=n, payload=new.payload.decode(), due=due, extra=extra)
-        if moving:
-            self._moves.place(n, new, past, optional_stored(new.run_at))
-            yield from self._moves.write(self._tx)
-            self._moves = Moves(self._tx.now)
+        if moving and self._joint and _comes_to_gates(new, self._tx.now):
+            yield from put_off(self._tx, [(n, None)])
+        elif moving:
+            self._moves.seated({n: row.seat})
+            if row.lane is not None:
+                self._moves.withdraw(n, old)
+            self._moves.place(n, new, past, due)
+            yield from self._write_moves()
             self._numbers = []
+        elif move and standing:
+            yield from put_off(self._tx, [(n, due or self._tx.now)])
+
+    def _taken(self, row: JobColumns, job: Job) -> Work[Past]:
+        """Take a job out of where it stands."""
+        if not self._joint:
+            yield from locking.lock(self._tx, locking.gates_of([job]))
+        taken = yield from take_out(self._tx, [row])
+        if row.n not in taken:
+            raise Doubt
+        return taken[row.n]
+
+    def _write_moves(self) -> Work[None]:
+        yield from self._moves.write(self._tx)
+        self._moves = Moves(self._tx.now)
 
     def _flush(self) -> Work[None]:
         """Write what was decided so far, so that it can be read."""
@@ -241,15 +271,23 @@ class Storing:
             rows = [(n, job_row(job)) for n, job in added.items()]
             if len(rows) != (yield from self._tx.value("add_jobs", jobs=text(rows))):
                 raise Doubt
-            yield from self._place(added)
-        if self._waiting:
-            yield from self._tx.do("add_waiting", jobs=text(self._waiting))
-            self._waiting = []
-        yield from self._keys.write()
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            yield from self._tx.do("add_waiting", jobs=text(waiting))
+        yield from self._keys.write()  # before anybody comes to gates: where another has just taken a key, this waits for its commit
+        if added:
+            yield from self._place(added, {n for n, _ in waiting})
 
-    def _place(self, added: dict[int, Job]) -> Work[None]:
-        behind = {n for n, _ in self._waiting}
-        yield from self._tx.do("place_new", ns=text([n for n in added if n not in behind]), now=self._tx.now)
+    def _place(self, added: dict[int, Job], behind: set[int]) -> Work[None]:
+        comers = {n: job for n, job in added.items() if n not in behind and _comes_to_gates(job, self._tx.now)}
+        yield from self._tx.do("place_new", ns=text([n for n in added if n not in behind and n not in comers]), now=self._tx.now)
+        if self._joint and comers:
+            yield from put_off(self._tx, [(n, None) for n in comers])
+        elif comers:
+            yield from locking.lock(self._tx, locking.gates_of(comers.values()))
+            for n, job in comers.items():
+                self._moves.arrive(n, job)
+            yield from self._write_moves()
         expiring = [(stored(job.expires_at), n) for n, job in added.items() if job.expires_at is not None]
         if expiring:
             yield from self._tx.do("add_expiring", pairs=text(expiring))

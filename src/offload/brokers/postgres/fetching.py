@@ -37,6 +37,8 @@ class Answer(NamedTuple):
 
     alive: bool
     returned: int
+    wakes: bool | None
+    """Whether somebody may pass gates first, by time alone or because a caller has committed."""
     tried: bool
     plain: bool
     found: str
@@ -56,6 +58,8 @@ class Fetching:
         self._alone: str | None = "default"
         """The one queue that has something ready, as far as is known, where all are served; the statement makes sure of it."""
         self._turn = 0
+        self._wake_at: int | None = None
+        """When somebody may pass gates by time alone, as the last claim with care left it."""
         self.era = 0
         self.passed = False
         """Whether jobs were passed over, for lack of room, since this was last set to False."""
@@ -66,11 +70,20 @@ class Fetching:
         """Claim ready jobs. Raises SessionLost, BrokerError."""
         turn = self._turn
         self._turn += queues is None
+        if self._wakes():
+            self.be_careful()
         if self._careful == 0:
             leases = await self._at_once(queues, limit, room, turn)
             if leases is not None:
                 return leases
         return await self._carefully(queues, limit, room, turn)
+
+    def be_careful(self) -> None:
+        """Somebody may pass gates: the one statement would only say so."""
+        self._careful = max(self._careful, 1)
+
+    def _wakes(self) -> bool:
+        return self._wake_at is not None and self._wake_at <= self._link.now()
 
     async def _at_once(self, queues: Sequence[str] | None, limit: int, room: Mapping[Isolation, int], turn: int) -> list[Lease] | None:
         """The claim by one statement, where it is known which queues there are; None when it takes more care."""
@@ -104,6 +117,9 @@ class Fetching:
         else:
             self._careful = 1
             return None
+        if answer.wakes:
+            self.be_careful()
+            return None
         if not answer.tried and alone:
             self._alone = None
             return None
@@ -129,7 +145,7 @@ class Fetching:
         values["alone"] = queues[0] if alone else None
         values["one"] = len(set(queues)) == 1
 
-        def operation(tx: Transaction) -> Work[tuple[bool, int, bool, bool, str, str]]:
+        def operation(tx: Transaction) -> Work[tuple[bool, int, bool | None, bool, bool, str, str]]:
             return tx.row("claim", now=tx.now, **values)
 
         return Answer(*await self._link.step(operation))
@@ -169,6 +185,7 @@ class Fetching:
         leases = await self._link.run(operation)
         assert claim is not None
         claim.committed()
+        self._wake_at = claim.gates.wake_at
         self.passed |= claim.passed > 0
         self.held_up |= claim.held_up > 0
         if queues is None and claim.names:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import msgspec
 
 from offload.broker import Work
-from offload.brokers.postgres.moves import Moves, Past
+from offload.brokers.postgres.gating import Past
+from offload.brokers.postgres.moves import Moves
 from offload.brokers.postgres.rows import jobs_by_number, optional_stored, seconds, stored
 from offload.brokers.postgres.work import Doubt, Transaction, text
 from offload.job import Job, UniqueKey, keys_of

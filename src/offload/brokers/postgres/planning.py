@@ -141,10 +141,14 @@ def pause(tx: Transaction, name: str, next_at: datetime | None, *, paused: bool)
     return (yield from tx.do("resume_schedule", name=name, next_at=optional_stored(next_at)))
 
 
-def prune(tx: Transaction) -> Work[None]:
-    """Once a minute, whatever the number of workers, remove schedules from code that no live session has declared for ten minutes."""
+def prune(tx: Transaction) -> Work[bool]:
+    """Once a minute, whatever the number of workers, remove schedules from code that no live session has declared for ten minutes.
+
+    False, and nothing done, when it is not yet time.
+    """
     if not (yield from tx.do("pruned", now=tx.now, before=tx.now - LOOK_EVERY)):
-        return
+        return False
     infos = _infos((yield from tx.value("infos")))
     names = text(sorted({schedule.name for info in infos for schedule, _ in _info(info).schedules}))
     yield from tx.do("schedules_pruned", names=names, now=tx.now, before=tx.now - ABSENCE)
+    return True

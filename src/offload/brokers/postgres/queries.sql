@@ -15,14 +15,14 @@ select pg_notify(%(channel)s, what) from (
 -- Jobs with their states, as rows.JobColumns.
 select coalesce(json_agg(json_build_array(
     n, id, task, queue, rank, payload, enqueued_at, keep, due, extra, state, claim, attempt, crashes, started_at, worker,
-    aside, pos, result, finished_at, reason, errors, steps, progress, cancel_asked)), '[]')::text
+    aside, pos, result, finished_at, reason, errors, steps, progress, cancel_asked, seat, lane, arrives)), '[]')::text
 from offload.records where n = any(array(select value::bigint from json_array_elements_text(%(ns)s::json)))
 
 -- name: rows_by_id
 -- As `rows`, by id.
 select coalesce(json_agg(json_build_array(
     n, id, task, queue, rank, payload, enqueued_at, keep, due, extra, state, claim, attempt, crashes, started_at, worker,
-    aside, pos, result, finished_at, reason, errors, steps, progress, cancel_asked)), '[]')::text
+    aside, pos, result, finished_at, reason, errors, steps, progress, cancel_asked, seat, lane, arrives)), '[]')::text
 from offload.records where id = any(array(select value from json_array_elements_text(%(ids)s::json)))
 
 -- name: add_new
@@ -196,16 +196,18 @@ with taken as (
 select count(*) from taken
 
 -- name: to_the_end
--- Jobs, as [n, queue, rank, due, claim, attempt, crashes, started_at, worker], go to the end of their ready lines, in order.
+-- Jobs, as [n, queue, rank, due, claim, attempt, crashes, started_at, worker, whether they keep the due that they had], go to the end of
+-- their ready lines, in order.
 with moves as materialized (
     select nextval('offload.places') as pos, (value ->> 0)::bigint as n, value ->> 1 as queue, (value ->> 2)::integer as rank,
         (value ->> 3)::bigint as due, (value ->> 4)::integer as claim, (value ->> 5)::integer as attempt,
-        (value ->> 6)::integer as crashes, (value ->> 7)::bigint as started_at, value ->> 8 as worker
+        (value ->> 6)::integer as crashes, (value ->> 7)::bigint as started_at, value ->> 8 as worker, (value ->> 9)::boolean as keeps
     from json_array_elements(%(moves)s::json)
 ), noted as materialized (
-    select jsonb_object_agg(n, jsonb_build_array(pos, due)) as by_n from moves
+    select jsonb_object_agg(n, jsonb_build_array(pos, due, keeps)) as by_n from moves
 ), updated as (
-    update offload.jobs j set pos = (t.by_n -> j.n::text ->> 0)::bigint, due = (t.by_n -> j.n::text ->> 1)::bigint
+    update offload.jobs j set pos = (t.by_n -> j.n::text ->> 0)::bigint,
+        due = case when (t.by_n -> j.n::text ->> 2)::boolean then j.due else (t.by_n -> j.n::text ->> 1)::bigint end
     from noted t where j.n = any(array(select n from moves))
 )
 insert into offload.ready (queue, rank, pos, n, claim, attempt, crashes, ready_at, started_at, worker)
@@ -239,7 +241,8 @@ insert into offload.scheduled (due, n, claim, attempt, crashes, started_at, work
 select due, n, claim, attempt, crashes, started_at, worker from moves
 
 -- name: take_out
--- Jobs, as [n, state, queue, task, rank, pos, due, aside], leave their lines. Returns those that stood there, as [n, moves.Past].
+-- Jobs, as [n, state, queue, task, rank, pos, due, aside], leave their lines. Returns those that stood there, as [n, gating.Past]. Those
+-- that wait in lanes, which are locked, are still to be withdrawn from there.
 with places as materialized (
     select (value ->> 0)::bigint as n, value ->> 1 as state, value ->> 2 as queue, value ->> 3 as task, (value ->> 4)::integer as rank,
         (value ->> 5)::bigint as pos, (value ->> 6)::bigint as due, (value ->> 7)::boolean as aside
@@ -270,6 +273,12 @@ with places as materialized (
 ), from_waiting as (
     delete from offload.waiting where n = any(array(select n from places where state = 'WAITING'))
     returning n
+), from_arrivals as (
+    delete from offload.arrivals where n = any(array(select n from places where state = 'WAITING'))
+    returning n
+), in_lanes as (
+    select n, claim, attempt, crashes, started_at, worker from offload.parked
+    where n = any(array(select n from places where state = 'WAITING'))
 ), from_done as (
     delete from offload.done
     where n = any(array(select n from places where state not in ('READY', 'SCHEDULED', 'WAITING', 'RUNNING')))
@@ -281,12 +290,15 @@ from (
     union all select * from from_aside
     union all select * from from_scheduled
     union all select n, 0, 0, 0, null, null from from_waiting
+    union all select n, 0, 0, 0, null, null from from_arrivals
+    union all select * from in_lanes
     union all select * from from_done
 ) as out
 
 -- name: lines
 -- What a fetch must know first: is the session there, which queues are paused, which lines of jobs set aside there are, and
--- (where :all) which queues have something ready. The chains jump from one line to the next without reading its jobs.
+-- (where :all) which queues have something ready; whether somebody may pass gates by time alone, and whether any key is shut. The chains
+-- jump from one line to the next without reading its jobs.
 with recursive session as materialized (
     select id from offload.sessions where id = %(session)s and era = %(era)s for key share
 ), asides as (
@@ -306,7 +318,9 @@ select (select count(*) from session),
     (select coalesce(json_agg(queue), '[]') from offload.paused)::text,
     (select coalesce(json_agg(json_build_array(queue, task)), '[]') from asides)::text,
     (select coalesce(json_agg(queue), '[]') from names)::text,
-    (select last_value from offload.returned)
+    (select last_value from offload.returned),
+    wake_at, coalesce(shut > %(now)s, false)
+from offload.doors
 
 -- name: queues
 -- Of `lines`, which queues have something ready, and which lines of jobs set aside there are.
@@ -328,9 +342,10 @@ select (select coalesce(json_agg(queue), '[]') from names)::text,
 
 -- name: claim
 -- Lease the first ready jobs of :segments, as [queue, rank, pos, below], as far as there is room, where all can be taken as they stand:
--- tasks that are known, no expiry, no key to give up, first claims, no lines set aside that the session could serve. It is not tried when a place was
+-- tasks that are known, no expiry, no unique key to give up, no rate, first claims, no lines set aside that the session could serve; where
+-- a key is shut no order or limit either. It is not tried when somebody may pass gates by time alone, when a place was
 -- returned or, with :alone, when there are other queues than that one; where there is not room for all, only with :one queue. Returns
--- whether the session is there, the count of places returned, whether it was tried, whether all could be taken, the jobs leased as
+-- whether the session is there, the count of places returned, whether somebody may pass, whether it was tried, whether all could be taken, the jobs leased as
 -- rows.ReadyRow, and the places passed over.
 with recursive session as materialized (
     select id from offload.sessions where id = %(session)s and era = %(era)s for key share
@@ -344,13 +359,14 @@ with recursive session as materialized (
     select %(tasks)s::jsonb as isolations
 ), tried as materialized (
     select s.last_value as returned, exists (select from session) as alive,
-        s.last_value = %(returned)s and exists (select from session)
+        s.last_value = %(returned)s and exists (select from session) and d.wake_at > %(now)s is not false
         and not exists (select from asides a where (select isolations from tasks) ? a.task)
         and (%(alone)s::text is null or not (
             exists (select from offload.ready where queue < %(alone)s) or exists (select from offload.ready where queue > %(alone)s)
             or exists (select from asides where queue <> %(alone)s)
-        )) as yes
-    from offload.returned s
+        )) as yes, d.wake_at <= %(now)s as wakes,
+        case when d.shut > %(now)s then '"(expires_at|started|rate|order_by|limits)"' else '"(expires_at|started|rate)"' end as care
+    from offload.returned s, offload.doors d
 ), first as materialized (
     select r.* from json_array_elements(%(segments)s::json) s cross join lateral (
         select r.ctid as place, r.queue, r.rank, r.pos, r.n, r.claim, r.attempt, r.crashes, r.ready_at
@@ -363,8 +379,8 @@ with recursive session as materialized (
     limit %(limit)s
 ), found as materialized (
     select f.*, j.id, j.task, j.payload, j.enqueued_at, j.keep, j.extra, (select isolations from tasks) ->> j.task as isolation,
-        coalesce(position('"expires_at"' in j.extra) + position('"started"' in j.extra), 0) = 0 as simple
-    from first f cross join lateral (
+        (j.extra ~ care) is not true as simple
+    from tried cross join first f cross join lateral (
         select j.id, j.task, j.payload, j.enqueued_at, j.keep, j.extra from offload.jobs j where j.n = f.n limit 1
     ) as j
 ), counted as materialized (
@@ -384,7 +400,7 @@ with recursive session as materialized (
     insert into offload.running (n, session, claim, attempt, crashes, pos, ready_at, started_at, worker)
     select n, %(session)s, 1, 1, 0, pos, ready_at, %(now)s, %(worker)s from counted where fits and (select yes from plain)
 )
-select t.alive, t.returned, t.yes, p.yes, (
+select alive, returned, wakes, t.yes, p.yes, (
     select coalesce(json_agg(json_build_array(
         queue, rank, pos, n, claim, attempt, crashes, id, task, payload, enqueued_at, keep, extra)), '[]')
     from counted where fits and p.yes)::text, (
@@ -643,7 +659,8 @@ where r.session = %(session)s
     and not exists (select from json_array_elements(%(known)s::json) k where (k.value ->> 0)::bigint = r.n and (k.value ->> 1)::integer = r.claim)
 
 -- name: news
--- Whether there are jobs that a session might claim, as far as it serves :queues (null: all); and the last place given and returned.
+-- Whether there are jobs that a session might claim, as far as it serves :queues (null: all); the last place given and returned; when
+-- somebody may pass gates by time alone.
 with recursive names as (
     (select queue from offload.ready order by queue limit 1)
     union all
@@ -665,7 +682,7 @@ select exists (
     select from served s
     where not exists (select from offload.paused p where p.queue = s.queue)
         and (%(queues)s::jsonb is null or %(queues)s::jsonb ? s.queue)
-), (select last_value from offload.places), (select last_value from offload.returned)
+), (select last_value from offload.places), (select last_value from offload.returned), (select wake_at from offload.doors)
 
 -- name: drop_session
 delete from offload.sessions where id = %(id)s returning 1

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from offload.broker import Work
-from offload.brokers.postgres import planning
-from offload.brokers.postgres.rows import jobs_by_id, jobs_by_number, moment
+from offload.brokers.postgres import gating, planning
+from offload.brokers.postgres.rows import JobColumns, jobs_by_id, jobs_by_number, moment
 from offload.brokers.postgres.work import Transaction, text
 from offload.job import Facts, Filter, Record, SessionRecord, Standing, State, WorkerInfo
 
@@ -104,15 +104,25 @@ def standing(tx: Transaction, id: str, now: datetime) -> Work[Standing | None]:
     ahead = 0
     if row.state is State.READY:
         ahead = yield from tx.value("ahead", queue=row.queue, rank=row.rank, pos=row.pos)
+    limits, before = ((), 0) if row.lane is None else (yield from gating.limits_of(tx, row.job(), row.lane, row.seat))
     return Standing(
         record=row.record(),
         paused=row.queue in (yield from paused(tx)),
         aside=row.aside,
         ahead=ahead,
-        waits_for=row.reason.removeprefix("behind ") if row.state is State.WAITING and row.reason is not None else None,
+        waits_for=holder_before(row),
+        limits=limits,
+        before=before,
         sessions=tuple((yield from sessions(tx))),
         now=now,
     )
+
+
+def holder_before(row: JobColumns) -> str | None:
+    """The job behind which one waits."""
+    if row.state is not State.WAITING or row.reason is None or not row.reason.startswith("behind "):
+        return None
+    return row.reason.removeprefix("behind ")
 
 
 def facts(tx: Transaction, now: datetime, newest_schema: int) -> Work[Facts]:
@@ -134,5 +144,6 @@ def facts(tx: Transaction, now: datetime, newest_schema: int) -> Work[Facts]:
         oldest_ready={queue: moment(at) for queue, at in _numbers(oldest).items()},
         large=tuple(_large(large)),
         finished=tuple((task, (end - start) / 1_000_000) for task, start, end in _finished(finished) if start is not None),
+        limits=(yield from gating.striking(tx)),
         now=now,
     )

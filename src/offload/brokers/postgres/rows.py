@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Protocol
 
 import msgspec
 
 from offload.broker import Work
 from offload.brokers.postgres.work import Transaction, text
-from offload.job import Failure, Job, Overlap, Progress, Record, State, UniqueKey
+from offload.job import Failure, Job, Limit, OnDead, Overlap, Progress, Record, State, UniqueKey
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -51,10 +53,21 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     unique: UniqueKey | None = None
     schedule: str | None = None
     overlap: Overlap | None = None
+    order_by: str | None = None
+    on_dead: OnDead = "continue"
+    limits: tuple[Limit, ...] = ()
 
 
 NO_EXTRA = Extra()
 _extra = msgspec.json.Decoder(Extra).decode
+
+
+@lru_cache(8192)  # jobs of the same keys, and nothing else that is rare, have the same text
+def read_extra(text: str) -> Extra:
+    """What `jobs.extra` says."""
+    return _extra(text)
+
+
 _failure = msgspec.json.Decoder(Failure).decode
 
 
@@ -76,7 +89,6 @@ class JobRow(msgspec.Struct, frozen=True, gc=False):
 def job_row(job: Job) -> JobRow:
     """The row of a job."""
     run_at, expires_at = job.run_at, job.expires_at
-    rare = run_at is not None or expires_at is not None or job.unique is not None or job.schedule is not None or job.timeout is not None
     return JobRow(
         job.id,
         job.task,
@@ -86,9 +98,15 @@ def job_row(job: Job) -> JobRow:
         stored(job.enqueued_at),
         job.keep,
         None if run_at is None else stored(run_at),
-        extra_text(job) if rare else None,
+        extra_text(job) if _rare(job) else None,
         None if expires_at is None else stored(expires_at),
     )
+
+
+def _rare(job: Job) -> bool:
+    if job.run_at is not None or job.expires_at is not None or job.unique is not None or job.schedule is not None:
+        return True
+    return job.timeout is not None or job.order_by is not None or bool(job.limits)
 
 
 def extra_text(job: Job) -> str:
@@ -101,6 +119,9 @@ def extra_text(job: Job) -> str:
             unique=job.unique,
             schedule=job.schedule,
             overlap=job.overlap,
+            order_by=job.order_by,
+            on_dead=job.on_dead,
+            limits=job.limits,
         )
     )
 
@@ -167,6 +188,11 @@ class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """JSON of each step's result, by its name."""
     progress: tuple[float, str] | None
     cancel_asked: bool
+    seat: int
+    lane: str | None
+    """Where it waits for a key."""
+    arrives: bool
+    """Whether it waits to be let in."""
 
     def job(self) -> Job:
         """The job."""
@@ -189,6 +215,9 @@ class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
             schedule=job.schedule,
             overlap=job.overlap,
             keep=job.keep,
+            order_by=job.order_by,
+            on_dead=job.on_dead,
+            limits=job.limits,
             state=self.state,
             attempt=self.attempt,
             crashes=self.crashes,
@@ -207,9 +236,18 @@ class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
 _columns = msgspec.json.Decoder(list[JobColumns]).decode
 
 
-def extra_of(row: ReadyRow | JobColumns) -> Extra:
+class Rare(Protocol):
+    """A row that may have rare fields."""
+
+    @property
+    def extra(self) -> str | None:
+        """JSON of an Extra."""
+        ...
+
+
+def extra_of(row: Rare) -> Extra:
     """The rare fields of a job."""
-    return NO_EXTRA if row.extra is None else _extra(row.extra)
+    return NO_EXTRA if row.extra is None else read_extra(row.extra)
 
 
 def job_of(row: ReadyRow | JobColumns) -> Job:
@@ -229,6 +267,9 @@ def job_of(row: ReadyRow | JobColumns) -> Job:
         schedule=extra.schedule,
         overlap=extra.overlap,
         keep=row.keep,
+        order_by=extra.order_by,
+        on_dead=extra.on_dead,
+        limits=extra.limits,
     )
 
 

@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from math import inf
 
 import msgspec
 
 from offload.broker import Session, Work
-from offload.brokers.postgres import planning, settling, upkeep
+from offload.brokers.postgres import gating, planning, settling, upkeep
 from offload.brokers.postgres.connections import Link
 from offload.brokers.postgres.database import Database
 from offload.brokers.postgres.fetching import Fetching
-from offload.brokers.postgres.rows import moment
+from offload.brokers.postgres.moves import Moves
+from offload.brokers.postgres.rows import SECOND, moment, stored
 from offload.brokers.postgres.wake import POLL
 from offload.brokers.postgres.work import Transaction, text
 from offload.errors import BrokerError, BrokerUnusable
 from offload.job import Beat, Due, Isolation, Job, Lease, Outcome, Pulse, Release, Upkeep, WorkerInfo
 from offload.liveness import Watch
 
+SOONEST = 0.005
+"""Seconds within which tokens are not looked for again: those that come meanwhile are taken together, and none is late for it."""
+LONGEST_NAP = 0.1
+"""Seconds after which a worker looks again at gates where it could let nobody pass, as others were at it."""
 PROMPT = 1.0
 """Seconds: an answer that took longer says too little about what the server's clock shows now."""
 
@@ -40,7 +46,9 @@ class PostgresSession(Session):
         self._fetching = Fetching(self._claims, id, info)
         self._heard = 0
         self._places: tuple[int, int] | None = None
+        self._wake_at: int | None = None
         self._fruitless = 0
+        self._vain_wakes = 0
         self._returning: asyncio.Future[list[Lease]] | None = None
         self._watch = Watch(info.session_timeout, info.heartbeat)
         self._dead: list[tuple[str, int]] = []
@@ -58,7 +66,7 @@ class PostgresSession(Session):
             claim.add_done_callback(self._hand_back)
             raise
         if leases:
-            self._fruitless = 0
+            self._fruitless = self._vain_wakes = 0
             ear.rouse("work")
         return leases
 
@@ -131,22 +139,34 @@ class PostgresSession(Session):
         """Return when there may be something to claim that the last fetch did not see."""
         self._places = None
         try:
-            await self._database.ear.sleep("work", self._heard, timeout, self._news, rest=self._rest())
+            await self._database.ear.sleep("work", self._heard, timeout, self._news, self._nap, rest=self._rest())
         finally:
             self._fetching.passed = self._fetching.held_up = False
 
+    def _nap(self) -> float:
+        """Seconds until somebody may pass gates by time alone, as far as is known."""
+        if self._wake_at is None:
+            return inf
+        return max((self._wake_at - stored(self._database.clock.now())) / SECOND, SOONEST)
+
     def _rest(self) -> float:
         """Seconds before it looks again for what was there at the last look and could not be claimed: another claim has locked it."""
-        return min(0.002 * 2 ** min(self._fruitless, 10), POLL) if self._fruitless else 0.0
+        claim = min(0.002 * 2 ** min(self._fruitless, 10), POLL) if self._fruitless else 0.0
+        return max(claim, min(SOONEST * self._vain_wakes, LONGEST_NAP))
 
     async def _news(self) -> bool:
         """Whether there is anything to claim, or, after jobs were passed over for lack of room, whether anything changed."""
         queues = None if self._info.queues is None else text(self._info.queues)
-        any_ready, *places = await self._claims.step(lambda tx: tx.row("news", queues=queues, tasks=text(self._info.tasks)))
+        any_ready, *places, wake_at = await self._claims.step(lambda tx: tx.row("news", queues=queues, tasks=text(self._info.tasks)))
         before, self._places = self._places, (places[0], places[1])
         changed = before is not None and before != self._places
+        self._wake_at = wake_at
         news = any_ready and (changed or self._fetching.held_up or not self._fetching.passed)
         self._fruitless += news
+        if wake_at is not None and wake_at <= stored(self._database.clock.now()):
+            self._fetching.be_careful()
+            self._vain_wakes += 1
+            return True
         return news
 
     async def maintain(self) -> Upkeep:
@@ -170,6 +190,9 @@ class PostgresSession(Session):
         yield from tx.do("drop_sleepers")
         yield from tx.do("add_session", id=self.id, info=text(self._info), now=tx.now)
         yield from planning.declare(tx, self._info.schedules)
+        moves = Moves(tx.now)
+        moves.pump((yield from gating.declare(tx, self._info.limits)))
+        yield from moves.write(tx)
 
     async def leave(self) -> None:
         """Be gone; what is still held goes back unharmed."""

@@ -9,13 +9,18 @@ from typing import NamedTuple, assert_never
 import msgspec
 
 from offload.broker import Work
-from offload.brokers.postgres.endings import COVERED, Ending, record_ends
+from offload.brokers.postgres import locking
+from offload.brokers.postgres.endings import Ending, let_go, record_ends
+from offload.brokers.postgres.gating import Past
 from offload.brokers.postgres.keys import Keys
-from offload.brokers.postgres.moves import Moves, Past
+from offload.brokers.postgres.moves import Moves
 from offload.brokers.postgres.rows import jobs_by_number, seconds
-from offload.brokers.postgres.work import Transaction, text
-from offload.job import Cancelled, Dead, Done, Job, Lease, Outcome, Release, Retried, State
+from offload.brokers.postgres.work import Doubt, Transaction, text
+from offload.errors import BrokerError
+from offload.gates import gated
+from offload.job import Cancelled, Dead, Done, Job, Lease, Outcome, Release, Retried, SlotLimit, State
 
+MOST_TRIES = 10
 Settlements = Sequence[tuple[Lease, Outcome]]
 
 
@@ -48,9 +53,14 @@ def plain(lease: Lease, outcome: Outcome, marked: AbstractSet[int]) -> bool:
     `marked` are the jobs that this session gave steps or progress.
     """
     job = lease.job
-    if type(outcome) is not Done or job.unique is not None or job.schedule is not None or type(lease.ref) is not int:
+    if type(outcome) is not Done or job.unique is not None or job.schedule is not None or _holds(job) or type(lease.ref) is not int:
         return False
     return job.keep > 0 or (lease.claim == 1 and lease.ref not in marked)
+
+
+def _holds(job: Job) -> bool:
+    """Whether a job that runs holds any gate; of a rate it has taken its token for good."""
+    return job.order_by is not None or any(isinstance(limit, SlotLimit) for limit in job.limits)
 
 
 def all_plain(settlements: Settlements, marked: AbstractSet[int]) -> bool:
@@ -82,10 +92,24 @@ def settle(tx: Transaction, session: str, settlements: Settlements, marked: Abst
 
 
 def settle_on(tx: Transaction, session: str, lease: Lease, outcome: Outcome) -> Work[bool]:
-    """Settle one lease in a transaction of the caller's. False, and nothing done, when it is lost."""
-    lost = yield from _settle(tx, session, [(lease, outcome)])
-    yield from tx.tell()
-    return not lost
+    """Settle one lease in a transaction of the caller's, right before its commit. False, and nothing done, when it is lost."""
+    if gated(lease.job):
+        isolation = yield from tx.value("isolation")
+        if isolation != "read committed":
+            raise BrokerError(f"job {lease.job.id} has order_by or limits: its transaction must be READ COMMITTED, not {isolation.upper()}")
+    for _ in range(MOST_TRIES):
+        yield from tx.do("savepoint")
+        try:
+            lost = yield from _settle(tx, session, [(lease, outcome)])
+            yield from tx.tell()
+        except Doubt:
+            yield from tx.do("rollback_to_savepoint")
+            tx.work = tx.ended = False
+            tx.locks.clear()
+        else:
+            yield from tx.do("release_savepoint")
+            return not lost
+    raise BrokerError(f"other transactions took keys of job {lease.job.id} {MOST_TRIES} times; try again")
 
 
 def succeed(tx: Transaction, session: str, settlements: Settlements) -> Work[list[Lease]]:
@@ -119,6 +143,7 @@ def _array(items: Iterable[str]) -> str:
 def _settle(tx: Transaction, session: str, settlements: Settlements) -> Work[list[Lease]]:
     keys = Keys(tx)
     yield from keys.lock_of_claimed(lease.job for lease, outcome in settlements if isinstance(outcome, (Done, Dead, Cancelled)))
+    yield from locking.lock(tx, locking.gates_of(lease.job for lease, _ in settlements))
     leases = sorted((lease.ref, lease.claim) for lease, _ in settlements if type(lease.ref) is int)
     held = {row.n: row for row in held_rows((yield from tx.value("end_leases", leases=text(leases), session=session)))}
     lost: list[Lease] = []
@@ -159,15 +184,18 @@ def end_attempts(tx: Transaction, keys: Keys, settled: Sequence[tuple[Held, Leas
         if isinstance(outcome, (Retried, Dead)) and outcome.failure is not None:
             failures.append((n, row.claim, text(outcome.failure)))
         match outcome:
-            case Retried(delay):
+            case Retried(delay, _, whole_key):
+                if whole_key:
+                    moves.shut(job, tx.now + seconds(delay))
                 moves.place(n, job, row.past(), tx.now + seconds(delay) if delay > 0 else None)
             case Release(delay) if delay > 0:
                 moves.place(n, job, row.past(given_back=1), tx.now + seconds(delay))
             case Release():
                 moves.back(n, job, row.past(given_back=1), row.pos, row.ready_at)
             case Done() | Dead() | Cancelled():
-                endings.append(_ending(n, job, row.past(), outcome))
-                yield from keys.give_up(n, job, COVERED, moves)
+                ending = _ending(n, job, row.past(), outcome)
+                endings.append(ending)
+                yield from let_go(keys, ending, moves)
             case _:
                 assert_never(outcome)
     if failures:

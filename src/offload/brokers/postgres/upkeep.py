@@ -11,14 +11,17 @@ from typing import NamedTuple, Protocol, TypeVar
 import msgspec
 
 from offload.broker import Work
+from offload.brokers.postgres import gating, locking
 from offload.brokers.postgres.cancelling import UNSTARTED, Turn, end_unstarted, in_turn
-from offload.brokers.postgres.endings import COVERED, Ending, forget, record_ends
+from offload.brokers.postgres.endings import Ending, forget, let_go, record_ends
+from offload.brokers.postgres.gating import Gates, Own, Past
 from offload.brokers.postgres.keys import Keys
 from offload.brokers.postgres.moves import Moves
 from offload.brokers.postgres.planning import LOOK_EVERY, prune
-from offload.brokers.postgres.rows import SECOND, JobColumns, jobs_by_number
+from offload.brokers.postgres.rows import SECOND, JobColumns, extra_of, jobs_by_number
 from offload.brokers.postgres.settling import held_rows
-from offload.brokers.postgres.work import Operation, Transaction
+from offload.brokers.postgres.work import Operation, Transaction, text
+from offload.gates import gated, wants_of
 from offload.job import State, Touched, Upkeep
 
 T = TypeVar("T")
@@ -27,6 +30,24 @@ WINDOW = 1_000
 """The most jobs that one round promotes, expires or forgets."""
 LONGEST_WAIT = 60.0
 
+
+class DueRow(msgspec.Struct, array_like=True, frozen=True):
+    """A scheduled job that is due."""
+
+    due: int
+    n: int
+    queue: str
+    rank: int
+    claim: int
+    attempt: int
+    crashes: int
+    started_at: int | None
+    worker: str | None
+    extra: str | None
+    seat: int
+
+
+_due = msgspec.json.Decoder(list[DueRow]).decode
 _numbers = msgspec.json.Decoder(list[int]).decode
 _ids = msgspec.json.Decoder(list[str]).decode
 
@@ -38,13 +59,15 @@ class Runner(Protocol):
 
 
 class Moments(NamedTuple):
-    """When something is next due, expires, may be forgotten, or is to be ticked; when absent schedules were last looked for."""
+    """When something is next to be done, and when absent schedules were last looked for."""
 
     due: int | None
     expires: int | None
     forgets: int | None
     tick: int | None
     pruned: int | None
+    wakes: int | None
+    """When somebody may pass gates by time alone."""
     now: int
 
     def come(self, moment: int | None) -> bool:
@@ -70,6 +93,8 @@ async def maintain(run: Runner, step: Runner, dead: Sequence[tuple[str, int]]) -
     for session, beat in dead:
         touched += await run(_rescue_of(session, beat))
     moments = await step(look)
+    if moments.come(moments.wakes):
+        await run(_wake)
     pieces = [
         await run(promote) if moments.come(moments.due) else 0,
         await run(_forget) if moments.come(moments.forgets) else 0,
@@ -79,7 +104,7 @@ async def maintain(run: Runner, step: Runner, dead: Sequence[tuple[str, int]]) -
         touched += expired
         pieces.append(len(expired))
     if moments.prunes:
-        await run(prune)
+        await run(_prune)
     if WINDOW in pieces:
         return Upkeep(0.0, tuple(touched))
     if any(pieces):
@@ -89,14 +114,58 @@ async def maintain(run: Runner, step: Runner, dead: Sequence[tuple[str, int]]) -
 
 def look(tx: Transaction) -> Work[Moments]:
     """What is next to do; reads only."""
-    due, expires, forgets, tick, pruned = yield from tx.row("moments")
-    return Moments(due, expires, forgets, tick, pruned, tx.now)
+    due, expires, forgets, tick, pruned, wakes = yield from tx.row("moments")
+    return Moments(due, expires, forgets, tick, pruned, wakes, tx.now)
+
+
+def _prune(tx: Transaction) -> Work[None]:
+    if (yield from prune(tx)):
+        yield from gating.forget(tx)
+
+
+def wake(tx: Transaction, gates: Gates | None = None) -> Work[Moves]:
+    """Let in whose callers have committed, and let pass whom time alone lets pass, but at gates that another transaction has locked."""
+    moves = Moves(tx.now, gates)
+    due, arrivals = yield from gating.due(tx)
+    busy = yield from locking.try_lock(tx, due)
+    if arrivals:
+        yield from moves.let_in(tx)
+    moves.pump(gate for gate in due if gate not in busy)
+    yield from moves.write(tx, quietly=True)
+    return moves
+
+
+def _wake(tx: Transaction) -> Work[None]:
+    yield from locking.lock(tx, ())
+    moves = yield from wake(tx)
+    tx.work |= bool(moves.entered)
 
 
 def promote(tx: Transaction) -> Work[int]:
-    """What is due becomes ready. Returns the number of jobs."""
+    """What is due becomes ready, or waits for its gates. Returns the number of jobs."""
+    yield from locking.lock(tx, ())
+    if (yield from tx.value("any_gated", now=tx.now, limit=WINDOW)):
+        return (yield from _promote_by_gates(tx))
     rows = yield from tx.rows("promote", now=tx.now, limit=WINDOW)
     tx.work |= bool(rows)
+    return len(rows)
+
+
+def _promote_by_gates(tx: Transaction) -> Work[int]:
+    rows = _due((yield from tx.value("due_jobs", now=tx.now, limit=WINDOW)))
+    keys = {row.n: extra_of(row) for row in rows}
+    fresh = [row.n for row in rows if row.claim == 0 and gated(keys[row.n])]  # only now they join their lanes
+    seats: dict[int, int] = {}
+    yield from locking.have(tx, (want.gate for extra in keys.values() for want in wants_of(extra)))
+    if fresh:
+        seats = dict(zip(fresh, _numbers((yield from tx.value("take_numbers", count=len(fresh)))), strict=True))
+        yield from tx.do("note_seats", seats=text(seats))
+    moves = Moves(tx.now)
+    moves.seated({row.n: row.seat for row in rows} | seats)
+    for row in rows:
+        past = Past(row.claim, row.attempt, row.crashes, row.started_at, row.worker)
+        moves.come_due(row.n, keys[row.n], Own(row.queue, row.rank, past), row.due)
+    yield from moves.write(tx)
     return len(rows)
 
 
@@ -128,19 +197,23 @@ def rescue(tx: Transaction, session: str, beat: int) -> Work[list[Touched]]:
     if not (yield from tx.do("drop_dead_session", id=session, beat=beat)):
         return []
     ns = _numbers((yield from tx.value("runs_of", session=session)))
-    jobs = {n: row.job() for n, row in (yield from jobs_by_number(tx, ns)).items()}
+    rows = yield from jobs_by_number(tx, ns)
+    jobs = {n: row.job() for n, row in rows.items()}
+    yield from locking.lock(tx, locking.gates_of(jobs.values()))
     keys = Keys(tx)
     leases = held_rows((yield from tx.value("end_session_leases", session=session)))
     yield from keys.lock_of_claimed(jobs[held.n] for held in leases if held.cancel)
     touched: list[Touched] = []
     endings: list[Ending] = []
     moves = Moves(tx.now)
+    moves.seated({n: row.seat for n, row in rows.items()})
     for held in leases:
         job = jobs[held.n]
         past = held.past(given_back=1, crashes=1)
         if held.cancel:
-            endings.append(Ending(held.n, job, past, State.CANCELLED, "cancelled"))
-            yield from keys.give_up(held.n, job, COVERED, moves)
+            ending = Ending(held.n, job, past, State.CANCELLED, "cancelled")
+            endings.append(ending)
+            yield from let_go(keys, ending, moves)
         else:
             moves.back(held.n, job, past, held.pos, held.ready_at)
         event = "cancelled" if held.cancel else "rescued"

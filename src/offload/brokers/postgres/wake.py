@@ -58,10 +58,18 @@ class Ear:
             self._counts[what] += 1
             self._bells[what].set()
 
-    async def sleep(self, what: What, heard: int, timeout: float, look: Callable[[], Awaitable[bool]], rest: float = 0.0) -> None:
+    async def sleep(
+        self,
+        what: What,
+        heard: int,
+        timeout: float,
+        look: Callable[[], Awaitable[bool]],
+        nap: Callable[[], float] = lambda: POLL,
+        rest: float = 0.0,
+    ) -> None:
         """Return when woken since `heard` was counted, when `look` finds something, or after `timeout` seconds. May be cancelled.
 
-        It first looks after `rest` seconds.
+        It first looks after `rest` seconds, and again after the seconds that `nap` says then.
         """
         deadline = monotonic() + timeout
         if rest and self._counts[what] == heard:
@@ -77,7 +85,7 @@ class Ear:
                 return
             if deaf and self._listening:
                 continue
-            await self._rung(what, heard, min(left, (POLL_DEAF if deaf else POLL) * random.uniform(0.8, 1.2)))
+            await self._rung(what, heard, min(left, nap(), (POLL_DEAF if deaf else POLL) * random.uniform(0.8, 1.2)))
 
     async def _rung(self, what: What, heard: int, timeout: float) -> None:
         """Wait to be woken, for `timeout` seconds."""

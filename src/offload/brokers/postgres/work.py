@@ -37,7 +37,7 @@ def in_schema(sql: str, schema: str) -> str:
 @cache
 def statements(schema: str) -> Mapping[str, str]:
     """All statements by name, for the tables in `schema`."""
-    named = queries(PACKAGE, "queries.sql") | queries(PACKAGE, "control.sql")
+    named = queries(PACKAGE, "queries.sql") | queries(PACKAGE, "gates.sql") | queries(PACKAGE, "control.sql")
     named["add_new_strict"] = named["add_new"].replace("on conflict do nothing", "")  # a third faster; conflicts fail
     return {name: in_schema(_bare(sql), schema) for name, sql in named.items()}
 
@@ -75,6 +75,10 @@ class Transaction:
         """Set by what may have made jobs ready or changed what workers wait for."""
         self.ended = False
         """Set by what may have brought jobs to their end."""
+        self.locks: set[int] = set()
+        """The locks of gates that it has; see locking.py."""
+        self.wanted: set[int] = set()
+        """Those that it takes first of all, for lack of which it was undone before."""
 
     def rows(self, name: str, /, **values: Any) -> Work[list[tuple[Any, ...]]]:
         """Run a statement; returns its rows."""

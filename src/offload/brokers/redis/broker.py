@@ -13,12 +13,25 @@ from offload.broker import Feature, Store
 from offload.brokers.redis import planning, reading
 from offload.brokers.redis.awaited import Awaited
 from offload.brokers.redis.connections import Address, Link
-from offload.brokers.redis.rows import optional_stored, tail
+from offload.brokers.redis.rows import change_of, optional_stored, tail
 from offload.brokers.redis.script import Script, refuse
 from offload.brokers.redis.session import RedisSession
 from offload.clock import Clock
 from offload.errors import BrokerUnusable, SchemaTooNew
-from offload.job import Facts, Filter, Job, Record, Schedule, ScheduleRecord, SessionRecord, Standing, State, WorkerInfo
+from offload.job import (
+    Facts,
+    Filter,
+    Job,
+    LimitChange,
+    LimitRecord,
+    Record,
+    Schedule,
+    ScheduleRecord,
+    SessionRecord,
+    Standing,
+    State,
+    WorkerInfo,
+)
 
 PAGE = 200
 """Jobs that one call cancels, revives or deletes; the server does nothing else meanwhile."""
@@ -30,7 +43,7 @@ class RedisBroker(Store):
     A client belongs to the event loop that opened it; `client` gives one for another.
     """
 
-    features: ClassVar[frozenset[Feature]] = frozenset(Feature)
+    features: ClassVar[frozenset[Feature]] = frozenset(Feature) - {Feature.FAIRNESS}
 
     def __init__(self, address: Address, clock: Clock) -> None:
         self.address = address
@@ -180,6 +193,14 @@ class RedisBroker(Store):
         if refusal:
             refuse(refusal)
         return None if id is None else id.decode()
+
+    async def limits(self) -> list[LimitRecord]:
+        """What keys allow, and who holds them."""
+        return await reading.limits(self._script)
+
+    async def set_limit(self, key: str, change: LimitChange) -> None:
+        """Change what a key allows."""
+        await self._script.tell("set_limit", key, change_of(change))
 
     async def sessions(self) -> list[SessionRecord]:
         """The live sessions, oldest first."""

@@ -24,6 +24,16 @@
 --   errors, steps, progress  HASH   id -> what its attempts left
 --   counts            HASH   STATE\n<queue> -> number, but for READY
 --   keys              HASH   unique key -> who holds it; `freeing` ZSET key by the time it frees itself
+--   slots:<gate>      HASH   member -> what it costs, of jobs that have passed a gate and not left. A gate is `turn of <key>`, `slot of
+--                            <key>` or `token of <key>`: see offload/gates.py
+--   lane:<lane>       ZSET   member by its seat, of jobs that wait. A lane is named by the gates that its jobs want, a line each
+--   seats             HASH   id -> its seat, of jobs where that is not n
+--   lanes             HASH   lane -> the gate where it is parked
+--   parked:<gate>     ZSET   lane by the seat of its first job
+--   gates             HASH   gate -> msgpack of what else is known of it: n, interval, burst, paused, shut_until, tat, wake_at, unfinished
+--   keyed             ZSET   gates of which anything is stored
+--   wakes             ZSET   gate by when it is to be looked at again; fading: gate by when what `gates` has of it will mean nothing
+--   rules             HASH   rule -> msgpack of the limit that workers declare; reviews HASH rule that has changed -> the last gate looked at
 --   paused            SET    queues
 --   schedules         ZSET   names; schedule:<name> HASH; calendar ZSET name by its next tick, without the paused
 --   sessions          ZSET   session by age; session:<session> HASH; beats HASH session -> number
@@ -56,6 +66,7 @@ local KEEP = 30 * 86400 * SECOND      -- how long records of dead, cancelled and
 local WINDOW = 1000                   -- the most jobs that one call moves, or looks at in one queue
 local VISIT = 4                       -- looking into a queue costs the server as much as looking at so many jobs
 local NEVER = -2 ^ 62                 -- where a time is missing
+local FOREVER = 2 ^ 62                -- a time that does not come
 local BAND = 2 ^ 45                   -- places in one priority: enough for 35,000 jobs a second over 30 years
 local LARGE_BYTES = 16 * 1024
 local CRASHES_BEFORE_ISOLATION = 2
@@ -86,6 +97,8 @@ local now = ARGV[2] ~= '' and tonumber(ARGV[2]) or server_time()
 
 -- What is gathered while an operation runs and done at its end, unless all is taken back.
 local tally, news, ended, stirred = {}, {}, {}, false
+local retimed = false -- whether time alone will let somebody pass sooner than anybody may know
+local lined_up = 0 -- how many jobs came to ready lines
 local outlined -- whether any job has an outline, once that was asked
 local undo -- while set: what takes back what was written, the newest last
 
@@ -132,7 +145,8 @@ end
 
 function fn.take_back()
   for i = #undo, 1, -1 do call(unpack(undo[i])) end
-  tally, news, ended, stirred = {}, {}, {}, false
+  tally, news, ended, stirred, retimed = {}, {}, {}, false, false
+  if rawget(fn, 'forget_read') then fn.forget_read() end
 end
 
 -- A command with any number of values: Lua takes no more than 8,000 at once.
@@ -206,6 +220,7 @@ end
 
 -- Wakes who serves the queues that got jobs: a few, as each wakes another while it leaves something to do.
 function fn.spread_news()
+  stirred = stirred or retimed
   if not (stirred or next(news)) or call('ZCARD', our.asleep) == 0 then return end
   local sleeper, chosen, left = fn.sleepers(fn.next_number()), {}, MOST_ASKED
   for queue, jobs in pairs(news) do
@@ -259,6 +274,7 @@ function fn.conclude()
   end
   fn.spread_news()
   fn.tell_ends()
+  if rawget(fn, 'note_gates') then fn.note_gates() end
 end
 
 
@@ -399,6 +415,8 @@ function fn.where(job)
   if call('ZSCORE', our.scheduled, job.member) then return 'SCHEDULED' end
   local behind = call('HGET', our.waiting, job.member)
   if behind then return 'WAITING', { behind = behind } end
+  local lane = fn.is_gated(job) and fn.lane_of(job)
+  if lane and call('ZSCORE', each.lane .. lane, job.member) then return 'WAITING', { lane = lane } end
   local aside = each.aside .. job.queue .. '\0' .. job.task
   place = call('ZSCORE', aside, job.member)
   if place then return 'READY', { line = aside, place = place, aside = true } end
@@ -416,10 +434,16 @@ end
 
 -- Lines --------------------------------------------------------------------------------------------------------------------
 
+-- Whether a job has an order or limits, and so passes gates.
+function fn.is_gated(job)
+  return job.rare.order_by ~= nil or job.rare.limits ~= nil
+end
+
 function fn.line_up(job, place)
   fn.stand(each.ready .. job.queue, place, job.member)
   fn.stand(our.queues, 0, job.queue)
   news[job.queue] = (news[job.queue] or 0) + 1
+  lined_up = lined_up + 1
 end
 
 -- A ready or aside line has lost jobs: its name goes with its last.
@@ -433,13 +457,19 @@ function fn.tidy(line)
 end
 
 -- To the end of the ready line.
-function fn.make_ready(job, past)
+function fn.line_up_anew(job, past)
   past.since, past.place = now, job.band * BAND + fn.next_number()
   fn.note_past(job, past)
   fn.line_up(job, past.place)
 end
 
--- To the time `due` where that is to come, else to the end of the ready line.
+-- The same for one that passes its gates; else it waits in its lane.
+function fn.make_ready(job, past)
+  if fn.is_gated(job) and not fn.enter(job) then return fn.note_past(job, past) end
+  fn.line_up_anew(job, past)
+end
+
+-- To the time `due` where that is to come, else to the end of the ready line, or to its lane.
 function fn.place(job, past, due)
   past.due = due
   if due <= now then return fn.make_ready(job, past) end
@@ -447,6 +477,7 @@ function fn.place(job, past, due)
   fn.stand(our.scheduled, due, job.member)
   fn.count('SCHEDULED', job.queue, 1)
   stirred = true -- whoever wakes up sees when there is something to promote
+  if fn.is_gated(job) then fn.go_to_wait(job) end
 end
 
 -- Out of the line where a job stands that does not run.
@@ -457,6 +488,8 @@ function fn.take_out(job, state, standing)
   elseif state == 'SCHEDULED' then
     fn.leave(our.scheduled, job.member)
     fn.count('SCHEDULED', job.queue, -1)
+  elseif state == 'WAITING' and standing and standing.lane then
+    fn.withdraw(job)
   elseif state == 'WAITING' then
     fn.drop(our.waiting, job.member)
     fn.count('WAITING', job.queue, -1)
@@ -550,25 +583,32 @@ local AT_DELETION = { started = true, finished = true, time = true }
 function fn.forget(ids, members)
   fn.many('HDEL', our.jobs, ids)
   fn.many('ZREM', our.all, members)
-  for _, key in ipairs({ our.past, our.ends, our.errors, our.steps, our.progress, our.outlines }) do
+  for _, key in ipairs({ our.past, our.ends, our.errors, our.steps, our.progress, our.outlines, our.seats }) do
     if call('EXISTS', key) == 1 then fn.many('HDEL', key, ids) end
   end
   if call('EXISTS', our.large) == 1 then fn.many('ZREM', our.large, members) end
 end
 
+-- Whether a job keeps its turn, and its record, when it is dead: until somebody retries or deletes it.
+function fn.holds_on(job, state)
+  return state == 'DEAD' and job.rare.on_dead == 'hold' and job.rare.order_by ~= nil
+end
+
 -- Ends a job that stands in no line any more. `past` counts the attempt that ends, if any.
 function fn.finish(job, past, state, reason, keep, result)
   ended[#ended + 1] = job.id
+  local holds_on = fn.holds_on(job, state)
   if job.rare.expires_at and past.claim == 0 then fn.leave(our.expiring, job.member) end
   if keep > 0 then
     fn.put(our.ends, job.id, fn.end_row(state, past.claim, past.attempt, past.started, past.worker, reason, result or ''))
     if past.crashes > 0 or past.due ~= (job.rare.run_at or NEVER) then fn.note_past(job, past) else fn.drop(our.past, job.id) end
-    fn.stand(each.done .. state, now + keep, job.member)
+    fn.stand(each.done .. state, holds_on and FOREVER or now + keep, job.member)
     fn.count(state, job.queue, 1)
   else
     fn.forget({ job.id }, { job.member })
   end
   fn.give_up(job, AT_END)
+  if fn.is_gated(job) then fn.end_at_gates(job, holds_on) end
 end
 
 -- Ends a job that has not started, or asks for the end of one that runs. False when it has ended.
@@ -591,14 +631,15 @@ end
 
 -- Enqueue ------------------------------------------------------------------------------------------------------------------
 
--- Whether nothing stands in the way of jobs: no id is known or comes twice, none has anything rare.
-function fn.all_plain(ids, tails)
-  local seen = {}
+-- How much care jobs need: 'plain' where no id is known or comes twice and none has anything rare, 'new' where some have, else nil.
+function fn.kind_of_jobs(ids, tails)
+  local seen, kind = {}, 'plain'
   for i, known in ipairs(call('HMGET', our.jobs, unpack(ids))) do
-    if known or seen[ids[i]] or sub(tails[i], RARE_AT, TAIL_BYTES) ~= NO_RARE then return false end
+    if known or seen[ids[i]] then return nil end
+    if sub(tails[i], RARE_AT, TAIL_BYTES) ~= NO_RARE then kind = 'new' end
     seen[ids[i]] = true
   end
-  return true
+  return kind
 end
 
 function fn.store_plain(ids, tails)
@@ -647,7 +688,7 @@ function fn.replace(holder, job, moves)
   fn.rewrite(holder, fn.payload_of(job))
   if not moves then return end
   local past, due = fn.past_of(holder), job.rare.run_at or NEVER
-  if at == 'WAITING' then
+  if at == 'WAITING' and not standing.lane then
     past.due = due
     fn.note_past(holder, past)
   else
@@ -691,15 +732,50 @@ function fn.add(job, behind)
     fn.put(our.waiting, job.member, behind)
     fn.count('WAITING', job.queue, 1)
   else
-    local due = job.rare.run_at or NEVER
-    if due > now then
-      fn.stand(our.scheduled, due, job.member)
-      fn.count('SCHEDULED', job.queue, 1)
-      stirred = true
-    else
-      fn.line_up(job, job.band * BAND + job.position)
-    end
+    fn.arrive(job)
   end
+end
+
+-- A job just stored goes to the line that its time asks for.
+function fn.arrive(job)
+  local due = job.rare.run_at or NEVER
+  if due > now then
+    fn.stand(our.scheduled, due, job.member)
+    fn.count('SCHEDULED', job.queue, 1)
+    stirred = true
+  elseif not fn.is_gated(job) or fn.enter(job) then
+    fn.line_up(job, job.band * BAND + job.position)
+  end
+end
+
+-- Stores new jobs where none has a unique key, so that none can be refused. False, and nothing done, when one has.
+function fn.store_keyless(ids, tails)
+  local number = call('INCRBY', our.sequence, #ids) - #ids
+  local jobs, rows, all = {}, {}, {}
+  for i, id in ipairs(ids) do
+    local job = fn.read_job(id, pack(HEAD, number + i, number + i, now) .. tails[i])
+    if #fn.keys_of(job) > 0 then return false end
+    jobs[i], rows[2 * i - 1], rows[2 * i] = job, id, job.row
+    all[2 * i - 1], all[2 * i] = job.enqueued, job.member
+  end
+  local looked = {}
+  for _, job in ipairs(jobs) do -- what fails where another's key is in the way fails now, before anything is stored
+    local lane = fn.is_gated(job) and fn.lane_of(job)
+    if lane and not looked[lane] then fn.look(job, lane) end
+    if not looked[job.queue] then call('ZCARD', each.ready .. job.queue) end
+    looked[lane or job.queue], looked[job.queue] = true, true
+  end
+  fn.many('HSET', our.jobs, rows)
+  fn.many('ZADD', our.all, all)
+  for _, job in ipairs(jobs) do
+    if #job.row - job.payload >= LARGE_BYTES then fn.note_size(job) end
+    if job.rare.expires_at then
+      fn.stand(our.expiring, job.rare.expires_at, job.member)
+      stirred = true
+    end
+    fn.arrive(job)
+  end
+  return true
 end
 
 -- Stores one job with care. Returns the id that stands for it, or nil and why it cannot be.
@@ -748,10 +824,12 @@ function fn.store_all(first)
     tails[#tails + 1] = ARGV[i + 1]
   end
   if #ids == 0 then return ids end
-  if fn.all_plain(ids, tails) then
+  local kind = fn.kind_of_jobs(ids, tails)
+  if kind == 'plain' then
     fn.store_plain(ids, tails)
     return ids
   end
+  if kind == 'new' and fn.store_keyless(ids, tails) then return ids end
   undo = {}
   local whole, standing, refusal = pcall(fn.store_each, ids, tails)
   if refusal or not whole then fn.take_back() end
@@ -824,7 +902,7 @@ end
 -- Leases a job that has something rare, something behind it, or a large payload.
 function fn.lease_with_care(claim, job, past, has_past)
   if past.claim == 0 and job.rare.expires_at then fn.leave(our.expiring, job.member) end
-  local flags = (has_past and HAS_PAST or 0) + ((job.rare.key or job.rare.schedule) and KEYED or 0)
+  local flags = (has_past and HAS_PAST or 0) + ((job.rare.key or job.rare.schedule or fn.is_gated(job)) and KEYED or 0)
   local running, leases = claim.running, claim.leases
   running[#running + 1] = job.member
   running[#running + 1] = pack(RUN_ROW, past.claim + 1, now, flags) .. job.queue
@@ -845,9 +923,10 @@ function fn.judge(claim, id, row, past_row)
   if isolation and claim.room[isolation] <= 0 and r == 0 and not past_row then return 'passed' end -- of many, most likely
   local job = fn.read_job(id, row)
   local past = past_row and fn.read_past(past_row) or fn.past_of(job)
+  local before = lined_up
   if past.claim == 0 and job.rare.expires_at and job.rare.expires_at <= now then
     fn.finish(job, past, 'EXPIRED', NOT_IN_TIME, KEEP)
-    return #fn.keys_of(job) > 0 and 'changed' or 'gone'
+    return lined_up > before and 'changed' or 'gone'
   end
   if not isolation then
     fn.set_aside(job, past.place)
@@ -855,6 +934,9 @@ function fn.judge(claim, id, row, past_row)
   end
   if past.crashes >= CRASHES_BEFORE_ISOLATION then isolation = 'process' end
   if claim.room[isolation] <= 0 then return 'passed' end
+  if fn.is_gated(job) and not fn.starts(job) then -- it waits again, and cannot come back within this call
+    return lined_up > before and 'changed' or 'gone'
+  end
   claim.room[isolation] = claim.room[isolation] - 1
   fn.lease_with_care(claim, job, past, past_row)
   return 'taken'
@@ -1014,11 +1096,11 @@ function fn.note_failure(id, failure)
   call('HSET', our.errors, id, before and before .. '\n' .. failure or failure)
 end
 
--- Back to the place in the ready line that it had, with the attempt given back.
+-- Back to the place in the ready line that it had, if its gates still let it, with the attempt given back.
 function fn.hand_back(job, past)
   past.attempt = past.attempt - 1
   fn.note_past(job, past)
-  fn.line_up(job, past.place)
+  if not fn.is_gated(job) or fn.enter(job) then fn.line_up(job, past.place) end
 end
 
 -- Carries out the outcome of an attempt; `detail` is a delay in microseconds, the time to keep, or a reason.
@@ -1030,8 +1112,9 @@ function fn.end_attempt(id, run, worker, outcome, detail, extra)
     fn.finish(job, past, 'CANCELLED', 'cancelled', KEEP)
   elseif outcome == 'Done' then
     fn.finish(job, past, 'SUCCEEDED', '', tonumber(detail), extra)
-  elseif outcome == 'Retried' then
+  elseif outcome == 'Retried' or outcome == 'HeldBack' then
     fn.note_failure(id, extra)
+    if outcome == 'HeldBack' and fn.is_gated(job) then fn.shut(job, now + detail) end
     fn.place(job, past, tonumber(detail) > 0 and now + detail or NEVER)
   elseif outcome == 'Dead' then
     fn.note_failure(id, extra)
@@ -1191,8 +1274,10 @@ function fn.promote()
     call('ZREM', our.scheduled, member)
     local job = fn.find_job(sub(member, 7))
     if job then
+      local past = fn.past_of(job)
       fn.count('SCHEDULED', job.queue, -1)
-      fn.make_ready(job, fn.past_of(job))
+      if past.claim == 0 and fn.is_gated(job) then fn.take_seat(job) end -- only now it joins its lane
+      fn.make_ready(job, past)
     end
   end
   return #due
@@ -1336,6 +1421,8 @@ function fn.known(job)
   elseif state == 'RUNNING' then
     past = fn.past_after(job, standing, call('HGET', each.session .. standing.session, 'worker')
       or string.match(call('HGET', our.orphans, standing.session) or '', '\n(.*)$') or UNKNOWN)
+  elseif state == 'WAITING' and standing.lane then
+    reason = 'waits for a ' .. call('HGET', our.lanes, standing.lane)
   elseif state == 'WAITING' then
     reason = 'behind ' .. standing.behind
   end
@@ -1346,9 +1433,18 @@ function fn.known(job)
   }
 end
 
+-- Whether a key is that of a job's uniqueness, order, limits or fair turn.
+function fn.has_key(rare, key)
+  if rare.key == key or rare.order_by == key or rare.fair_by == key then return true end
+  for _, limit in ipairs(rare.limits or {}) do
+    if limit.key == key then return true end
+  end
+  return false
+end
+
 function fn.matches(job, filter)
   if filter.task and job.task ~= filter.task or filter.queue and job.queue ~= filter.queue then return false end
-  if filter.key and job.rare.key ~= filter.key then return false end
+  if filter.key and not fn.has_key(job.rare, filter.key) then return false end
   if not filter.state then return true end
   local state, standing = fn.where(job)
   return filter.state == (state == 'ENDED' and standing.state or state)
@@ -1412,21 +1508,23 @@ end
 
 -- For sessions ---
 
--- session, worker, info, names declared, how it sleeps, number of schedules, (name, rule, next_at)..., (task, isolation)...
+-- session, worker, info, names declared, how it sleeps, number of schedules, number of rules, (name, rule, next_at)..., (rule, limit)...,
+-- (task, isolation)...
 function operations.enter()
   fn.insist() -- a worker that comes now brings relief
-  local session, worker, info, declares, asleep, schedules = unpack(ARGV, 3, 8)
+  local session, worker, info, declares, asleep, schedules, rules = unpack(ARGV, 3, 9)
   local number = fn.next_number()
   local key = each.session .. session
   call('HSET', key, 'worker', worker, 'info', info, 'declares', declares, 'asleep', asleep, 'started_at', fn.integer(now),
     'beat_at', fn.integer(now), 'calls', 0, 'doubt', '0')
-  local at = 9 + 3 * schedules
-  for i = at, #ARGV, 2 do call('HSET', key, 'task:' .. ARGV[i], ARGV[i + 1]) end
+  local first = 10 + 3 * schedules
+  for i = first + 2 * rules, #ARGV, 2 do call('HSET', key, 'task:' .. ARGV[i], ARGV[i + 1]) end
   call('ZADD', our.sessions, 'NX', number, session)
   call('HSETNX', our.beats, session, 0)
   call('ZADD', our.asleep, number, asleep)
   call('SET', our.version, SCHEMA, 'NX')
-  for i = 9, at - 1, 3 do fn.put_schedule(ARGV[i], ARGV[i + 1], ARGV[i + 2], '1') end
+  for i = 10, first - 1, 3 do fn.put_schedule(ARGV[i], ARGV[i + 1], ARGV[i + 2], '1') end
+  if tonumber(rules) > 0 then fn.declare(first, tonumber(rules)) end
 end
 
 -- session -> how many jobs it still has to hand back
@@ -1440,7 +1538,8 @@ end
 
 -- session, call, turn, limit, room of async, thread, process, how it sleeps, whether it goes on where the call before ended, then the
 -- queues to serve, or none for all
--- -> 'gone', 'late', or (member, row)...; for those claimed before, {place, claim, attempt, crashes, steps}; the queues not come to
+-- -> 'gone', 'late', or (member, row)...; for those claimed before, {place, claim, attempt, crashes, steps}; the queues not come to;
+-- and when time alone will let somebody pass
 function operations.fetch()
   local session, number, turn, limit = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
   local asleep, goes_on = ARGV[10], ARGV[11] == '1'
@@ -1449,6 +1548,10 @@ function operations.fetch()
   local void, doubt = fn.take_turn(session, number)
   if void or doubt then return void or 'late' end
   if not goes_on then call('DEL', each.bell .. session) end -- before looking, so that a ring from here on is heard
+  if (fn.first_score(our.wakes) or FOREVER) <= now then
+    fn.wake_gates()
+    news = {} -- of who has passed, this session takes what it can, and wakes another for the rest
+  end
   local claim = {
     tasks = fn.tasks_of(session),
     room = { async = tonumber(ARGV[7]), thread = tonumber(ARGV[8]), process = tonumber(ARGV[9]) },
@@ -1463,7 +1566,9 @@ function operations.fetch()
   -- It counts as asleep from its first call on: a job that comes to a queue already looked at while it goes on must ring its bell.
   if not goes_on then since = call('GET', our.sequence) or 0 end
   if taken < limit and since then call('ZADD', our.asleep, since, asleep) end
-  return { claim.leases, claim.again, rest }
+  local wake_at = fn.first_score(our.wakes)
+  retimed = wake_at ~= nil and taken > 0 and taken >= limit -- who is busy will not look then: another is to know of it
+  return { claim.leases, claim.again, rest, wake_at or false }
 end
 
 -- session, number of its last call, (member, claim)... that it knows of -> 'gone', or how many others were handed back
@@ -1552,10 +1657,12 @@ function operations.maintain()
   for i = 3, #ARGV, 2 do
     if call('HGET', our.beats, ARGV[i]) == ARGV[i + 1] then fn.bury(ARGV[i], 'died') end
   end
-  local relieved = fn.rescue(touched)
+  local relieved, waking = fn.rescue(touched), (fn.first_score(our.wakes) or FOREVER) <= now and fn.wake_gates()
   local promoted, expired, forgotten, stale = fn.promote(), fn.expire(touched), fn.forget_old(), fn.drop_stale_keys()
+  local faded = (fn.first_score(our.fading) or FOREVER) <= now and fn.forget_gates() or 0
+  local reviewing = call('EXISTS', our.reviews) == 1 and fn.go_on_reviewing()
   fn.prune()
-  local more = not relieved or math.max(promoted, expired, forgotten, stale) == WINDOW
+  local more = not relieved or waking or reviewing or math.max(promoted, expired, forgotten, stale, faded) == WINDOW
   return { now, more and 0 or fn.next_wait(), touched }
 end
 
@@ -1616,6 +1723,7 @@ function operations.retry()
       job.rare.run_at, job.rare.expires_at = nil, nil
       fn.rewrite(job, ARGV[3] ~= '' and ARGV[3] or fn.payload_of(job))
       call('HDEL', our.progress, job.id)
+      if fn.is_gated(job) and not fn.holds_on(job, standing.state) then fn.take_seat(job) end -- who kept its turn keeps its place as well
       fn.place(job, {
         claim = standing.claim, attempt = 0, crashes = 0, started = standing.started, since = now, due = NEVER, place = 0,
         worker = standing.worker,
@@ -1639,6 +1747,7 @@ function operations.delete()
       fn.leave(our.expiring, job.member)
       fn.forget({ job.id }, { job.member })
       fn.give_up(job, AT_DELETION)
+      if fn.is_gated(job) then fn.end_at_gates(job, false) end
       ended[#ended + 1] = job.id
       found[#found + 1] = job.id
     end
@@ -1652,6 +1761,12 @@ function operations.pause()
   local queue, paused = ARGV[3], ARGV[4] == '1'
   call(paused and 'SADD' or 'SREM', our.paused, queue)
   if not paused then news[queue] = MOST_ROUSED end
+end
+
+-- key, msgpack of what is changed, false for what goes back to what is declared
+function operations.set_limit()
+  fn.insist()
+  fn.change(ARGV[3], cmsgpack.unpack(ARGV[4]))
 end
 
 -- name, rule, next tick
@@ -1689,8 +1804,8 @@ end
 function operations.open()
   fn.insist()
   local types = {
-    hash = 'jobs outlines past waiting ends errors steps progress counts keys beats orphans awaited',
-    zset = 'queues asides scheduled all expiring large freeing schedules calendar sessions asleep',
+    hash = 'jobs outlines past waiting ends errors steps progress counts keys seats lanes gates rules reviews beats orphans awaited',
+    zset = 'queues asides scheduled all expiring large freeing keyed wakes fading schedules calendar sessions asleep',
     set = 'paused',
     string = 'sequence version pruned',
   }
@@ -1739,8 +1854,13 @@ function operations.lines()
     for _, name in ipairs(call('ZRANGE', our.asides, 0, -1)) do lines[#lines + 1] = each.aside .. name end
   elseif state == 'RUNNING' then
     for _, session in ipairs(fn.holders()) do lines[#lines + 1] = each.running .. session end
-  elseif state == 'SCHEDULED' or state == 'WAITING' then
-    lines[1] = state == 'SCHEDULED' and our.scheduled or our.waiting
+  elseif state == 'SCHEDULED' then
+    lines[1] = our.scheduled
+  elseif state == 'WAITING' and call('HLEN', our.lanes) > WINDOW then
+    return { 0, { our.all, call('ZCARD', our.all) } } -- so many that to go through all jobs is better
+  elseif state == 'WAITING' then
+    lines[1] = our.waiting
+    for _, lane in ipairs(call('HKEYS', our.lanes)) do lines[#lines + 1] = each.lane .. lane end
   else
     lines[1] = each.done .. state
   end
@@ -1830,15 +1950,23 @@ function operations.await()
   return over
 end
 
--- id -> rows.Known, whether its queue is paused, whether it was set aside, how many go before it, the job it waits for
+-- id -> rows.Known, whether its queue is paused, whether it was set aside, how many go before it, the job it waits for, and what
+-- `limits_of` tells of one that waits in a lane
 function operations.standing()
   local job = fn.find_job(ARGV[3])
   if not job then return nil end
   local state, standing = fn.where(job)
+  local limits, before = {}, 0
+  if state == 'WAITING' and standing.lane then limits, before = fn.limits_of(job) end
   return {
     fn.known(job), call('SISMEMBER', our.paused, job.queue), state == 'READY' and standing.aside and 1 or 0,
-    state == 'READY' and fn.ahead(job, standing.place) or 0, state == 'WAITING' and standing.behind,
+    state == 'READY' and fn.ahead(job, standing.place) or 0, state == 'WAITING' and standing.behind or false, limits, before,
   }
+end
+
+-- the last gate of the page before or empty, how many to look at -> the last of this page, nil at the end; and reading.GateRow of each
+function operations.limits()
+  return fn.limits(ARGV[3], ARGV[4])
 end
 
 -- -> id, info, beat, beat_at, started_at, number of running jobs
@@ -1900,6 +2028,644 @@ function operations.oldest()
 end
 
 end
+
+-- Gates --------------------------------------------------------------------------------------------------------------------
+
+-- Who of a key may go. What gates and lanes are is told in `offload/gates.py`, and what is done here is what is done there, in the same
+-- order. Made only when a call first comes to a gate: most come to none.
+local function define_gates()
+
+local KINDS = { 'turn', 'slot', 'token' }
+local OF_RULE = { slot = 'slot', rate = 'token' } -- the kind of gate that a limit makes
+local LATENESS = 20000    -- by which a start may be late without the next ones being late too
+local MOST_PASSED = 2000  -- the most jobs that pass in one call after they have waited; for the others gates are looked at again at once
+local MOST_LANES = 10000  -- the most lanes of a gate whose jobs are counted one by one
+local MOST_HOLDERS = 100  -- the most holders that are named
+
+-- What was read, kept up to date from then on: of gates what is known of them, how many hold them, the tokens that these took, and the
+-- first two lanes; of lanes the seat of the first job, and that job, false where there is none; limits by their rules.
+local known, numbers, taken, parked, firsts, heads, rules = {}, {}, {}, {}, {}, {}, {}
+local any = {} -- whether there are seats, and gates of which more is known: often there are none
+local touched, passed = {}, 0 -- the gates of which something was stored or dropped; how many jobs have passed after they waited
+
+-- What was read may no longer be so: all is taken back.
+function fn.forget_read()
+  known, numbers, taken, parked, firsts, heads = {}, {}, {}, {}, {}, {}
+end
+
+function fn.has_any(name)
+  if any[name] == nil then any[name] = call('EXISTS', our[name]) == 1 end
+  return any[name]
+end
+
+function fn.kind_of(id)
+  return string.match(id, '^%a+')
+end
+
+-- What a job needs of gates, in the order in which they are looked at: its turn, its slots, its tokens.
+function fn.wants_of(job)
+  if job.wants then return job.wants end
+  local wants, rare = {}, job.rare
+  if rare.order_by then wants[1] = { gate = 'turn of ' .. rare.order_by, kind = 'turn', cost = 1 } end
+  for _, kind in ipairs({ 'slot', 'token' }) do
+    for _, limit in ipairs(rare.limits or {}) do
+      if OF_RULE[limit.type] == kind then
+        wants[#wants + 1] = { gate = kind .. ' of ' .. limit.key, kind = kind, cost = limit.cost or 1, limit = limit }
+      end
+    end
+  end
+  job.wants = wants
+  return wants
+end
+
+function fn.want_of(job, id)
+  for _, want in ipairs(fn.wants_of(job)) do
+    if want.gate == id then return want end
+  end
+end
+
+-- Where a job waits: with all of its order key, or else with all that want the very same.
+function fn.lane_of(job)
+  local gates = {}
+  for i, want in ipairs(fn.wants_of(job)) do
+    if want.kind == 'turn' then return want.gate end
+    gates[i] = want.gate
+  end
+  return table.concat(gates, '\n')
+end
+
+-- Its place in lanes: the number under which it was first due.
+function fn.seat_of(job)
+  if not job.seat then job.seat = tonumber(fn.has_any('seats') and call('HGET', our.seats, job.id) or job.n) end
+  return job.seat
+end
+
+function fn.take_seat(job)
+  job.seat, any.seats = fn.next_number(), true
+  fn.put(our.seats, job.id, fn.integer(job.seat))
+end
+
+-- What is known of a gate besides who holds it and who waits.
+function fn.gate(id)
+  if not known[id] then
+    local row = fn.has_any('gates') and call('HGET', our.gates, id)
+    local gate = row and cmsgpack.unpack(row) or {}
+    gate.shut_until, gate.tat = gate.shut_until or 0, gate.tat or 0
+    known[id] = gate
+  end
+  return known[id]
+end
+
+-- Whether a person has set anything, or a task, that still counts.
+function fn.is_changed(gate)
+  return gate.paused or gate.shut_until > now or gate.n or gate.interval or gate.burst
+end
+
+function fn.put_gate(id)
+  local gate = known[id]
+  fn.put(our.gates, id, cmsgpack.pack(gate))
+  touched[id], any.gates = true, true
+  local wakes = gate.unfinished and 0 or gate.wake_at
+  if wakes then fn.stand(our.wakes, wakes, id) else fn.leave(our.wakes, id) end
+  if wakes or gate.paused or gate.n or gate.interval or gate.burst then
+    fn.leave(our.fading, id)
+  else
+    fn.stand(our.fading, math.max(gate.tat + LATENESS + 1, gate.shut_until), id)
+  end
+end
+
+-- Notes of which gates anything is stored: at the end, so once for each.
+function fn.note_gates()
+  for id in pairs(touched) do
+    if call('EXISTS', each.slots .. id, each.parked .. id) > 0 or call('HEXISTS', our.gates, id) == 1 then
+      call('ZADD', our.keyed, 0, id)
+    else
+      call('ZREM', our.keyed, id)
+    end
+  end
+end
+
+-- Rules: what a person has set, else what workers declare, else what the job says ---
+
+function fn.rule(kind, limit)
+  local name = kind .. ' ' .. (limit.rule or '')
+  if rules[name] == nil then
+    local row = call('HGET', our.rules, name)
+    rules[name] = row and cmsgpack.unpack(row) or false
+  end
+  return rules[name] or limit
+end
+
+function fn.slots_of(want)
+  return fn.gate(want.gate).n or fn.rule('slot', want.limit).n
+end
+
+function fn.rate_of(want)
+  local gate, rule = fn.gate(want.gate), fn.rule('token', want.limit)
+  return gate.interval or rule.interval, gate.burst or rule.burst or 1
+end
+
+-- The generic cell rate algorithm ---
+
+function fn.settled(tat, interval, burst)
+  return tat < now - LATENESS and now or math.min(tat, now + burst * interval)
+end
+
+function fn.tokens(tat, interval, burst)
+  return math.floor((now - fn.settled(tat, interval, burst)) / interval) + burst
+end
+
+-- Who holds ---
+
+function fn.holds(job, want)
+  return call('HEXISTS', each.slots .. want.gate, job.member) == 1
+end
+
+function fn.number_of(id)
+  if not numbers[id] then numbers[id] = call('HLEN', each.slots .. id) end
+  return numbers[id]
+end
+
+-- The tokens that are there for jobs which have passed and not started.
+function fn.taken_of(id)
+  if not taken[id] then
+    local sum = 0
+    for _, cost in ipairs(call('HVALS', each.slots .. id)) do sum = sum + cost end
+    taken[id] = sum
+  end
+  return taken[id]
+end
+
+-- A job holds a gate, from now on or already.
+function fn.hold(job, want)
+  local id = want.gate
+  local number, sum = fn.number_of(id), want.kind == 'token' and fn.taken_of(id)
+  if number > 0 and fn.holds(job, want) then return end
+  fn.put(each.slots .. id, job.member, want.cost)
+  numbers[id], touched[id] = number + 1, true
+  if sum then taken[id] = sum + want.cost end
+end
+
+-- A job holds a gate no more. False when it did not.
+function fn.let_go(job, want)
+  local id = want.gate
+  if fn.number_of(id) == 0 or not fn.holds(job, want) then return false end
+  fn.drop(each.slots .. id, job.member)
+  numbers[id], touched[id] = numbers[id] - 1, true
+  if taken[id] then taken[id] = taken[id] - want.cost end
+  return true
+end
+
+function fn.pass(job)
+  for _, want in ipairs(fn.wants_of(job)) do fn.hold(job, want) end
+end
+
+-- Who may pass ---
+
+function fn.is_open(job, want)
+  local gate, number, free = fn.gate(want.gate), fn.number_of(want.gate), nil
+  if gate.paused or gate.shut_until > now then return false end
+  if want.kind == 'turn' then
+    free = number == 0
+  elseif want.kind == 'slot' then
+    free = number < fn.slots_of(want)
+  else
+    local interval, burst = fn.rate_of(want)
+    free = fn.tokens(gate.tat, interval, burst) - fn.taken_of(want.gate) >= math.min(want.cost, burst)
+  end
+  return free or number > 0 and fn.holds(job, want)
+end
+
+-- Whether a ready job may still be claimed: the key may have been shut meanwhile, and tokens do not keep.
+function fn.may_start(want)
+  local gate = fn.gate(want.gate)
+  if gate.paused or gate.shut_until > now then return false end
+  if want.kind ~= 'token' then return true end
+  local interval, burst = fn.rate_of(want)
+  return fn.tokens(gate.tat, interval, burst) >= math.min(want.cost, burst)
+end
+
+-- The first two lanes parked at a gate, each with the seat of its first job.
+function fn.parked_at(id)
+  if not parked[id] then parked[id] = call('ZRANGE', each.parked .. id, 0, 1, 'WITHSCORES') end
+  return parked[id]
+end
+
+function fn.first_parked(id)
+  return fn.parked_at(id)[1]
+end
+
+-- Whether another lane waits at a gate, whose first job is before this one.
+function fn.is_before(id, job)
+  local found = fn.parked_at(id)
+  local i = found[1] == fn.lane_of(job) and 3 or 1
+  return found[i] ~= nil and tonumber(found[i + 1]) < fn.seat_of(job)
+end
+
+-- The first gate that a job cannot pass; nor does it overtake whoever waits there.
+function fn.stop_of(job)
+  for _, want in ipairs(fn.wants_of(job)) do
+    if fn.is_before(want.gate, job) or not fn.is_open(job, want) then return want.gate end
+  end
+end
+
+-- Lanes ---
+
+-- The seat of the first job of a lane.
+function fn.first_of_lane(lane)
+  if firsts[lane] == nil then firsts[lane] = tonumber(call('ZRANGE', each.lane .. lane, 0, 0, 'WITHSCORES')[2]) or false end
+  return firsts[lane]
+end
+
+function fn.join_lane(lane, job)
+  local seat, first = fn.seat_of(job), fn.first_of_lane(lane)
+  fn.stand(each.lane .. lane, seat, job.member)
+  fn.count('WAITING', job.queue, 1)
+  if not first or seat < first then firsts[lane], heads[lane] = seat, job end
+end
+
+function fn.quit_lane(lane, job)
+  fn.leave(each.lane .. lane, job.member)
+  fn.count('WAITING', job.queue, -1)
+  firsts[lane], heads[lane] = nil, nil
+end
+
+-- The first job of a lane. A row may be gone that was evicted or deleted by hand: then the next one is first.
+function fn.head_of(lane)
+  while heads[lane] == nil do
+    local member = call('ZRANGE', each.lane .. lane, 0, 0)[1]
+    heads[lane] = member and fn.find_job(sub(member, 7))
+    if member and not heads[lane] then
+      fn.leave(each.lane .. lane, member)
+      firsts[lane], heads[lane] = nil, nil
+    else
+      heads[lane] = heads[lane] or false
+    end
+  end
+  return heads[lane]
+end
+
+-- A lane is parked at a gate, and at no other from now on: `was` says at which before, or false, where that is known.
+function fn.park(lane, id, seat, was)
+  if was == nil then was = call('HGET', our.lanes, lane) end
+  if was ~= id then
+    if was then fn.unpark(lane, was) end
+    fn.put(our.lanes, lane, id)
+  end
+  fn.stand(each.parked .. id, seat, lane)
+  parked[id], touched[id] = nil, true
+  fn.note_wake(id)
+end
+
+-- An empty lane is parked nowhere.
+function fn.unpark(lane, id)
+  fn.leave(each.parked .. id, lane)
+  fn.drop(our.lanes, lane)
+  parked[id], touched[id] = nil, true
+end
+
+-- Notes when a gate is to be looked at again. Who sleeps may have to wake up at another time then.
+function fn.note_wake(id)
+  local gate, at = fn.gate(id), nil
+  local rated = fn.kind_of(id) == 'token'
+  local lane = not gate.paused and (rated or gate.shut_until > now) and fn.first_parked(id)
+  if lane and rated then
+    at = fn.token_at(id, lane)
+  elseif lane then
+    at = gate.shut_until
+  end
+  if at == gate.wake_at then return end
+  gate.wake_at = at
+  fn.put_gate(id)
+  if at and call('ZRANGE', our.wakes, 0, 0)[1] == id then retimed = true end
+end
+
+function fn.token_at(id, lane)
+  local gate, head = fn.gate(id), fn.head_of(lane)
+  if not head then return now + 1 end
+  local want = fn.want_of(head, id)
+  local interval, burst = fn.rate_of(want)
+  local furthest = now + burst * interval
+  if gate.tat > furthest then -- the rate was raised, or the clock set back
+    gate.tat = furthest
+    fn.put_gate(id)
+  end
+  local number = math.min(want.cost, burst) + fn.taken_of(id)
+  local at = math.max(fn.settled(gate.tat, interval, burst) + (number - burst) * interval, now)
+  return math.max(at, gate.shut_until, now + 1)
+end
+
+-- What jobs do ---
+
+-- Whether a job may pass; if not, what stops it, or nil where another stands before it in its lane.
+function fn.look(job, lane)
+  local first = fn.first_of_lane(lane)
+  if first and first < fn.seat_of(job) then return false end
+  local stop = fn.stop_of(job)
+  return not stop, stop
+end
+
+local ALL, PASSING = { turn = true, slot = true, token = true }, { slot = true, token = true }
+
+-- A job wants to become ready. True when it has passed; else it waits from now on.
+function fn.enter(job)
+  local lane = fn.lane_of(job)
+  local passes, stop = fn.look(job, lane)
+  -- Nothing is held while something else is waited for. Whoever passes thereby stands no longer before it, nor in its way.
+  if not passes and fn.leave_gates(job, PASSING) then passes, stop = fn.look(job, lane) end
+  if passes then
+    fn.pass(job)
+    return true
+  end
+  fn.join_lane(lane, job)
+  if stop then fn.park(lane, stop, fn.seat_of(job)) end
+  return false
+end
+
+-- A job lets go of what it holds; who waited for that passes. False when it held nothing.
+function fn.leave_gates(job, kinds)
+  local left = {}
+  for _, want in ipairs(fn.wants_of(job)) do
+    if kinds[want.kind] and fn.let_go(job, want) then left[#left + 1] = want end
+  end
+  for _, want in ipairs(left) do fn.pump(want.gate) end
+  return #left > 0
+end
+
+function fn.go_to_wait(job)
+  fn.leave_gates(job, PASSING)
+end
+
+-- A job has ended, or is deleted. Who keeps its turn keeps it until somebody retries or deletes it.
+function fn.end_at_gates(job, keeps_turn)
+  fn.leave_gates(job, keeps_turn and PASSING or ALL)
+end
+
+-- A job waits no more, for whatever reason but that it passes.
+function fn.withdraw(job)
+  local lane = fn.lane_of(job)
+  local first = fn.first_of_lane(lane) == fn.seat_of(job)
+  fn.quit_lane(lane, job)
+  if not first then return end
+  local id, stop = call('HGET', our.lanes, lane), nil
+  if id then fn.unpark(lane, id) end
+  local head = fn.head_of(lane)
+  if head then
+    stop = fn.stop_of(head) or fn.wants_of(head)[1].gate
+    fn.park(lane, stop, fn.seat_of(head), false)
+    fn.pump(stop)
+  end
+  if id and id ~= stop then fn.pump(id) end -- where others may have waited only because it stood before them
+end
+
+-- A ready job is claimed: take its tokens. False when it may not start after all; then it waits again, at its old place.
+function fn.starts(job)
+  for _, want in ipairs(fn.wants_of(job)) do
+    if not fn.may_start(want) then
+      fn.leave_gates(job, PASSING)
+      fn.enter(job)
+      return false
+    end
+  end
+  for _, want in ipairs(fn.wants_of(job)) do
+    if want.kind == 'token' then
+      local gate, interval, burst = fn.gate(want.gate), fn.rate_of(want)
+      gate.tat = fn.settled(gate.tat, interval, burst) + want.cost * interval
+      fn.put_gate(want.gate)
+      fn.let_go(job, want)
+      fn.note_wake(want.gate)
+    end
+  end
+  return true
+end
+
+-- A job that has waited passes: to the end of its ready line.
+function fn.let_in(job, lane)
+  fn.quit_lane(lane, job)
+  fn.pass(job)
+  fn.line_up_anew(job, fn.past_of(job))
+  passed = passed + 1
+end
+
+-- What time and people do ---
+
+-- Lets pass who may, of those that wait at a gate.
+function fn.pump(id)
+  local gate = fn.gate(id)
+  local unfinished = nil
+  while true do
+    local lane = fn.first_parked(id)
+    local head = lane and fn.head_of(lane)
+    local want = head and fn.want_of(head, id) -- another job may be first where a row is gone, and want something else
+    if lane and not head then
+      fn.unpark(lane, id)
+    elseif not lane or want and not fn.is_open(head, want) then
+      break
+    elseif passed >= MOST_PASSED then
+      unfinished = true
+      break
+    else
+      fn.go_on(id, lane, head)
+    end
+  end
+  if unfinished ~= gate.unfinished then
+    gate.unfinished = unfinished
+    fn.put_gate(id)
+    retimed = retimed or unfinished
+  end
+  fn.note_wake(id)
+end
+
+-- The first of a lane that is parked at a gate goes on: to the next gate that stops it, or it passes.
+function fn.go_on(id, lane, head)
+  local stop = fn.stop_of(head)
+  if stop then return fn.park(lane, stop, fn.seat_of(head), id) end
+  fn.let_in(head, lane)
+  local following = fn.head_of(lane)
+  if following then
+    fn.park(lane, fn.stop_of(following) or id, fn.seat_of(following), id)
+  else
+    fn.unpark(lane, id)
+  end
+end
+
+-- Lets nobody pass for a time, of those that want what the last kind of a job's gates gives.
+function fn.shut(job, till)
+  local wants, last = fn.wants_of(job), nil
+  for _, want in ipairs(wants) do last = want.kind end -- turns, slots and tokens stand in this order
+  for _, want in ipairs(wants) do
+    if want.kind == last then
+      local gate = fn.gate(want.gate)
+      if till > gate.shut_until then
+        gate.shut_until = till
+        fn.put_gate(want.gate)
+      end
+      fn.pump(want.gate)
+    end
+  end
+end
+
+-- A person sets what a key allows; false goes back to what is declared.
+function fn.change(key, change)
+  local concerns = {
+    turn = change.paused ~= nil,
+    slot = change.paused ~= nil or change.n ~= nil,
+    token = change.paused ~= nil or change.interval ~= nil or change.burst ~= nil,
+  }
+  for _, kind in ipairs(KINDS) do
+    if concerns[kind] then
+      local id = kind .. ' of ' .. key
+      local gate = fn.gate(id)
+      if kind == 'slot' and change.n ~= nil then gate.n = change.n or nil end
+      if kind == 'token' and change.interval ~= nil then gate.interval = change.interval or nil end
+      if kind == 'token' and change.burst ~= nil then gate.burst = change.burst or nil end
+      if change.paused ~= nil then gate.paused = change.paused or nil end
+      if change.paused == false then gate.shut_until = 0 end
+      fn.put_gate(id)
+      fn.pump(id)
+    end
+  end
+end
+
+-- Lets pass whom time alone lets pass, and goes on where a call before had to stop. Returns whether there is more to do.
+function fn.wake_gates()
+  local due = call('ZRANGEBYSCORE', our.wakes, '-inf', fn.integer(now), 'LIMIT', 0, WINDOW)
+  table.sort(due)
+  for _, id in ipairs(due) do fn.pump(id) end
+  return #due == WINDOW or passed >= MOST_PASSED
+end
+
+-- Drops what says no more than that nothing is known.
+function fn.forget_gates()
+  local faded = call('ZRANGEBYSCORE', our.fading, '-inf', fn.integer(now), 'LIMIT', 0, WINDOW)
+  for _, id in ipairs(faded) do
+    call('ZREM', our.fading, id)
+    call('HDEL', our.gates, id)
+    known[id], touched[id] = nil, true
+  end
+  return #faded
+end
+
+-- What workers declare ---
+
+-- The gates, of a thousand after one, whose first waiting job carries a rule; and the last of the thousand, if there may be more.
+function fn.under(name, after)
+  local kind, rule = string.match(name, '^(%a+) (.*)$')
+  local from = after ~= '' and '(' .. after or '[' .. kind .. ' of '
+  local ids, found = call('ZRANGEBYLEX', our.keyed, from, '(' .. kind .. ' of!', 'LIMIT', 0, WINDOW), {}
+  for _, id in ipairs(ids) do
+    local lane = fn.first_parked(id)
+    local head = lane and fn.head_of(lane)
+    local want = head and fn.want_of(head, id)
+    if want and (want.limit.rule or '') == rule then found[#found + 1] = id end
+  end
+  return found, #ids == WINDOW and ids[#ids]
+end
+
+-- Takes over rules, each a name and a limit in turn. What waits at the gates under those that are new is looked at: at some now.
+function fn.declare(first, number)
+  local changed = {}
+  for i = first, first + 2 * number - 1, 2 do
+    local name, row = ARGV[i], ARGV[i + 1]
+    if call('HGET', our.rules, name) ~= row then
+      call('HSET', our.rules, name, row)
+      rules[name] = cmsgpack.unpack(row)
+      changed[#changed + 1] = { name, '' }
+    end
+  end
+  fn.review(changed)
+end
+
+-- Lets pass who may under rules, at the gates after one.
+function fn.review(reviews)
+  local concerned = {}
+  for _, review in ipairs(reviews) do
+    local found, last = fn.under(review[1], review[2])
+    for _, id in ipairs(found) do concerned[#concerned + 1] = id end
+    if last then call('HSET', our.reviews, review[1], last) else call('HDEL', our.reviews, review[1]) end
+  end
+  for _, id in ipairs(concerned) do fn.pump(id) end
+end
+
+-- The same where a call before came to a thousand gates. Returns whether there may be more.
+function fn.go_on_reviewing()
+  local reviews, flat = {}, call('HGETALL', our.reviews)
+  for i = 1, #flat, 2 do reviews[#reviews + 1] = { flat[i], flat[i + 1] } end
+  fn.review(reviews)
+  return call('EXISTS', our.reviews) == 1
+end
+
+-- What people see ---
+
+-- How many jobs wait in lanes parked at a gate; beyond very many lanes one each.
+function fn.waiting_at(id)
+  local number = call('ZCARD', each.parked .. id)
+  local waiting = math.max(number - MOST_LANES, 0)
+  for _, lane in ipairs(call('ZRANGE', each.parked .. id, 0, MOST_LANES - 1)) do waiting = waiting + call('ZCARD', each.lane .. lane) end
+  return waiting
+end
+
+-- Members that hold a gate, in the order in which their jobs were stored.
+function fn.holders_of(id)
+  local found = call('HKEYS', each.slots .. id)
+  local numbers = {}
+  for _, member in ipairs(found) do numbers[member] = read('>I6', member) end
+  table.sort(found, function(one, other) return numbers[one] < numbers[other] end)
+  return found
+end
+
+-- A job that holds a gate or waits there: what it carries tells what the gate allows.
+function fn.witness(id, holders)
+  local lane = fn.first_parked(id)
+  return #holders > 0 and fn.find_job(sub(holders[1], 7)) or lane and fn.head_of(lane) or nil
+end
+
+-- What a gate allows, and who holds it, as reading.GateRow.
+function fn.limit(id)
+  local gate, holders = fn.gate(id), fn.holders_of(id)
+  local job = fn.witness(id, holders)
+  local want = job and fn.want_of(job, id)
+  local n, interval, burst = gate.n, gate.interval, gate.burst
+  if want and want.kind == 'slot' then n = fn.slots_of(want) end
+  if want and want.kind == 'token' then interval, burst = fn.rate_of(want) end
+  local named = {}
+  for i = 1, math.min(#holders, MOST_HOLDERS) do named[i] = sub(holders[i], 7) end
+  return {
+    id, n or false, interval or false, burst or false, (gate.n or gate.interval or gate.burst) and 1 or 0, gate.paused and 1 or 0,
+    gate.shut_until > now and gate.shut_until, gate.wake_at or false, named, #holders,
+    sub(id, 1, 5) == 'turn ' and named[1] and call('HEXISTS', our.ends, named[1]) or 0, fn.waiting_at(id),
+  }
+end
+
+-- The gates that somebody holds or waits for, or that were changed: of `most` after one.
+function fn.limits(after, most)
+  local ids, found = call('ZRANGEBYLEX', our.keyed, after == '' and '-' or '(' .. after, '+', 'LIMIT', 0, most), {}
+  for _, id in ipairs(ids) do
+    if fn.is_changed(fn.gate(id)) or call('EXISTS', each.slots .. id, each.parked .. id) > 0 then found[#found + 1] = fn.limit(id) end
+  end
+  return { #ids == tonumber(most) and ids[#ids], found }
+end
+
+-- What the gates of a job in a lane allow, first the one that stops the lane; and how many go before it.
+function fn.limits_of(job)
+  local lane = fn.lane_of(job)
+  local stop = call('HGET', our.lanes, lane)
+  local found = { stop and fn.limit(stop) or nil }
+  for _, want in ipairs(fn.wants_of(job)) do
+    if want.gate ~= stop then found[#found + 1] = fn.limit(want.gate) end
+  end
+  return found, call('ZRANK', each.lane .. lane, job.member)
+end
+
+end
+
+-- The functions of gates are made when any of them is first asked for.
+setmetatable(fn, { __index = function(made, name)
+  setmetatable(made, nil)
+  define_gates()
+  return made[name]
+end })
+
 
 define()
 local reply = operations[ARGV[1]]()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
 from offload.brokers.redis import planning
 from offload.brokers.redis.connections import server_version
 from offload.brokers.redis.notes import Note, notes
-from offload.brokers.redis.rows import MEMBER, MICROSECOND, Known, failures_of, job_of, moment
+from offload.brokers.redis.rows import MEMBER, MICROSECOND, Known, failures_of, job_of, moment, optional_moment
 from offload.brokers.redis.script import Script
-from offload.job import Facts, Filter, Record, SessionRecord, Standing, State, WorkerInfo
+from offload.gates import MOST_STRIKING, key_of, kind_of
+from offload.job import Facts, Filter, LimitRecord, Record, SessionRecord, Standing, State, WorkerInfo
 
 SCHEMA = 1
 PAGE = 200
@@ -121,16 +122,64 @@ async def standing(script: Script, id: str) -> Standing | None:
     found = await script.ask("standing", id)
     if found is None:
         return None
-    known, paused, aside, ahead, waits_for = found
+    known, paused, aside, ahead, waits_for, limits, before = found
     return Standing(
         record=Known(*known).record(),
         paused=bool(paused),
         aside=bool(aside),
         ahead=ahead,
         waits_for=None if waits_for is None else waits_for.decode(),
+        limits=tuple(GateRow(*row).record() for row in limits),
+        before=before,
         sessions=tuple(await sessions(script)),
         now=script.clock.now(),
     )
+
+
+class GateRow(NamedTuple):
+    """What a gate allows and who holds it, as the script tells it."""
+
+    gate: bytes
+    n: int | None
+    interval: int | None
+    burst: int | None
+    changed: int
+    paused: int
+    shut_until: int | None
+    wake_at: int | None
+    holders: Sequence[bytes]
+    held: int
+    dead: int
+    waiting: int
+
+    def record(self) -> LimitRecord:
+        """The same as people see it."""
+        gate = self.gate.decode()
+        return LimitRecord(
+            key=key_of(gate),
+            kind=kind_of(gate),
+            n=self.n,
+            interval=self.interval,
+            burst=self.burst,
+            changed=bool(self.changed),
+            paused=bool(self.paused),
+            shut_until=optional_moment(self.shut_until),
+            next_at=optional_moment(self.wake_at),
+            holders=tuple(id.decode() for id in self.holders),
+            held=self.held,
+            dead=bool(self.dead),
+            waiting=self.waiting,
+        )
+
+
+async def limits(script: Script) -> list[LimitRecord]:
+    """What gates allow, by key and kind."""
+    found: list[LimitRecord] = []
+    last: bytes | None = b""
+    while last is not None:
+        last, rows = await script.ask("limits", last, PAGE)
+        found += [GateRow(*row).record() for row in rows]
+    return sorted(found, key=lambda limit: (limit.key, limit.kind))
 
 
 async def sessions(script: Script) -> list[SessionRecord]:
@@ -163,6 +212,7 @@ async def facts(script: Script) -> Facts:
         oldest_ready={queue.decode(): moment(since) for queue, since in oldest.items() if since is not None},
         large=tuple(payloads[:MOST_LARGE]),
         finished=tuple((task.decode(), took / 1_000_000) for _, _, task, took in sorted(finished, reverse=True)),
+        limits=tuple([limit for limit in await limits(script) if limit.paused or limit.shut_until or limit.dead][:MOST_STRIKING]),
         notes=(*_skew(script), *await notes(script.link)),
         now=script.clock.now(),
     )

@@ -9,11 +9,14 @@ from struct import Struct
 from typing import NamedTuple
 
 import msgspec
+from msgspec import UNSET
 
-from offload.job import Conflict, Failure, Job, Lease, Overlap, Progress, Record, State, UniqueKey
+from offload.job import Conflict, Failure, Job, Lease, Limit, LimitChange, OnDead, Overlap, Progress, Record, State, UniqueKey
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
+SECOND = 1_000_000
+"""Microseconds."""
 HIGHEST_PRIORITY = 100
 
 _TAIL = Struct(">qdBHHI")
@@ -66,6 +69,10 @@ class Rare(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     conflict: Conflict | None = None
     schedule: str | None = None
     overlap: Overlap | None = None
+    order_by: str | None = None
+    on_dead: OnDead = "continue"
+    limits: tuple[Limit, ...] = ()
+    fair_by: str | None = None
 
     def unique(self) -> UniqueKey | None:
         """The job's own unique key."""
@@ -91,6 +98,10 @@ def tail(job: Job) -> bytes:
         or job.expires_at is not None
         or job.timeout is not None
         or job.overlap is not None
+        or job.order_by is not None
+        or job.limits
+        or job.fair_by is not None
+        or job.on_dead != "continue"
     ):
         rare = _pack(_rare_fields(job))
     fixed = _TAIL.pack(stored(job.enqueued_at), job.keep, HIGHEST_PRIORITY - job.priority, len(queue), len(task), len(rare))
@@ -110,6 +121,10 @@ def _rare_fields(job: Job) -> Rare:
         conflict=None if unique is None else unique.on_conflict,
         schedule=job.schedule,
         overlap=job.overlap,
+        order_by=job.order_by,
+        on_dead=job.on_dead,
+        limits=job.limits,
+        fair_by=job.fair_by,
     )
 
 
@@ -149,6 +164,10 @@ def job_of(id: str, row: bytes) -> Job:
         schedule=rare.schedule,
         overlap=rare.overlap,
         keep=keep,
+        order_by=rare.order_by,
+        on_dead=rare.on_dead,
+        limits=rare.limits,
+        fair_by=rare.fair_by,
     )
 
 
@@ -203,6 +222,10 @@ class Known(NamedTuple):
             schedule=job.schedule,
             overlap=job.overlap,
             keep=job.keep,
+            order_by=job.order_by,
+            on_dead=job.on_dead,
+            limits=job.limits,
+            fair_by=job.fair_by,
             state=State(self.state.decode()),
             attempt=self.attempt,
             crashes=self.crashes,
@@ -216,6 +239,12 @@ class Known(NamedTuple):
             started_at=optional_moment(self.started_at),
             finished_at=optional_moment(self.finished_at),
         )
+
+
+def change_of(change: LimitChange) -> bytes:
+    """What a person changes, for the script: False stands for what goes back to what is declared."""
+    fields = {name: getattr(change, name) for name in change.__struct_fields__}
+    return _pack({name: False if value is None else value for name, value in fields.items() if value is not UNSET})
 
 
 def failures_of(lines: bytes | None) -> tuple[Failure, ...]:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 
 import msgspec
 
 from offload.broker import Session
 from offload.brokers.redis import planning
-from offload.brokers.redis.rows import leases_of, moment, optional_stored, stored, tail
+from offload.brokers.redis.rows import SECOND, leases_of, moment, optional_stored, stored, tail
 from offload.brokers.redis.script import Script, refuse
 from offload.brokers.redis.settling import Words, lost_of, words_of
 from offload.errors import BrokerError, SessionLost
+from offload.gates import rule_id
 from offload.job import MOST_ATOMIC, Beat, Due, Isolation, Job, Lease, Outcome, Pulse, Release, Touched, Upkeep, WorkerInfo
 from offload.liveness import Watch
 
 POLL = (1.6, 2.4)
 """Seconds, at random between the two, after which a sleeper looks for work although nothing woke it."""
 LONGEST_WAIT = 60.0
+SOONEST = 0.005
+"""Seconds within which tokens are not looked for again: those that come meanwhile are taken together, and none is late for it."""
 CRASHES_BEFORE_ISOLATION = 2
 """As in the script."""
 
@@ -41,6 +45,7 @@ class RedisSession(Session):
         self._dead: list[tuple[str, int]] = []
         self._rotation = 0
         self._calls = 0
+        self._wake_at: int | None = None
         self._handing_back: set[asyncio.Task[None]] = set()
         self._pulse: tuple[asyncio.AbstractEventLoop, Script] | None = None
 
@@ -78,7 +83,7 @@ class RedisSession(Session):
         rooms = (room.get("async", 0), room.get("thread", 0), room.get("process", 0))
         reply = await self._script.ask("fetch", self.id, self._calls, turn, limit, *rooms, self._asleep, int(goes_on), *queues)
         self._heard(reply)
-        words, again, rest = reply
+        words, again, rest, self._wake_at = reply
         return leases_of(words, again), rest
 
     def _isolation(self, lease: Lease) -> Isolation:
@@ -154,7 +159,14 @@ class RedisSession(Session):
 
     async def wait(self, timeout: float) -> None:
         """Return when there may be work for this worker, and now and then although nothing is known of any."""
-        await self._script.link.pop_marker(self._bell, min(timeout, random.uniform(*POLL)))
+        timeout = min(timeout, random.uniform(*POLL))
+        if self._wake_at is None:
+            await self._script.link.pop_marker(self._bell, timeout)
+            return
+        wakes_in = max((self._wake_at - stored(self._script.clock.now())) / SECOND, SOONEST)
+        with suppress(TimeoutError):  # of our own clock: a server looks only every 100 ms who has waited for long enough
+            async with asyncio.timeout(wakes_in):
+                await self._script.link.pop_marker(self._bell, timeout)
 
     async def maintain(self) -> Upkeep:
         """One round of upkeep; see `Session.maintain`."""
@@ -182,15 +194,18 @@ class RedisSession(Session):
         return bool(ticked)
 
     async def enter(self) -> None:
-        """Be known to the store, with the schedules that the worker declares."""
+        """Be known to the store, with the schedules and limits that the worker declares."""
         info = self._info
         declares = _pack([schedule.name for schedule, _ in info.schedules])
         words: Words = []
         for schedule, next_at in info.schedules:
             words += (schedule.name, planning.text_of(schedule), optional_stored(next_at))
+        for limit in info.limits:
+            words += (rule_id(limit), _pack(limit))
         for task, isolation in info.tasks.items():
             words += (task, isolation)
-        await self._script.ask("enter", self.id, info.name, _json(info), declares, self._asleep, len(info.schedules), *words)
+        numbers = (len(info.schedules), len(info.limits))
+        await self._script.ask("enter", self.id, info.name, _json(info), declares, self._asleep, *numbers, *words)
 
     async def leave(self) -> None:
         """Be gone; what is still held goes back unharmed."""

@@ -8,6 +8,7 @@ from typing import TypeAlias, assert_never
 import msgspec
 
 from offload.brokers.redis.rows import microseconds
+from offload.gates import gated
 from offload.job import Cancelled, Dead, Done, Failure, Lease, Outcome, Release, Retried
 
 Settlements: TypeAlias = Sequence[tuple[Lease, Outcome]]
@@ -26,7 +27,7 @@ def words_of(settlements: Settlements) -> tuple[Words, list[int]]:
     others: list[int] = []
     for place, (lease, outcome) in enumerate(settlements):
         job = lease.job
-        if type(outcome) is Done and job.unique is None and job.schedule is None:
+        if type(outcome) is Done and job.unique is None and job.schedule is None and not gated(job):
             plain.setdefault(job.keep, []).append(place)
         else:
             others.append(place)
@@ -59,8 +60,8 @@ def _words(lease: Lease, outcome: Outcome) -> Words:
     match outcome:
         case Done(result):
             return ["Done", _kept(lease.job.keep), 1, member, claim, result or b""]
-        case Retried(delay, failure):
-            return ["Retried", member, claim, _delay(delay), _failure(failure)]
+        case Retried(delay, failure, whole_key):
+            return ["HeldBack" if whole_key else "Retried", member, claim, _delay(delay), _failure(failure)]
         case Dead(reason, failure):
             return ["Dead", member, claim, reason, _failure(failure)]
         case Cancelled(reason):

@@ -17,8 +17,9 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from offload.broker import Dialect, Feature, Routine, SqlStore
-from offload.brokers.sqlite import callers, cancelling, control, enqueueing, file, planning, reading
+from offload.brokers.sqlite import callers, cancelling, control, enqueueing, file, gating, planning, reading
 from offload.brokers.sqlite.awaited import Awaited
+from offload.brokers.sqlite.moves import Moves
 from offload.brokers.sqlite.rows import stored
 from offload.brokers.sqlite.session import SqliteSession
 from offload.brokers.sqlite.sharing import Shared, acquire, prepare, release
@@ -26,7 +27,22 @@ from offload.brokers.sqlite.transaction import Joint, Operation, T, Transaction
 from offload.brokers.sqlite.wake import Ear
 from offload.clock import Clock
 from offload.errors import BadDeclaration, BrokerError
-from offload.job import Facts, Filter, Job, Lease, Outcome, Record, Schedule, ScheduleRecord, SessionRecord, Standing, State, WorkerInfo
+from offload.job import (
+    Facts,
+    Filter,
+    Job,
+    Lease,
+    LimitChange,
+    LimitRecord,
+    Outcome,
+    Record,
+    Schedule,
+    ScheduleRecord,
+    SessionRecord,
+    Standing,
+    State,
+    WorkerInfo,
+)
 
 FIXED = (3, 51, 3)
 """The first SQLite in which two checkpoints that race cannot corrupt the database."""
@@ -266,6 +282,14 @@ class SqliteBroker(SqlStore):
         """Enqueue an extra job of a schedule."""
         return await self._write(lambda tx: planning.fire(tx, self._now(), name, job))
 
+    async def limits(self) -> list[LimitRecord]:
+        """What keys allow, and who holds them."""
+        return await self._read(lambda tx: gating.limits(tx, self._now()))
+
+    async def set_limit(self, key: str, change: LimitChange) -> None:
+        """Change what a key allows."""
+        await self._write(lambda tx: _set_limit(tx, self._now(), key, change))
+
     async def sessions(self) -> list[SessionRecord]:
         """The live sessions, oldest first."""
         return await self._read(reading.sessions)
@@ -292,6 +316,13 @@ class SqliteBroker(SqlStore):
             return await asyncio.to_thread(self.opened.database.prepare)
         path = await asyncio.to_thread(self.path.resolve)
         return await asyncio.to_thread(prepare, path, self._driver)
+
+
+def _set_limit(tx: Transaction, now: int, key: str, change: LimitChange) -> None:
+    moves = Moves(tx, now)
+    moves.change(key, change)
+    moves.write()
+    tx.work = True
 
 
 def _durability(synchronous: str) -> tuple[Literal["info"], str, str]:

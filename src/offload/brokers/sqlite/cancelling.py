@@ -8,6 +8,7 @@ from offload.brokers.sqlite.endings import Ending, finish
 from offload.brokers.sqlite.moves import Moves, past_of, take_out
 from offload.brokers.sqlite.rows import JobColumns, jobs_by_id, text
 from offload.brokers.sqlite.transaction import Transaction
+from offload.gates import gated
 from offload.job import State, keys_of
 
 
@@ -17,7 +18,7 @@ def in_turn(tx: Transaction, ids: Iterable[str], act: Callable[[Sequence[JobColu
     Returns what `act` returns: the jobs that it did something to, as they were.
     """
     rows = jobs_by_id(tx, ids)
-    if len(rows) < 2 or not any(keys_of(row.job()) for row in rows.values()):
+    if len(rows) < 2 or not any(keys_of(job) or gated(job) for job in (row.job() for row in rows.values())):
         return act(list(rows.values()))
     return [done for id in rows for done in act(list(jobs_by_id(tx, [id]).values()))]
 
@@ -35,9 +36,10 @@ def _end(tx: Transaction, now: int, rows: Sequence[JobColumns], state: State, re
     waiting = [row for row in going_on if row.state is not State.RUNNING]
     if waiting:
         take_out(tx, waiting)
-        moves = Moves(now)
-        finish(tx, now, [Ending(row.n, row.job(), past_of(row), state, reason) for row in waiting], moves)
-        moves.write(tx)
+        moves = Moves(tx, now)
+        moves.seated({row.n: row.seat for row in waiting})
+        finish(tx, now, [Ending(row.n, row.job(), past_of(row), state, reason, lane=row.lane) for row in waiting], moves)
+        moves.write()
     return going_on
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from offload.brokers.sqlite.endings import Ending, drop_expiring, finish
+from offload.brokers.sqlite.gating import Past
 from offload.brokers.sqlite.keys import give_up
-from offload.brokers.sqlite.moves import Moves, Past
-from offload.brokers.sqlite.rows import ReadyRow, stored, text
+from offload.brokers.sqlite.moves import Moves
+from offload.brokers.sqlite.rows import ReadyRow, only_held, stored, text
 from offload.brokers.sqlite.transaction import Transaction
+from offload.brokers.sqlite.upkeep import wake
 from offload.errors import SessionLost
+from offload.gates import gated, kind_of, wants_of
 from offload.job import Isolation, Job, Lease, State, WorkerInfo, keys_of
 
 CRASHES_BEFORE_ISOLATION = 2
@@ -37,15 +41,23 @@ class Verdicts:
     expired: list[tuple[Candidate, Job]] = field(default_factory=list[tuple[Candidate, Job]])
     unknown: list[Candidate] = field(default_factory=list[Candidate])
     passed: set[int] = field(default_factory=set[int])
+    stopped_at_gate: list[Candidate] = field(default_factory=list[Candidate])
+    """Those that wait again, as their key was shut or their token did not keep."""
     looked: int = 0
     stopped: bool = False
-    """True when an expired job's key may have let a successor in ahead of what follows."""
+    """True when what an expired or stopped job gave up may have let others into the line."""
 
 
 def judge(
-    candidates: Sequence[Candidate], queue: str, now: int, tasks: Mapping[str, Isolation], room: dict[Isolation, int], limit: int
+    candidates: Sequence[Candidate],
+    queue: str,
+    now: int,
+    tasks: Mapping[str, Isolation],
+    room: dict[Isolation, int],
+    limit: int,
+    starts: Callable[[Candidate, Job], bool],
 ) -> Verdicts:
-    """Decide about candidates in their order, until `limit` are taken; `room` is counted down."""
+    """Decide about candidates in their order, until `limit` are taken; `room` is counted down. `starts` asks at the gates of a job."""
     verdicts = Verdicts()
     for candidate in candidates:
         if len(verdicts.taken) >= limit or verdicts.stopped:
@@ -55,7 +67,7 @@ def judge(
         job = row.job(queue)
         if job.expires_at is not None and row.claim == 0 and stored(job.expires_at) <= now:
             verdicts.expired.append((candidate, job))
-            verdicts.stopped = bool(keys_of(job))
+            verdicts.stopped = bool(keys_of(job)) or gated(job)
             continue
         isolation = tasks.get(row.task)
         if isolation is None:
@@ -63,20 +75,26 @@ def judge(
             continue
         if row.crashes >= CRASHES_BEFORE_ISOLATION:
             isolation = "process"
-        if room[isolation] > 0:
+        if room[isolation] <= 0:
+            verdicts.passed.add(row.n)
+        elif gated(job) and not starts(candidate, job):
+            verdicts.stopped_at_gate.append(candidate)
+            verdicts.stopped = True
+        else:
             room[isolation] -= 1
             verdicts.taken.append((candidate, job))
-        else:
-            verdicts.passed.add(row.n)
     return verdicts
 
 
-def all_fit(rows: Sequence[ReadyRow], tasks: Mapping[str, Isolation], room: dict[Isolation, int]) -> bool:
-    """Whether all candidates can be taken, as nearly always: known tasks, room for all, no rare fields. `room` is counted down then."""
+def all_fit(rows: Sequence[ReadyRow], tasks: Mapping[str, Isolation], room: dict[Isolation, int], *, shut: bool) -> bool:
+    """Whether all candidates can be taken, as nearly always: known tasks, room for all, no rare fields. `room` is counted down then.
+
+    A turn or slots are no hindrance unless some key is `shut`.
+    """
     wanted: dict[Isolation, int] = {}
     for row in rows:
         isolation = tasks.get(row.task)
-        if isolation is None or row.extra is not None or row.crashes:
+        if isolation is None or row.crashes or (row.extra is not None and (shut or not only_held(row.extra))):
             return False
         wanted[isolation] = wanted.get(isolation, 0) + 1
     if any(room[isolation] < number for isolation, number in wanted.items()):
@@ -96,9 +114,15 @@ class Claim:
         self._info = info
         self._room = dict(room)
         self._taken: list[tuple[ReadyRow, Job]] = []
+        self._shut = False
+        """Whether any key lets nobody start."""
+        self.wake_at: int | None = None
+        """When time alone will let somebody pass, in microseconds since 1970."""
 
     def run(self, queues: Sequence[str] | None, limit: int, turn: int) -> list[Lease]:
         """Claim up to `limit` jobs. `turn` says with which queue to start when all are served. Raises SessionLost."""
+        wake(self._tx, self._now)
+        self._shut = bool(self._tx.value("any_shut", now=self._now))
         alive, paused, lines, ready = self._tx.row("lines", session=self._session, all=queues is None)
         if not alive:
             raise SessionLost(f"session {self._session} of worker {self._info.name} is gone; open a new one")
@@ -111,6 +135,7 @@ class Claim:
         for queue in queues:
             if queue not in held_back and len(self._taken) < limit:
                 self._claim(queue, [task for at, task in aside if at == queue and task in self._info.tasks], limit)
+        self.wake_at = self._tx.value("next_wake")
         return self._leases()
 
     def _claim(self, queue: str, aside: Sequence[str], limit: int) -> None:
@@ -122,19 +147,30 @@ class Claim:
         while looked < (limit if len(self._taken) > before else max(WINDOW, limit)):
             want = len(passed) + (limit if looked < limit else max(WINDOW, limit)) - looked
             rows = _rows(self._tx.value("candidates", queue=queue, limit=want))
-            if not aside and looked < limit and all_fit(rows, self._info.tasks, self._room):
+            if not aside and looked < limit and all_fit(rows, self._info.tasks, self._room, shut=self._shut):
                 if rows:
                     self._take_front(queue, rows[-1])
                     self._taken += [(row, row.job(queue)) for row in rows]
                 return
             found = self._with_aside(rows, queue, aside, want)
             fresh = [each for each in found if each[0].n not in passed]
-            verdicts = judge(fresh, queue, self._now, self._info.tasks, self._room, 1 if looked >= limit else limit)
+            moves = Moves(self._tx, self._now)
+            verdicts = judge(
+                fresh, queue, self._now, self._info.tasks, self._room, 1 if looked >= limit else limit, partial(self._starts, queue, moves)
+            )
             looked += verdicts.looked
             passed |= verdicts.passed
-            self._carry_out(queue, verdicts)
+            self._carry_out(queue, verdicts, moves)
             if len(found) < want and not verdicts.stopped:
                 return
+
+    def _starts(self, queue: str, moves: Moves, candidate: Candidate, job: Job) -> bool:
+        if not self._shut and not any(kind_of(want.gate) == "token" for want in wants_of(job)):
+            return True
+        row, aside = candidate
+        where: dict[str, Any] = {"queue": queue, "rank": row.rank, "pos": row.pos}
+        past = self._tx.row("aside_past", task=row.task, **where) if aside else self._tx.row("ready_past", **where)
+        return moves.starts(row.n, job, Past(*past))
 
     def _with_aside(self, rows: Sequence[ReadyRow], queue: str, aside: Sequence[str], limit: int) -> list[Candidate]:
         found = [(row, False) for row in rows]
@@ -147,25 +183,24 @@ class Claim:
         self._tx.do("run_front", queue=queue, rank=last.rank, pos=last.pos, **who)
         self._tx.do("drop_front", queue=queue, rank=last.rank, pos=last.pos)
 
-    def _carry_out(self, queue: str, verdicts: Verdicts) -> None:
+    def _carry_out(self, queue: str, verdicts: Verdicts, moves: Moves) -> None:
         """Write down what was decided."""
         tx, taken, expired = self._tx, verdicts.taken, verdicts.expired
         self._take([candidate for candidate, _ in taken], queue)
         if verdicts.unknown:
             tx.do("set_aside", queue=queue, places=_places(verdicts.unknown, aside=False))
             tx.work = True
-        leaving = [*verdicts.unknown, *(candidate for candidate, _ in [*taken, *expired])]
+        leaving = [*verdicts.unknown, *verdicts.stopped_at_gate, *(candidate for candidate, _ in [*taken, *expired])]
         for aside, drop in ((False, "drop_places"), (True, "drop_places_aside")):
             if any(each[1] is aside for each in leaving):
                 tx.do(drop, queue=queue, places=_places(leaving, aside=aside))
-        moves = Moves(self._now)
         if expired:
             finish(tx, self._now, [Ending(row.n, job, Past(), State.EXPIRED, "not started in time") for (row, _), job in expired], moves)
         drop_expiring(tx, [(row.n, job) for (row, _), job in taken if row.claim == 0])
         for (row, _), job in taken:
             give_up(tx, self._now, row.n, job, ("started",), moves)
             self._taken.append((row, job))
-        moves.write(tx)
+        moves.write()
 
     def _take(self, candidates: Sequence[Candidate], queue: str) -> None:
         who: dict[str, Any] = {"session": self._session, "worker": self._info.name, "now": self._now}

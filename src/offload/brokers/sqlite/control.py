@@ -12,6 +12,7 @@ from offload.brokers.sqlite.keys import any_held, give_up, take
 from offload.brokers.sqlite.moves import Moves, past_of, take_out
 from offload.brokers.sqlite.rows import JobColumns, extra_text, text
 from offload.brokers.sqlite.transaction import Transaction
+from offload.gates import gated, holds_on
 from offload.job import Job, State, UniqueKey, keys_of
 
 ALL_KEYS = ("started", "finished", "time")
@@ -29,16 +30,20 @@ def _revive(tx: Transaction, now: int, rows: Sequence[JobColumns], payload: byte
         return rows
     take_out(tx, rows)
     tx.do("drop_progress", ns=text([row.n for row in rows]))
-    moves = Moves(now)
+    moves = Moves(tx, now)
     extras: list[tuple[int, str | None]] = []
     for row in rows:
         old = row.job()
         take(tx, row.n, old, _wanted(old))
         new = replace(old, run_at=None, expires_at=None)
         extras.append((row.n, None if row.extra is None else extra_text(new)))
+        seat = row.seat if row.state is State.DEAD and holds_on(old) else tx.numbers(1)  # who kept its turn keeps its place as well
+        moves.seated({row.n: seat})
+        if gated(old):
+            tx.do("note_seats", seats=text([(row.n, seat)]))
         moves.place(row.n, new, past_of(row)._replace(attempt=0, crashes=0), None)
     tx.do("revive_jobs", extras=text(extras), payload=None if payload is None else payload.decode())
-    moves.write(tx)
+    moves.write()
     return rows
 
 
@@ -56,12 +61,17 @@ def _delete(tx: Transaction, now: int, rows: Sequence[JobColumns]) -> Sequence[J
     rows = [row for row in rows if row.state is not State.RUNNING]
     if not rows:
         return rows
+    moves = Moves(tx, now)
+    moves.seated({row.n: row.seat for row in rows})
+    for row in rows:
+        if row.lane is not None:
+            moves.withdraw(row.n, row.job())  # while its row is still there to be found in its lane
     take_out(tx, rows)
     drop_expiring(tx, [(row.n, row.job()) for row in rows if row.claim == 0])
     forget(tx, [row.n for row in rows])
-    moves = Moves(now)
-    for row in rows:
-        give_up(tx, now, row.n, row.job(), ALL_KEYS, moves)
-    moves.write(tx)
+    for row, job in [(row, row.job()) for row in rows]:
+        give_up(tx, now, row.n, job, ALL_KEYS, moves)
+        moves.leave(row.n, job)
+    moves.write()
     tx.ended = True
     return rows

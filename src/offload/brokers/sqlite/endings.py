@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from offload.brokers.sqlite.gating import Past
 from offload.brokers.sqlite.keys import give_up
-from offload.brokers.sqlite.moves import Moves, Past
+from offload.brokers.sqlite.moves import Moves
 from offload.brokers.sqlite.rows import seconds, stored, text
 from offload.brokers.sqlite.transaction import Transaction
+from offload.gates import KINDS, holds_on
 from offload.job import KEEP_UNSUCCESSFUL, Job, State
 
+NEVER = 2**62
+"""A moment that does not come."""
 COVERED = ("started", "finished")
 """The keys that an end gives up, by their `until`."""
 
@@ -24,18 +28,37 @@ class Ending(NamedTuple):
     state: State
     reason: str | None = None
     result: str | None = None
+    lane: str | None = None
+    """The lane in which it waited."""
+
+    @property
+    def holds_on(self) -> bool:
+        """Whether it keeps its turn until somebody retries or deletes it."""
+        return self.state is State.DEAD and holds_on(self.job)
 
     @property
     def keep(self) -> float:
         """Seconds that its record is kept."""
         return self.job.keep if self.state is State.SUCCEEDED else KEEP_UNSUCCESSFUL
 
+    def forget_at(self, now: int) -> int:
+        """When its record is forgotten, in microseconds since 1970."""
+        return NEVER if self.holds_on else now + seconds(self.keep)
+
 
 def finish(tx: Transaction, now: int, endings: Sequence[Ending], moves: Moves) -> None:
     """End jobs, in order; the moves of successors are added to `moves`."""
     record_ends(tx, now, endings)
     for ending in endings:
-        give_up(tx, now, ending.n, ending.job, COVERED, moves)
+        let_go(tx, now, ending, moves)
+
+
+def let_go(tx: Transaction, now: int, ending: Ending, moves: Moves) -> None:
+    """Free what a job holds that has come to its end; the moves of those who waited for that are added to `moves`."""
+    if ending.lane is not None:
+        moves.withdraw(ending.n, ending.job)
+    give_up(tx, now, ending.n, ending.job, COVERED, moves)
+    moves.leave(ending.n, ending.job, ("slot", "token") if ending.holds_on else KINDS)
 
 
 def record_ends(tx: Transaction, now: int, endings: Sequence[Ending]) -> None:
@@ -44,11 +67,7 @@ def record_ends(tx: Transaction, now: int, endings: Sequence[Ending]) -> None:
     if kept:
         tx.add(
             "add_done",
-            [
-                (n, state.value, *past, result, reason, now, now + seconds(e.keep))
-                for e in kept
-                for n, _, past, state, reason, result in [e]
-            ],
+            [(n, state.value, *past, result, reason, now, e.forget_at(now)) for e in kept for n, _, past, state, reason, result, _ in [e]],
         )
     forget(tx, [ending.n for ending in endings if ending.keep <= 0])
     drop_expiring(tx, [(e.n, e.job) for e in endings if e.past.claim == 0])

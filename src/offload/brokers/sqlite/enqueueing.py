@@ -13,6 +13,7 @@ from offload.brokers.sqlite.moves import Moves, past_of, take_out
 from offload.brokers.sqlite.rows import extra_text, job_row, jobs_by_number, optional_stored, stored
 from offload.brokers.sqlite.transaction import Transaction
 from offload.errors import IdConflict, UniqueConflict
+from offload.gates import gated
 from offload.job import Job, State, UniqueKey, keys_of
 
 _NOT_STARTED = frozenset({State.READY, State.SCHEDULED, State.WAITING})
@@ -33,7 +34,10 @@ def _store_new(tx: Transaction, now: int, jobs: Sequence[Job]) -> None:
     first = tx.numbers(len(jobs))
     last = first + len(jobs) - 1
     tx.add("add_jobs", [job_row(n, job) for n, job in enumerate(jobs, start=first)])
-    tx.do("ready_new", first=first, last=last, now=now)
+    if any(gated(job) or job.fair_by is not None for job in jobs):
+        _arrive(tx, now, first, jobs)
+    else:
+        tx.do("ready_new", first=first, last=last, now=now)
     if any(job.run_at is not None for job in jobs):
         tx.do("schedule_new", first=first, last=last, now=now)
     _note_expiry(tx, first, jobs)
@@ -41,6 +45,13 @@ def _store_new(tx: Transaction, now: int, jobs: Sequence[Job]) -> None:
     if holds:
         tx.add("add_holds", holds)
     tx.work = True
+
+
+def _arrive(tx: Transaction, now: int, first: int, jobs: Sequence[Job]) -> None:
+    """To their ready lines, or to their lanes, go those of the jobs just added whose time has come."""
+    moves = Moves(tx, now)
+    moves.arrive([(n, job) for n, job in enumerate(jobs, start=first) if job.run_at is None or stored(job.run_at) <= now])
+    moves.write()
 
 
 def _note_expiry(tx: Transaction, first: int, jobs: Sequence[Job]) -> None:
@@ -81,7 +92,10 @@ def _add(tx: Transaction, now: int, job: Job, behind: str | None) -> None:
             tx.do("set_successor", key=unique.key, successor=n)
     _note_expiry(tx, n, [job])
     if behind is None:
-        tx.do("ready_new", first=n, last=n, now=now)
+        if gated(job) or job.fair_by is not None:
+            _arrive(tx, now, n, [job])
+        else:
+            tx.do("ready_new", first=n, last=n, now=now)
         tx.do("schedule_new", first=n, last=n, now=now)
         tx.work = True
     else:
@@ -118,8 +132,11 @@ def _replace(tx: Transaction, now: int, n: int, job: Job, *, move: bool) -> None
     new = replace(old, payload=job.payload, run_at=job.run_at if move else old.run_at)
     due = optional_stored(new.run_at) if move else row.due
     tx.do("replace_job", n=n, payload=new.payload.decode(), due=due, extra=row.extra if new.run_at == old.run_at else extra_text(new))
-    if move and row.state is not State.WAITING:
+    if move and (row.state is not State.WAITING or row.lane is not None):
         take_out(tx, [row])
-        moves = Moves(now)
+        moves = Moves(tx, now)
+        moves.seated({n: row.seat})
+        if row.lane is not None:
+            moves.withdraw(n, old)
         moves.place(n, new, past_of(row), optional_stored(new.run_at))
-        moves.write(tx)
+        moves.write()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from offload.brokers.sqlite.moves import Moves, Past
+from offload.brokers.sqlite.gating import Past
+from offload.brokers.sqlite.moves import Moves
 from offload.brokers.sqlite.rows import jobs_by_number, optional_stored, seconds, stored, text
 from offload.brokers.sqlite.transaction import Transaction
 from offload.job import Job, UniqueKey, keys_of

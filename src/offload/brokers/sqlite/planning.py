@@ -118,7 +118,7 @@ def pause(tx: Transaction, name: str, next_at: datetime | None, *, paused: bool)
 
 def prune(tx: Transaction, now: int) -> None:
     """Once a minute, remove schedules from code that no live session has declared for ten minutes."""
-    *_, pruned = tx.row("moments")
+    *_, pruned, _ = tx.row("moments")
     if pruned is not None and 0 <= now - pruned < LOOK_EVERY:
         return
     tx.do("pruned", now=now)

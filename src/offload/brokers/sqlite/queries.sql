@@ -14,7 +14,7 @@ insert into jobs (n, id, task, queue, rank, payload, enqueued_at, keep, due, ext
 -- name: ready_new
 -- Jobs just added whose time has come; their place is their number.
 insert into ready (queue, rank, pos, n, claim, attempt, crashes, ready_at)
-select queue, rank, n, n, 0, 0, 0, :now from jobs where n between :first and :last and (due is null or due <= :now)
+select queue, rank << 24, n, n, 0, 0, 0, :now from jobs where n between :first and :last and (due is null or due <= :now)
 
 -- name: schedule_new
 insert into scheduled (due, n, claim, attempt, crashes)
@@ -40,7 +40,7 @@ select json_group_array(n) from jobs where id in (select value from json_each(:i
 select json_group_array(json_array(
     n, id, task, queue, rank, payload, enqueued_at, keep, due, extra, state, claim, attempt, crashes, started_at, worker,
     aside, pos, result, finished_at, reason, json(errors), json(steps), json(progress),
-    exists (select 1 from running where running.n = records.n and cancel)))
+    exists (select 1 from running where running.n = records.n and cancel), seat, lane, place))
 from records where n in (select value from json_each(:ns))
 
 -- name: hold
@@ -85,8 +85,8 @@ delete from scheduled
 where (due, n) in (select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(:pairs))
 
 -- name: note_places
--- Jobs, as [n, due], that go to the end of the ready line from the place :first on.
-update jobs set pos = :first + moves.key, due = json_extract(moves.value, '$[1]')
+-- Jobs, as [n, pos, due, whether it keeps the due that it had], that go to places in the ready line.
+update jobs set pos = json_extract(moves.value, '$[1]'), due = iif(json_extract(moves.value, '$[3]'), due, json_extract(moves.value, '$[2]'))
 from json_each(:moves) as moves where jobs.n = json_extract(moves.value, '$[0]')
 
 -- name: note_promoted
@@ -286,8 +286,8 @@ select json_group_array(json_array(id, info, beat, beat_at, started_at, running)
 
 -- name: due_jobs
 -- What is scheduled and due, as upkeep.DueRow, earliest first.
-select json_group_array(json_array(due, n, queue, rank, claim, attempt, crashes, started_at, worker)) from (
-    select s.due, s.n, j.queue, j.rank, s.claim, s.attempt, s.crashes, s.started_at, s.worker
+select json_group_array(json_array(due, n, queue, rank, claim, attempt, crashes, started_at, worker, extra, seat)) from (
+    select s.due, s.n, j.queue, j.rank, s.claim, s.attempt, s.crashes, s.started_at, s.worker, j.extra, ifnull(j.seat, j.n) as seat
     from scheduled s cross join jobs j on j.n = s.n
     where s.due <= :now order by s.due, s.n limit :limit
 )
@@ -310,7 +310,8 @@ select
     (select min(expires_at) from expiring),
     (select min(forget_at) from done),
     (select min(next_at) from schedules where not paused),
-    (select pruned_at from store)
+    (select pruned_at from store),
+    (select min(wake_at) from gates where wake_at is not null)
 
 -- name: schedule
 select json_array(name, rule, next_at, last_at, last_job, paused, declared, fired, skipped) from schedules where name = :name
@@ -390,6 +391,7 @@ select json_group_array(json_array(queue, state, number)) from (
     union all select j.queue, 'RUNNING', count(*) from running t cross join jobs j on j.n = t.n group by j.queue
     union all select j.queue, 'SCHEDULED', count(*) from scheduled t cross join jobs j on j.n = t.n group by j.queue
     union all select j.queue, 'WAITING', count(*) from waiting t cross join jobs j on j.n = t.n group by j.queue
+    union all select j.queue, 'WAITING', count(*) from parked t cross join jobs j on j.n = t.n group by j.queue
     union all select j.queue, t.state, count(*) from done t cross join jobs j on j.n = t.n group by j.queue, t.state
 )
 
@@ -409,7 +411,8 @@ select json_group_array(n) from (
     select n from jobs
     where (:task is null or task = :task)
         and (:queue is null or queue = :queue)
-        and (:key is null or json_extract(extra, '$.unique.key') = :key)
+        and (:key is null or :key in (json_extract(extra, '$.unique.key'), json_extract(extra, '$.order_by'), json_extract(extra, '$.fair_by'))
+            or exists (select 1 from json_each(extra, '$.limits') where json_extract(value, '$.key') = :key))
         and (:at is null or (enqueued_at, n) < (:at, :after))
     order by enqueued_at desc, n desc limit :limit
 )
@@ -423,11 +426,13 @@ select json_group_array(n) from (
         union all select n from running where :state = 'RUNNING'
         union all select n from scheduled where :state = 'SCHEDULED'
         union all select n from waiting where :state = 'WAITING'
+        union all select n from parked where :state = 'WAITING'
         union all select n from done where state = :state
     ) as line cross join jobs j on j.n = line.n
     where (:task is null or j.task = :task)
         and (:queue is null or j.queue = :queue)
-        and (:key is null or json_extract(j.extra, '$.unique.key') = :key)
+        and (:key is null or :key in (json_extract(j.extra, '$.unique.key'), json_extract(j.extra, '$.order_by'), json_extract(j.extra, '$.fair_by'))
+            or exists (select 1 from json_each(j.extra, '$.limits') where json_extract(value, '$.key') = :key))
         and (:at is null or (j.enqueued_at, j.n) < (:at, :after))
     order by j.enqueued_at desc, j.n desc limit :limit
 )

@@ -7,9 +7,9 @@ from datetime import datetime
 
 import msgspec
 
-from offload.brokers.sqlite import planning
+from offload.brokers.sqlite import gating, planning
 from offload.brokers.sqlite.file import SCHEMA
-from offload.brokers.sqlite.rows import jobs_by_id, jobs_by_number, moment, text
+from offload.brokers.sqlite.rows import jobs_by_id, jobs_by_number, moment, stored, text
 from offload.brokers.sqlite.transaction import Transaction
 from offload.job import Facts, Filter, Record, SessionRecord, Standing, State, WorkerInfo
 
@@ -84,12 +84,17 @@ def standing(tx: Transaction, id: str, now: datetime) -> Standing | None:
     row = jobs_by_id(tx, [id]).get(id)
     if row is None:
         return None
+    limits, before = ((), 0) if row.lane is None else gating.limits_of(tx, stored(now), row.job(), row.lane, row.seat)
     return Standing(
         record=row.record(),
         paused=row.queue in paused(tx),
         aside=bool(row.aside),
-        ahead=tx.value("ahead", queue=row.queue, rank=row.rank, pos=row.pos) if row.state is State.READY else 0,
-        waits_for=row.reason.removeprefix("behind ") if row.state is State.WAITING and row.reason is not None else None,
+        ahead=tx.value("ahead", queue=row.queue, rank=row.place, pos=row.pos) if row.state is State.READY else 0,
+        waits_for=row.reason.removeprefix("behind ")
+        if row.state is State.WAITING and row.lane is None and row.reason is not None
+        else None,
+        limits=limits,
+        before=before,
         sessions=tuple(sessions(tx)),
         now=now,
     )
@@ -110,5 +115,6 @@ def facts(tx: Transaction, now: datetime, version: str) -> Facts:
         oldest_ready={queue: moment(at) for queue, at in _numbers(oldest).items()},
         large=tuple(_large(large)),
         finished=tuple((task, (end - start) / 1_000_000) for task, start, end in _finished(finished) if start is not None),
+        limits=gating.striking(tx, stored(now)),
         now=now,
     )

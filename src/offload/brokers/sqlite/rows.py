@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import lru_cache
+from typing import Any, Protocol
 
 import msgspec
 
 from offload.brokers.sqlite.transaction import Transaction
-from offload.job import Failure, Job, Overlap, Progress, Record, State, UniqueKey
+from offload.job import Failure, Job, Limit, OnDead, Overlap, Progress, RateLimit, Record, State, UniqueKey
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -51,22 +52,46 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     unique: UniqueKey | None = None
     schedule: str | None = None
     overlap: Overlap | None = None
+    order_by: str | None = None
+    on_dead: OnDead = "continue"
+    limits: tuple[Limit, ...] = ()
+    fair_by: str | None = None
 
 
 NO_EXTRA = Extra()
 _encode = msgspec.json.Encoder().encode
-_extra = msgspec.json.Decoder(Extra).decode
+_read_extra = msgspec.json.Decoder(Extra).decode
+
+
+@lru_cache(8192)  # jobs of the same keys, and nothing else that is rare, have the same text
+def read_extra(text: str) -> Extra:
+    return _read_extra(text)
+
+
+@lru_cache(8192)
+def only_held(text: str) -> bool:
+    """Whether what is rare about a job is that it has a turn or slots, and no more: such a job is claimed as it stands."""
+    extra = read_extra(text)
+    return extra == Extra(order_by=extra.order_by, on_dead=extra.on_dead, limits=extra.limits) and not any(
+        isinstance(limit, RateLimit) for limit in extra.limits
+    )
+
+
 _failure = msgspec.json.Decoder(Failure).decode
 
 JobRow = tuple[int, str, str, str, int, str, int, float, int | None, str | None]
 
 
+def _rare(job: Job) -> bool:
+    if job.run_at is not None or job.unique is not None or job.schedule is not None or job.expires_at is not None:
+        return True
+    return job.timeout is not None or job.order_by is not None or bool(job.limits) or job.fair_by is not None
+
+
 def job_row(n: int, job: Job) -> JobRow:
     """The row of `jobs` for a job that comes in."""
-    run_at, unique, schedule = job.run_at, job.unique, job.schedule
-    extra = None
-    if run_at is not None or unique is not None or schedule is not None or job.expires_at is not None or job.timeout is not None:
-        extra = extra_text(job)
+    run_at = job.run_at
+    extra = extra_text(job) if _rare(job) else None
     due = None if run_at is None else stored(run_at)
     return (n, job.id, job.task, job.queue, -job.priority, job.payload.decode(), stored(job.enqueued_at), job.keep, due, extra)
 
@@ -81,6 +106,10 @@ def extra_text(job: Job) -> str:
             unique=job.unique,
             schedule=job.schedule,
             overlap=job.overlap,
+            order_by=job.order_by,
+            on_dead=job.on_dead,
+            limits=job.limits,
+            fair_by=job.fair_by,
         )
     )
 
@@ -90,10 +119,19 @@ def text(value: Any) -> str:
     return _encode(value).decode()
 
 
+ROUND_BITS = 24
+
+
+def placed(rank: int, round: int = 0) -> int:
+    """The rank in a ready line: first by priority, then by the round in which keys take turns; 0 for jobs without such a key."""
+    return (rank << ROUND_BITS) + round
+
+
 class ReadyRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A candidate of a ready line with its job, as the claim reads it."""
 
     rank: int
+    """In its ready line: the priority, negated, and the round in which it takes its turn; see `placed`."""
     pos: int
     n: int
     claim: int
@@ -115,7 +153,7 @@ class ReadyRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
                 payload=self.payload.encode(),
                 enqueued_at=EPOCH + timedelta(0, 0, self.enqueued_at),
                 queue=queue,
-                priority=-self.rank,
+                priority=-(self.rank >> ROUND_BITS),
                 keep=self.keep,
             )
         return job_of(self, queue)
@@ -151,6 +189,10 @@ class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """JSON of each step's result, by its name."""
     progress: tuple[float, str] | None
     cancel_asked: int
+    seat: int
+    lane: str | None
+    place: int
+    """Its rank in its ready line."""
 
     def job(self) -> Job:
         """The job."""
@@ -173,6 +215,10 @@ class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
             schedule=job.schedule,
             overlap=job.overlap,
             keep=job.keep,
+            order_by=job.order_by,
+            on_dead=job.on_dead,
+            limits=job.limits,
+            fair_by=job.fair_by,
             state=self.state,
             attempt=self.attempt,
             crashes=self.crashes,
@@ -192,9 +238,18 @@ _numbers = msgspec.json.Decoder(list[int]).decode
 _columns = msgspec.json.Decoder(list[JobColumns]).decode
 
 
-def extra_of(row: ReadyRow | JobColumns) -> Extra:
+class Rare(Protocol):
+    """A row that may have rare fields."""
+
+    @property
+    def extra(self) -> str | None:
+        """JSON of an Extra."""
+        ...
+
+
+def extra_of(row: Rare) -> Extra:
     """The rare fields of a job."""
-    return NO_EXTRA if row.extra is None else _extra(row.extra)
+    return NO_EXTRA if row.extra is None else read_extra(row.extra)
 
 
 def job_of(row: ReadyRow | JobColumns, queue: str) -> Job:
@@ -206,7 +261,7 @@ def job_of(row: ReadyRow | JobColumns, queue: str) -> Job:
         payload=row.payload.encode(),
         enqueued_at=moment(row.enqueued_at),
         queue=queue,
-        priority=-row.rank,
+        priority=-(row.rank >> ROUND_BITS) if isinstance(row, ReadyRow) else -row.rank,
         run_at=extra.run_at,
         expires_at=extra.expires_at,
         timeout=extra.timeout,
@@ -214,6 +269,10 @@ def job_of(row: ReadyRow | JobColumns, queue: str) -> Job:
         schedule=extra.schedule,
         overlap=extra.overlap,
         keep=row.keep,
+        order_by=extra.order_by,
+        on_dead=extra.on_dead,
+        limits=extra.limits,
+        fair_by=extra.fair_by,
     )
 
 

@@ -10,10 +10,11 @@ from datetime import datetime
 import msgspec
 
 from offload.broker import Session
-from offload.brokers.sqlite import planning, settling, upkeep
+from offload.brokers.sqlite import gating, planning, settling, upkeep
 from offload.brokers.sqlite.claiming import Claim
 from offload.brokers.sqlite.database import Link
-from offload.brokers.sqlite.rows import stored, text
+from offload.brokers.sqlite.moves import Moves
+from offload.brokers.sqlite.rows import SECOND, stored, text
 from offload.brokers.sqlite.sharing import Shared
 from offload.brokers.sqlite.transaction import Transaction
 from offload.brokers.sqlite.wake import Ear
@@ -25,6 +26,10 @@ from offload.liveness import Watch
 _beats = msgspec.json.Decoder(dict[str, int]).decode
 _numbers = msgspec.json.Decoder(list[int]).decode
 _asked = msgspec.json.Decoder(list[tuple[str, int]]).decode
+
+
+SOONEST = 0.005
+"""Seconds within which tokens are not looked for again: those that come meanwhile are taken together, and none is late for it."""
 
 
 class SqliteSession(Session):
@@ -40,6 +45,7 @@ class SqliteSession(Session):
         self._watch = Watch(info.session_timeout, info.heartbeat)
         self._dead: list[tuple[str, int]] = []
         self._rotation = 0
+        self._wake_at: int | None = None
         self._marked: set[int] = set()
         self._pulse: Link | None = None
 
@@ -51,12 +57,18 @@ class SqliteSession(Session):
         self._heard = self._ear.count
         turn = self._rotation
         self._rotation += queues is None
-        claim = self._shared.write(lambda tx: Claim(tx, self._now(), self.id, self._info, room).run(queues, limit, turn))
+        claim = self._shared.write(lambda tx: self._claim(tx, queues, limit, room, turn))
         try:
             return await asyncio.shield(claim)
         except asyncio.CancelledError:
             claim.add_done_callback(self._hand_back)
             raise
+
+    def _claim(self, tx: Transaction, queues: Sequence[str] | None, limit: int, room: Mapping[Isolation, int], turn: int) -> list[Lease]:
+        claim = Claim(tx, self._now(), self.id, self._info, room)
+        leases = claim.run(queues, limit, turn)
+        self._wake_at = claim.wake_at
+        return leases
 
     def _hand_back(self, claim: asyncio.Future[list[Lease]]) -> None:
         """What a cancelled fetch still claimed goes back at once."""
@@ -120,6 +132,8 @@ class SqliteSession(Session):
 
     async def wait(self, timeout: float) -> None:
         """Return when something was committed since the last fetch."""
+        if self._wake_at is not None:
+            timeout = min(timeout, max((self._wake_at - self._now()) / SECOND, SOONEST))
         await self._ear.after(self._heard, timeout)
 
     async def maintain(self) -> Upkeep:
@@ -151,6 +165,10 @@ class SqliteSession(Session):
         tx.do("add_session", id=self.id, info=text(self._info), now=self._now())
         for schedule, next_at in self._info.schedules:
             planning.put(tx, schedule, next_at, declared=True)
+        if concerned := gating.declare(tx, self._info.limits):
+            moves = Moves(tx, self._now())
+            moves.pump(concerned)
+            moves.write()
 
     async def leave(self) -> None:
         """Be gone; what is still held goes back unharmed."""

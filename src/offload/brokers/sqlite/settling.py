@@ -8,12 +8,13 @@ from typing import NamedTuple, assert_never
 
 import msgspec
 
-from offload.brokers.sqlite.endings import COVERED, Ending, record_ends
-from offload.brokers.sqlite.keys import give_up
-from offload.brokers.sqlite.moves import Moves, Past
+from offload.brokers.sqlite.endings import Ending, let_go, record_ends
+from offload.brokers.sqlite.gating import Past, member, seats
+from offload.brokers.sqlite.moves import NO_PAST, Moves
 from offload.brokers.sqlite.rows import seconds, text
 from offload.brokers.sqlite.transaction import Doubt, Transaction
-from offload.job import Cancelled, Dead, Done, Job, Lease, Outcome, Release, Retried, State
+from offload.gates import gated, holds_on, wants_of
+from offload.job import Cancelled, Dead, Done, Job, Lease, Outcome, RateLimit, Release, Retried, State, keys_of
 
 Settlements = Sequence[tuple[Lease, Outcome]]
 
@@ -67,7 +68,7 @@ def settle(tx: Transaction, now: int, session: str, settlements: Settlements, ma
 def _plain(lease: Lease, marked: AbstractSet[int]) -> bool:
     """Whether success leaves nothing to be done but to record it, or to forget the job and nothing else."""
     job = lease.job
-    if job.unique is not None or job.schedule is not None or type(lease.ref) is not int:
+    if job.unique is not None or job.schedule is not None or gated(job) or type(lease.ref) is not int:
         return False
     return job.keep > 0 or (lease.claim == 1 and lease.ref not in marked)
 
@@ -109,7 +110,8 @@ def _settle(tx: Transaction, now: int, session: str, settlements: Settlements) -
 def end_attempts(tx: Transaction, now: int, settled: Sequence[tuple[Held, Lease, Outcome]]) -> None:
     """Carry out the outcomes of leases that are held, in order."""
     tx.do("drop_running", ns=text([row.n for row, _, _ in settled]))
-    moves = Moves(now)
+    moves = Moves(tx, now)
+    _expect(tx, moves, settled)
     endings: list[Ending] = []
     failures: list[tuple[int, int, str]] = []
     for row, lease, asked in settled:
@@ -118,22 +120,50 @@ def end_attempts(tx: Transaction, now: int, settled: Sequence[tuple[Held, Lease,
         if isinstance(outcome, (Retried, Dead)) and outcome.failure is not None:
             failures.append((n, row.claim, text(outcome.failure)))
         match outcome:
-            case Retried(delay):
+            case Retried(delay, _, whole_key):
+                if whole_key:
+                    moves.shut(job, now + seconds(delay))
                 moves.place(n, job, row.past(), now + seconds(delay) if delay > 0 else None)
             case Release(delay) if delay > 0:
                 moves.place(n, job, row.past(given_back=1), now + seconds(delay))
             case Release():
                 moves.back(n, job, row.past(given_back=1), row.pos, row.ready_at)
             case Done() | Dead() | Cancelled():
-                endings.append(_ending(n, job, row.past(), outcome))
-                give_up(tx, now, n, job, COVERED, moves)
+                ending = _ending(n, job, row.past(), outcome)
+                endings.append(ending)
+                let_go(tx, now, ending, moves)
             case _:
                 assert_never(outcome)
     if failures:
         tx.add("add_errors", failures)
     if endings:
         record_ends(tx, now, endings)
-    moves.write(tx)
+    moves.write()
+
+
+def _expect(tx: Transaction, moves: Moves, settled: Sequence[tuple[Held, Lease, Outcome]]) -> None:
+    """Read at once what the gates of these jobs will be asked for."""
+    keyed = {row.n: lease.job for row, lease, _ in settled if gated(lease.job)}
+    if keyed and not (_simple(settled) and moves.gates.expect_heirs([wants_of(job)[0].gate for job in keyed.values()])):
+        found = seats(tx, keyed)
+        moves.seated(found)
+        moves.gates.expect([member(job, n, found[n], NO_PAST) for n, job in keyed.items()])
+
+
+def _simple(settled: Sequence[tuple[Held, Lease, Outcome]]) -> bool:
+    """Whether all that have keys end for good, each with one key of its own, and nobody else can be concerned but the next of that key."""
+    gates: set[str] = set()
+    for row, lease, outcome in settled:
+        job = lease.job
+        if keys_of(job):
+            return False
+        if gated(job):
+            wants = wants_of(job)
+            ends = isinstance(outcome, Done) or row.cancel or (isinstance(outcome, (Dead, Cancelled)) and not holds_on(job))
+            if not ends or len(wants) != 1 or isinstance(wants[0].limit, RateLimit) or wants[0].gate in gates:
+                return False
+            gates.add(wants[0].gate)
+    return True
 
 
 def _ending(n: int, job: Job, past: Past, outcome: Done | Dead | Cancelled) -> Ending:

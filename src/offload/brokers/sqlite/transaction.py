@@ -20,7 +20,7 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-SQL = queries("offload.brokers.sqlite", "queries.sql")
+SQL = queries("offload.brokers.sqlite", "queries.sql") | queries("offload.brokers.sqlite", "gates.sql")
 MOST_ROWS = 256
 """The most rows that one insert takes; more go in by several. Larger statements were no faster."""
 

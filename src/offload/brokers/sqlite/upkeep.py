@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
 import msgspec
 
+from offload.brokers.sqlite import gating
 from offload.brokers.sqlite.cancelling import end
-from offload.brokers.sqlite.endings import COVERED, Ending, forget, record_ends
-from offload.brokers.sqlite.keys import give_up
+from offload.brokers.sqlite.endings import Ending, forget, let_go, record_ends
+from offload.brokers.sqlite.gating import Past
 from offload.brokers.sqlite.moves import Moves
 from offload.brokers.sqlite.planning import prune
-from offload.brokers.sqlite.rows import SECOND, JobColumns, jobs_by_number, text
+from offload.brokers.sqlite.rows import SECOND, Extra, JobColumns, extra_of, jobs_by_number, placed, text
 from offload.brokers.sqlite.settling import Held, end_attempts
 from offload.brokers.sqlite.transaction import Transaction
+from offload.gates import gated
 from offload.job import Job, Lease, Release, State, Touched, Upkeep
 
 WINDOW = 1_000
@@ -38,6 +41,8 @@ class DueRow(msgspec.Struct, array_like=True, frozen=True):
     crashes: int
     started_at: int | None
     worker: str | None
+    extra: str | None
+    seat: int
 
 
 _due = msgspec.json.Decoder(list[DueRow]).decode
@@ -46,9 +51,11 @@ _due = msgspec.json.Decoder(list[DueRow]).decode
 def maintain(tx: Transaction, now: int, dead: Sequence[tuple[str, int]]) -> Upkeep:
     """One round. `dead` are sessions with the beat numbers at which they stopped."""
     touched = [each for session, beat in dead if tx.do("drop_dead_session", id=session, beat=beat) for each in _rescue(tx, now, session)]
+    wake(tx, now)
     promoted = _promote(tx, now)
     expired = _expire(tx, now)
     forgotten = _forget(tx, now)
+    gating.forget(tx, now)
     prune(tx, now)
     wait = 0.0 if WINDOW in (promoted, len(expired), forgotten) else next_wait(tx, now)
     return Upkeep(wait, (*touched, *expired))
@@ -56,14 +63,14 @@ def maintain(tx: Transaction, now: int, dead: Sequence[tuple[str, int]]) -> Upke
 
 def idle(tx: Transaction, now: int) -> bool:
     """Whether a round would find nothing to do but, perhaps, to rescue."""
-    due, expires, forgets, _, pruned = tx.row("moments")
+    due, expires, forgets, _, pruned, wakes = tx.row("moments")
     looked = pruned is not None and 0 <= now - pruned < 60 * SECOND
-    return looked and all(moment is None or moment > now for moment in (due, expires, forgets))
+    return looked and all(moment is None or moment > now for moment in (due, expires, forgets, wakes))
 
 
 def next_wait(tx: Transaction, now: int) -> float:
     """Seconds until the next promotion, expiry or tick."""
-    due, expires, _, tick, _ = tx.row("moments")
+    due, expires, _, tick, *_ = tx.row("moments")
     moments = [moment for moment in (due, expires, tick) if moment is not None]
     wait = (min(moments) - now) / SECOND if moments else LONGEST_WAIT
     return min(max(wait, 0.0), LONGEST_WAIT)
@@ -92,37 +99,68 @@ def _rescue(tx: Transaction, now: int, session: str) -> list[Touched]:
     tx.do("drop_running", ns=text([row.n for row, _ in leases]))
     touched: list[Touched] = []
     endings: list[Ending] = []
-    moves = Moves(now)
+    moves = Moves(tx, now)
+    moves.seated({stored.n: stored.seat for _, stored in leases})
     for row, stored in leases:
         job: Job = stored.job()
         past = row.past(given_back=1, crashes=1)
         if row.cancel:
-            endings.append(Ending(row.n, job, past, State.CANCELLED, "cancelled"))
-            give_up(tx, now, row.n, job, COVERED, moves)
+            ending = Ending(row.n, job, past, State.CANCELLED, "cancelled")
+            endings.append(ending)
+            let_go(tx, now, ending, moves)
         else:
             moves.back(row.n, job, past, row.pos, row.ready_at)
         event = "cancelled" if row.cancel else "rescued"
         touched.append(Touched(event, job.id, job.task, job.queue, f"worker {row.worker} died"))
     record_ends(tx, now, endings)
-    moves.write(tx)
+    moves.write()
     return touched
 
 
 def _promote(tx: Transaction, now: int) -> int:
     rows = _due(tx.value("due_jobs", now=now, limit=WINDOW))
-    if rows:
+    if rows and any(row.extra is not None and _keyed(extra_of(row)) for row in rows):
+        _promote_by_gates(tx, now, rows)
+    elif rows:
         first = tx.numbers(len(rows))
         tx.do("drop_due", due=rows[-1].due, n=rows[-1].n)
         tx.do("note_promoted", first=first, ns=text([row.n for row in rows]))
         tx.add(
             "add_ready",
             [
-                (r.queue, r.rank, pos, r.n, r.claim, r.attempt, r.crashes, now, r.started_at, r.worker)
+                (r.queue, placed(r.rank), pos, r.n, r.claim, r.attempt, r.crashes, now, r.started_at, r.worker)
                 for pos, r in enumerate(rows, start=first)
             ],
         )
         tx.work = True
     return len(rows)
+
+
+def _promote_by_gates(tx: Transaction, now: int, rows: Sequence[DueRow]) -> None:
+    keys = {row.n: extra_of(row) for row in rows}
+    fresh = [row.n for row in rows if row.claim == 0 and gated(keys[row.n])]  # only now they join their lanes
+    seats = dict(zip(fresh, itertools.count(tx.numbers(len(fresh)) if fresh else 0), strict=False))
+    if seats:
+        tx.do("note_seats", seats=text(list(seats.items())))
+    tx.do("drop_due", due=rows[-1].due, n=rows[-1].n)
+    moves = Moves(tx, now)
+    moves.seated({row.n: row.seat for row in rows} | seats)
+    for r in rows:
+        moves.come_due(r.n, keys[r.n], r.queue, r.rank, r.due, Past(r.claim, r.attempt, r.crashes, r.started_at, r.worker))
+    moves.write()
+
+
+def _keyed(extra: Extra) -> bool:
+    return gated(extra) or extra.fair_by is not None
+
+
+def wake(tx: Transaction, now: int) -> None:
+    """Let pass whom time alone lets pass."""
+    due = gating.due(tx, now)
+    if due:
+        moves = Moves(tx, now)
+        moves.pump(due)
+        moves.write()
 
 
 def _expire(tx: Transaction, now: int) -> list[Touched]:

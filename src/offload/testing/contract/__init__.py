@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from offload.testing.contract.control import Control
 from offload.testing.contract.delivery import Delivery
+from offload.testing.contract.gates import Orders, Slots, Tokens, Turns
 from offload.testing.contract.lines import Lines
 from offload.testing.contract.outcomes import Outcomes
 from offload.testing.contract.records import Records
@@ -28,5 +29,5 @@ from offload.testing.contract.unique import Uniqueness
 __all__ = ["BrokerContract"]
 
 
-class BrokerContract(Delivery, Lines, Outcomes, Sessions, Uniqueness, Schedules, Control, Records):
+class BrokerContract(Delivery, Lines, Outcomes, Sessions, Uniqueness, Orders, Slots, Tokens, Turns, Schedules, Control, Records):
     """Every sentence of the contract. Give it an async fixture `broker`."""

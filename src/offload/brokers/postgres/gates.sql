@@ -1,0 +1,231 @@
+-- The SQL of orders and limits by key. As in queries.sql, lists come in as one JSON text and go out as one, and no plan depends on the
+-- sizes of tables.
+
+-- name: lock_buckets
+-- Wait for locks, in the order given.
+select pg_advisory_xact_lock(value::bigint) from json_array_elements_text(%(locks)s::json)
+
+-- name: try_buckets
+-- Take the locks that nobody else has. Returns the others.
+select coalesce(json_agg(lock), '[]')::text
+from (select value::bigint as lock from json_array_elements_text(%(locks)s::json)) as asked where not pg_try_advisory_xact_lock(lock)
+
+-- name: isolation
+select current_setting('transaction_isolation')
+
+-- name: at_gates
+-- What workers declare, and whether jobs wait to be let in.
+select coalesce((select json_object_agg(id, value::json) from offload.rules), '{}')::text, exists (select from offload.arrivals)
+
+-- name: put_rule
+insert into offload.rules (id, value) values (%(id)s, %(value)s) on conflict (id) do update set value = excluded.value
+
+-- name: gates
+-- Gates, as gating.GateRow: what is known of each, who holds it, and the first :depth lanes that are parked there. And what `at_gates` tells.
+select coalesce(json_agg(json_build_array(
+    asked.id,
+    (select json_build_array(n, every, burst, paused, shut_until, tat, wake_at) from offload.gates where id = asked.id),
+    (select coalesce(json_agg(json_build_array(n, cost)), '[]') from offload.slots where gate = asked.id),
+    (select coalesce(json_agg(json_build_array(seat, id)), '[]') from (
+        select seat, id from (
+            (select seat, id from offload.lanes where gate = asked.id order by seat, id limit %(depth)s)
+            union all
+            select seat, lane from (select seat, lane from offload.parked where lane = asked.id order by seat limit 1) as own
+            where not exists (select from offload.lanes where id = asked.id)
+        ) as found order by seat, id limit %(depth)s) as parked)
+)), '[]')::text,
+    coalesce((select json_object_agg(id, value::json) from offload.rules), '{}')::text, exists (select from offload.arrivals)
+from json_array_elements_text(%(ids)s::json) as asked (id)
+
+-- name: heirs
+-- Of gates with a lane of the same name, as gating.HeirRow: whether there is more to know of them, how many hold them, and who is first
+-- in that lane.
+select coalesce(json_agg(json_build_array(
+    asked.gate,
+    exists (select from offload.gates where id = asked.gate)
+        or exists (select from offload.lanes where gate = asked.gate) or exists (select from offload.lanes where id = asked.gate),
+    (select count(*) from offload.slots where gate = asked.gate),
+    (select json_build_array(p.n, j.queue, j.rank, j.extra, p.claim, p.attempt, p.crashes, p.started_at, p.worker, p.seat)
+        from (select * from offload.parked where lane = asked.gate order by seat limit 1) as p
+        cross join lateral (select queue, rank, extra from offload.jobs where n = p.n limit 1) as j)
+)), '[]')::text from json_array_elements_text(%(gates)s::json) as asked (gate)
+
+-- name: parked_lanes
+-- The next :depth lanes that are parked at a gate.
+select coalesce(json_agg(json_build_array(seat, id)), '[]')::text from (
+    select seat, id from (
+        (select seat, id from offload.lanes
+            where gate = %(gate)s and (seat, id) > (%(seat)s::bigint, %(id)s) order by seat, id limit %(depth)s)
+        union all
+        select seat, lane from (select seat, lane from offload.parked where lane = %(gate)s order by seat limit 1) as own
+        where (seat, lane) > (%(seat)s::bigint, %(id)s) and not exists (select from offload.lanes where id = %(gate)s)
+    ) as found order by seat, id limit %(depth)s) as parked
+
+-- name: lanes
+-- Lanes, as gating.LaneRow: where each is parked, and its first :depth jobs.
+select coalesce(json_agg(json_build_array(
+    asked.id,
+    (select gate from offload.lanes where id = asked.id),
+    (select coalesce(json_agg(json_build_array(
+            p.seat, p.n, j.queue, j.rank, j.extra, p.claim, p.attempt, p.crashes, p.started_at, p.worker)), '[]')
+        from (select * from offload.parked where lane = asked.id order by seat limit %(depth)s) as p
+        cross join lateral (select queue, rank, extra from offload.jobs where n = p.n limit 1) as j)
+)), '[]')::text from json_array_elements_text(%(ids)s::json) as asked (id)
+
+-- name: line
+-- The next :depth jobs of a lane.
+select coalesce(json_agg(json_build_array(
+    p.seat, p.n, j.queue, j.rank, j.extra, p.claim, p.attempt, p.crashes, p.started_at, p.worker)), '[]')::text
+from (select * from offload.parked where lane = %(lane)s and seat > %(seat)s::bigint order by seat limit %(depth)s) as p
+cross join lateral (select queue, rank, extra from offload.jobs where n = p.n limit 1) as j
+
+-- name: put_gates
+-- Write what has changed: who has left gates or holds them, who waits no more or waits, lanes, and what is known of gates.
+with gone as (
+    delete from offload.slots where ctid = any(array(
+        select s.place from json_array_elements(%(left)s::json) p cross join lateral (
+            select ctid as place from offload.slots where gate = p.value ->> 0 and n = (p.value ->> 1)::bigint limit 1
+        ) as s
+    ))
+), held as (
+    insert into offload.slots (gate, n, cost)
+    select value ->> 0, (value ->> 1)::bigint, (value ->> 2)::integer from json_array_elements(%(held)s::json)
+    on conflict (gate, n) do update set cost = excluded.cost
+), passed as (
+    delete from offload.parked where n = any(array(select value::bigint from json_array_elements_text(%(passed)s::json)))
+), waiting as (
+    insert into offload.parked (n, lane, seat, claim, attempt, crashes, started_at, worker)
+    select (value ->> 0)::bigint, value ->> 1, (value ->> 2)::bigint, (value ->> 3)::integer, (value ->> 4)::integer,
+        (value ->> 5)::integer, (value ->> 6)::bigint, value ->> 7
+    from json_array_elements(%(waiting)s::json)
+    on conflict (n) do update set lane = excluded.lane, seat = excluded.seat, claim = excluded.claim, attempt = excluded.attempt,
+        crashes = excluded.crashes, started_at = excluded.started_at, worker = excluded.worker
+), empty as (
+    delete from offload.lanes where id = any(array(select value from json_array_elements_text(%(empty)s::json)))
+), moved as (
+    insert into offload.lanes (id, gate, seat)
+    select value ->> 0, value ->> 1, (value ->> 2)::bigint from json_array_elements(%(lanes)s::json)
+    on conflict (id) do update set gate = excluded.gate, seat = excluded.seat
+)
+insert into offload.gates (id, n, every, burst, paused, shut_until, tat, wake_at)
+select value ->> 0, (value ->> 1)::integer, (value ->> 2)::bigint, (value ->> 3)::integer, (value ->> 4)::boolean,
+    (value ->> 5)::bigint, (value ->> 6)::bigint, (value ->> 7)::bigint
+from json_array_elements(%(gates)s::json)
+on conflict (id) do update set n = excluded.n, every = excluded.every, burst = excluded.burst, paused = excluded.paused,
+    shut_until = excluded.shut_until, tat = excluded.tat, wake_at = excluded.wake_at
+
+-- name: seats
+-- The seats of jobs, as [n, seat].
+select coalesce(json_agg(json_build_array(n, coalesce(seat, n))), '[]')::text
+from offload.jobs where n = any(array(select value::bigint from json_array_elements_text(%(ns)s::json)))
+
+-- name: note_seats
+-- The seats of jobs, by n.
+update offload.jobs j set seat = (t.by_n ->> j.n::text)::bigint from (select %(seats)s::jsonb as by_n) as t
+where j.n = any(array(select jsonb_object_keys(%(seats)s::jsonb)::bigint))
+
+-- name: note_dues
+-- The times of jobs that wait in lanes from now on, by n.
+update offload.jobs j set due = (t.by_n ->> j.n::text)::bigint from (select %(dues)s::jsonb as by_n) as t
+where j.n = any(array(select jsonb_object_keys(%(dues)s::jsonb)::bigint))
+
+-- name: ready_past
+-- What a ready job has behind it, as moves.Past.
+select claim, attempt, crashes, started_at, worker from offload.ready where queue = %(queue)s and rank = %(rank)s and pos = %(pos)s
+
+-- name: aside_past
+select claim, attempt, crashes, started_at, worker from offload.aside
+where queue = %(queue)s and task = %(task)s and rank = %(rank)s and pos = %(pos)s
+
+-- name: due_gates
+-- The gates where time alone may let somebody pass by now, and whether jobs wait to be let in.
+select coalesce(json_agg(id), '[]')::text, exists (select from offload.arrivals)
+from (select id from offload.gates where wake_at <= %(now)s order by id) as due
+
+-- name: add_arrivals
+-- Jobs, as [n, moves_to].
+insert into offload.arrivals (n, moves_to) select (value ->> 0)::bigint, (value ->> 1)::bigint from json_array_elements(%(jobs)s::json)
+on conflict (n) do update set moves_to = excluded.moves_to
+
+-- name: take_arrivals
+-- Lock the first jobs that wait to be let in and that nobody else lets in, as [n, moves_to].
+select coalesce(json_agg(json_build_array(n, moves_to)), '[]')::text from (
+    select n, moves_to from offload.arrivals order by n limit %(limit)s for update skip locked
+) as first
+
+-- name: drop_arrivals
+delete from offload.arrivals where n = any(array(select value::bigint from json_array_elements_text(%(ns)s::json)))
+
+-- name: any_gated
+-- Whether any of the jobs to be promoted next passes gates.
+select exists (
+    select from (
+        select n from offload.scheduled where due <= %(now)s::bigint order by due, n limit %(limit)s::integer
+    ) as s cross join lateral (select extra from offload.jobs where n = s.n limit 1) as j
+    where position('"order_by"' in j.extra) > 0 or position('"limits"' in j.extra) > 0
+)
+
+-- name: due_jobs
+-- What is scheduled and due, as upkeep.DueRow, earliest first; it leaves its place. Jobs that another worker promotes just now are left to it.
+with due as materialized (
+    select ctid as place, due, n, claim, attempt, crashes, started_at, worker from offload.scheduled
+    where due <= %(now)s::bigint order by due, n limit %(limit)s::integer for update skip locked
+), gone as (
+    delete from offload.scheduled where ctid = any(array(select place from due))
+)
+select coalesce(json_agg(json_build_array(
+    s.due, s.n, j.queue, j.rank, s.claim, s.attempt, s.crashes, s.started_at, s.worker, j.extra, coalesce(j.seat, j.n)) order by s.due, s.n), '[]')::text
+from due s cross join lateral (select n, seat, queue, rank, extra from offload.jobs where n = s.n limit 1) as j
+
+-- name: gates_under
+-- The gates where lanes are parked, by the kind of gate, with the first job of each.
+select coalesce(json_agg(json_build_array(gate, extra)), '[]')::text from (
+    select l.gate, j.extra, row_number() over (partition by l.gate order by l.seat, l.id) as nth
+    from offload.parkings l join offload.parked p on p.lane = l.id and p.seat = l.seat join offload.jobs j on j.n = p.n
+    where l.gate >= %(kind)s and l.gate < %(beyond)s
+) as parked where nth = 1
+
+-- name: known_gates
+-- Those that somebody holds or waits for, or that were changed.
+select coalesce(json_agg(id), '[]')::text from (
+    select gate as id from offload.slots union select gate from offload.parkings
+    union select id from offload.gates where paused or shut_until > %(now)s or n is not null or every is not null or burst is not null
+) as known
+
+-- name: striking_gates
+-- Those that let nobody pass: paused, shut, or with a turn that a dead job keeps.
+select coalesce(json_agg(id order by id), '[]')::text from (
+    select id from offload.gates where paused or shut_until > %(now)s
+    union
+    select s.gate from offload.slots s cross join lateral (select from offload.done d where d.n = s.n limit 1) as d
+    where s.gate >= 'turn of ' and s.gate < 'turn of!'
+) as striking
+
+-- name: gate_facts
+-- Of gates, as gating.Facts: how many wait in lanes parked there, the extra of a job that has to do with it, the first :most who hold it, and
+-- whether one of them is done.
+select coalesce(json_agg(json_build_array(
+    (select count(*) from offload.lanes l join offload.parked p on p.lane = l.id where l.gate = asked.id)
+        + (select count(*) from offload.parked where lane = asked.id and not exists (select from offload.lanes where id = asked.id)),
+    coalesce(
+        (select j.extra from offload.slots s join offload.jobs j on j.n = s.n where s.gate = asked.id order by s.n limit 1),
+        (select j.extra from offload.parkings l join offload.parked p on p.lane = l.id and p.seat = l.seat join offload.jobs j on j.n = p.n
+            where l.gate = asked.id order by l.seat, l.id limit 1)),
+    (select coalesce(json_agg(id order by n), '[]') from (
+        select j.id, j.n from offload.slots s join offload.jobs j on j.n = s.n where s.gate = asked.id order by s.n limit %(most)s
+    ) as first),
+    exists (select from offload.slots s cross join lateral (select from offload.done d where d.n = s.n limit 1) as d where s.gate = asked.id)
+)), '[]')::text from json_array_elements_text(%(gates)s::json) as asked (id)
+
+-- name: lane_facts
+-- Where a lane is parked, and how many of it stand before a seat.
+select coalesce((select gate from offload.lanes where id = %(lane)s), %(lane)s),
+    (select count(*) from offload.parked where lane = %(lane)s and seat < %(seat)s)
+
+-- name: forget_gates
+-- Drop what says no more than that nothing is known.
+delete from offload.gates where ctid = any(array(
+    select ctid from offload.gates
+    where not paused and shut_until <= %(now)s and n is null and every is null and burst is null and wake_at is null and tat < %(before)s
+    for update skip locked
+))

@@ -1,0 +1,365 @@
+"""The gates and lanes of a PostgreSQL store, as `offload.gates` reads and writes them within one transaction.
+
+What is known of a gate, who holds it and which lanes are parked there is read and changed under the gate's lock: see locking.py. A lane
+is read and changed under the lock of its turn, or else of the gate where it is parked, which is one of those that all its jobs want.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any, NamedTuple, assert_never
+
+import msgspec
+
+from offload.broker import Work
+from offload.brokers.postgres import locking
+from offload.brokers.postgres.rows import read_extra
+from offload.brokers.postgres.work import Transaction, text
+from offload.gates import (
+    LATENESS,
+    MOST_HOLDERS,
+    MOST_STRIKING,
+    Changes,
+    Gate,
+    Keyed,
+    Lane,
+    Ledger,
+    Member,
+    Need,
+    Place,
+    Steps,
+    T,
+    Want,
+    changes,
+    key_of,
+    kind_of,
+    limit_record,
+    member_of,
+    rule_id,
+    wants_of,
+)
+from offload.job import Job, Limit, LimitRecord, SlotLimit
+
+DEPTH = 2
+"""How many lanes of a gate are read at first: hardly ever more pass at once."""
+LINE_DEPTH = 4
+"""How many jobs of a lane are read at first."""
+FURTHER = 100
+"""How many are read when those were not enough."""
+LONGEST_LANE = 900
+"""The most characters of a lane's id; one that is longer would not fit into an index."""
+
+
+class Past(NamedTuple):
+    """What a job takes along from line to line."""
+
+    claim: int = 0
+    attempt: int = 0
+    crashes: int = 0
+    started_at: int | None = None
+    worker: str | None = None
+
+
+class Own(NamedTuple):
+    """What the store wants to know of a job at a gate: its line when it passes, and what it takes along."""
+
+    queue: str
+    rank: int
+    past: Past
+
+
+Told = tuple[int | None, int | None, int | None, bool, int, int, int | None]
+GateRow = tuple[str, Told | None, list[tuple[int, int]], list[Place]]
+HeirRow = tuple[str, bool, int, tuple[int, str, int, str, int, int, int, int | None, str | None, int] | None]
+LineRow = tuple[int, int, str, int, str, int, int, int, int | None, str | None]
+LaneRow = tuple[str, str | None, list[LineRow]]
+Facts = tuple[int, str | None, list[str], bool]
+
+_gates = msgspec.json.Decoder(list[GateRow]).decode
+_heirs = msgspec.json.Decoder(list[HeirRow]).decode
+_lanes = msgspec.json.Decoder(list[LaneRow]).decode
+_line = msgspec.json.Decoder(list[LineRow]).decode
+_places = msgspec.json.Decoder(list[Place]).decode
+_rules = msgspec.json.Decoder(dict[str, Limit]).decode
+_names = msgspec.json.Decoder(list[str]).decode
+_facts = msgspec.json.Decoder(list[Facts]).decode
+_heads = msgspec.json.Decoder(list[tuple[str, str]]).decode
+
+
+def member(job: Keyed, n: int, seat: int, own: Own) -> Member:
+    """A job as gates see it."""
+    found = member_of(job, n, seat, own)
+    return found if len(found.lane) <= LONGEST_LANE else found._replace(lane=_short(found.lane))
+
+
+@lru_cache(1024)
+def _short(lane: str) -> str:
+    """Another id for a lane of many gates; it names none of them."""
+    return f"lane\n{sha256(lane.encode()).hexdigest()}"
+
+
+def _member(row: LineRow) -> Member:
+    seat, n, queue, rank, extra = row[:5]
+    return member(read_extra(extra), n, seat, Own(queue, rank, Past(*row[5:])))
+
+
+class Gates:
+    """The gates and lanes that a transaction has to do with."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self._tx = tx
+        self.passed: Callable[[Member], None] = lambda _: None
+        """Called for each job that passes after it has waited."""
+        self.seats: dict[int, int] = {}
+        """The places of jobs in lanes, as far as they are known."""
+        self.open = False
+        """Whether what is true of all gates was read."""
+        self._rules: dict[str, Limit] = {}
+        self._ledger = Ledger(tx.now, self._rules, self._let_pass)
+        self._heirs: dict[str, tuple[int, Any]] = {}
+        self._handed: list[tuple[str, int, int | None]] = []
+        self._unparked: list[int] = []
+        self._stored: set[str] = set()
+        """The lanes that stood in the table `lanes`."""
+        self._wakes: dict[str, int | None] = {}
+        self._dues: dict[int, int | None] = {}
+
+    def _let_pass(self, member: Member) -> None:
+        self.seats[member.n] = member.seat
+        self.passed(member)
+
+    def begin(self, ids: Sequence[str]) -> Work[bool]:
+        """Read gates, which are locked, and what is true of all. Returns whether jobs wait to be let in."""
+        if ids:
+            rows, rules, arrivals = yield from self._tx.row("gates", ids=text(list(ids)), depth=DEPTH)
+            self._note_gates(_gates(rows))
+        else:
+            rules, arrivals = yield from self._tx.row("at_gates")
+        self._rules.update(_rules(rules))
+        self.open = True
+        return arrivals
+
+    def run(self, act: Callable[[Ledger], Steps[T]]) -> Work[T]:
+        """Do something at the gates."""
+        steps = act(self._ledger)
+        while True:
+            try:
+                need = next(steps)
+            except StopIteration as end:
+                return end.value
+            yield from self._answer(need)
+
+    def expect(self, members: Sequence[Member], gates: Sequence[str] = ()) -> Work[None]:
+        """Read at once what these will need."""
+        asked = (*(want.gate for each in members for want in each.wants), *gates)
+        wanted = dict.fromkeys(asked)
+        missing = [gate for gate in wanted if gate not in self._ledger.gates]
+        if missing:
+            yield from self._answer(Need("gates", missing))
+        waiting = [lane for id in wanted for _, lane in self._ledger.gates[id].parked]
+        lanes = dict.fromkeys(id for id in (*(each.lane for each in members), *waiting) if id not in self._ledger.lanes)
+        if lanes:
+            yield from self._answer(Need("lanes", list(lanes)))
+
+    def expect_heirs(self, gates: Sequence[str]) -> Work[bool]:
+        """Read who comes after the holders of gates, each of which will be left once. False when these take more care."""
+        if any(gate in self._ledger.gates or gate in self._ledger.lanes for gate in gates):
+            return False
+        yield from locking.have(self._tx, gates)
+        rows = _heirs((yield from self._tx.value("heirs", gates=text(list(gates)))))
+        if any(complex or (heir is not None and len(wants_of(read_extra(heir[3]))) > 1) for _, complex, _, heir in rows):
+            return False
+        self._heirs = {gate: (held, heir) for gate, _, held, heir in rows}
+        return True
+
+    def hand_over(self, n: int, want: Want) -> bool:
+        """What `leave` comes to where nobody but the next in its lane can be concerned. False when it takes more care."""
+        found = self._heirs.pop(want.gate, None)
+        if found is None:
+            return False
+        held, heir = found
+        self._handed.append((want.gate, n, None))
+        if heir is not None and held - 1 < self._width(want, heir[3]):
+            self._handed.append((want.gate, heir[0], 1))
+            self._unparked.append(heir[0])
+            self._let_pass(Member(heir[9], heir[0], want.gate, (), Own(heir[1], heir[2], Past(*heir[4:9]))))
+        return True
+
+    def _width(self, want: Want, extra: str) -> int:
+        """How many may hold a gate that nobody has changed, as far as this job is concerned."""
+        own = next((each.limit for each in wants_of(read_extra(extra)) if each.gate == want.gate), None)
+        if not isinstance(own, SlotLimit):
+            return 1
+        declared = self._rules.get(f"slot {own.rule}")
+        return declared.n if isinstance(declared, SlotLimit) else own.n
+
+    @property
+    def wake_at(self) -> int | None:
+        """When somebody may pass one of these by time alone."""
+        return min((at for at in self._wakes.values() if at is not None), default=None)
+
+    def waits(self, n: int, due: int | None) -> None:
+        """Note the time of a job that waits in its lane from now on."""
+        self._dues[n] = due
+
+    def _answer(self, need: Need) -> Work[None]:
+        match need.what:
+            case "gates":
+                yield from self._read_gates(need.ids)
+            case "lanes":
+                yield from self._read_lanes(need.ids)
+            case "parked":
+                for id in need.ids:
+                    seat, lane = self._ledger.gates[id].read_to
+                    parked = _places((yield from self._tx.value("parked_lanes", gate=id, seat=seat, id=lane, depth=FURTHER)))
+                    self._ledger.read_parked(id, parked, len(parked) == FURTHER)
+            case "line":
+                for id in need.ids:
+                    seat = self._ledger.lanes[id].read_to
+                    line = [_member(row) for row in _line((yield from self._tx.value("line", lane=id, seat=seat, depth=FURTHER)))]
+                    self._ledger.read_line(id, line, len(line) == FURTHER)
+            case _:
+                assert_never(need.what)
+
+    def _read_gates(self, ids: Sequence[str]) -> Work[None]:
+        yield from locking.have(self._tx, ids)
+        self._note_gates(_gates((yield from self._tx.value("gates", ids=text(list(ids)), depth=DEPTH))))
+
+    def _note_gates(self, rows: Sequence[GateRow]) -> None:
+        for row in rows:
+            gate = _gate(row)
+            self._wakes[gate.id] = gate.wake_at
+            self._ledger.read_gate(gate, row[3], len(row[3]) == DEPTH)
+
+    def _read_lanes(self, ids: Sequence[str]) -> Work[None]:
+        yield from locking.have(self._tx, [id for id in ids if id.startswith("turn of ")])
+        rows = _lanes((yield from self._tx.value("lanes", ids=text(list(ids)), depth=LINE_DEPTH)))
+        yield from locking.have(self._tx, [gate for _, gate, _ in rows if gate is not None])  # where it is parked may change, too
+        for id, gate, line in rows:
+            if gate is not None:
+                self._stored.add(id)
+            self._ledger.read_lane(Lane(id, gate or (id if line else None)), [_member(row) for row in line], len(line) == LINE_DEPTH)
+
+    def write(self) -> Work[None]:
+        """Write what has changed, and go on from there."""
+        tx, changes = self._tx, self._ledger.changes
+        held = [*((gate, n, cost) for (gate, n), cost in changes.held.items()), *self._handed]
+        waiting = changes.waiting.values()
+        lanes = [self._ledger.lanes[id] for id in changes.lanes]
+        parked = {lane.id: (lane.id, lane.gate, lane.line[0].seat) for lane in lanes if lane.gate not in (None, lane.id)}
+        gates = [self._ledger.gates[id] for id in changes.gates]
+        if held or waiting or lanes or gates:
+            yield from tx.do(
+                "put_gates",
+                left=text([(gate, n) for gate, n, cost in held if cost is None]),
+                held=text([each for each in held if each[2] is not None]),
+                passed=text([*(each.n for each, waits in waiting if not waits), *self._unparked]),
+                waiting=text([(each.n, each.lane, each.seat, *each.own.past) for each, waits in waiting if waits]),
+                empty=text([lane.id for lane in lanes if lane.id in self._stored and lane.id not in parked]),
+                lanes=text(list(parked.values())),
+                gates=text([_row(gate) for gate in gates]),
+            )
+        if self._dues:
+            yield from tx.do("note_dues", dues=text(self._dues))
+        tx.work |= any(_earlier(gate.wake_at, self._wakes[gate.id]) for gate in gates)  # who sleeps has to wake up at another time
+        self._wakes |= {gate.id: gate.wake_at for gate in gates}
+        self._stored.difference_update(lane.id for lane in lanes)
+        self._stored.update(parked)
+        self._ledger.changes = Changes()
+        self._heirs, self._handed, self._unparked, self._dues = {}, [], [], {}
+
+
+def _earlier(wake_at: int | None, before: int | None) -> bool:
+    return wake_at is not None and (before is None or wake_at < before)
+
+
+def _gate(row: GateRow) -> Gate:
+    id, told, holders, _ = row
+    gate = Gate(id, kind_of(id), dict(holders))
+    if told is not None:
+        gate.n, gate.interval, gate.burst, gate.paused, gate.shut_until, gate.tat, gate.wake_at = told
+    return gate
+
+
+def _row(gate: Gate) -> tuple[Any, ...]:
+    return (gate.id, gate.n, gate.interval, gate.burst, gate.paused, gate.shut_until, gate.tat, gate.wake_at)
+
+
+def due(tx: Transaction) -> Work[tuple[list[str], bool]]:
+    """The gates where time alone may let somebody pass by now, and whether jobs wait to be let in."""
+    ids, arrivals = yield from tx.row("due_gates", now=tx.now)
+    return _names(ids), arrivals
+
+
+def _under(tx: Transaction, limit: Limit, before: Limit | None) -> Work[list[str]]:
+    """The gates where somebody waits for whom a declaration changes anything."""
+    kind = "slot of " if isinstance(limit, SlotLimit) else "token of "
+    found = _heads((yield from tx.value("gates_under", kind=kind, beyond=f"{kind[:-1]}!")))
+    return sorted(gate for gate, extra in found if any(changes(limit, before, each) for each in _limits(gate, extra)))
+
+
+def _limits(gate: str, extra: str) -> list[Limit]:
+    return [want.limit for want in wants_of(read_extra(extra)) if want.gate == gate and want.limit is not None]
+
+
+def declare(tx: Transaction, limits: Sequence[Limit]) -> Work[list[str]]:
+    """Take over what a worker declares. Returns the gates where somebody may pass now.
+
+    Whoever is at any gate goes by the rules that he read there. So all gates are locked, but only where a rule changes.
+    """
+    known = yield from _known_rules(tx)
+    if all(known.get(rule_id(limit)) == limit for limit in limits):
+        return []
+    yield from locking.lock_all(tx)
+    known = yield from _known_rules(tx)
+    concerned: list[str] = []
+    for limit in limits:
+        before = known.get(rule_id(limit))
+        if before != limit:
+            known[rule_id(limit)] = limit
+            yield from tx.do("put_rule", id=rule_id(limit), value=text(limit))
+            concerned += yield from _under(tx, limit, before)
+    return concerned
+
+
+def _known_rules(tx: Transaction) -> Work[dict[str, Limit]]:
+    rules, _ = yield from tx.row("at_gates")
+    return _rules(rules)
+
+
+def limits(tx: Transaction, gates: Sequence[str] | None = None) -> Work[list[LimitRecord]]:
+    """What gates allow, all or those given, and who holds them."""
+    ids = _names((yield from tx.value("known_gates", now=tx.now))) if gates is None else gates
+    rules = yield from _known_rules(tx)
+    rows = _gates((yield from tx.value("gates", ids=text(list(ids)), depth=0)))
+    facts = _facts((yield from tx.value("gate_facts", gates=text([row[0] for row in rows]), most=MOST_HOLDERS)))
+    found = [_limit(tx.now, row, about, rules) for row, about in zip(rows, facts, strict=True)]
+    return found if gates is not None else sorted(found, key=lambda limit: (limit.key, limit.kind))
+
+
+def striking(tx: Transaction) -> Work[tuple[LimitRecord, ...]]:
+    """Those that let nobody pass."""
+    gates = sorted(_names((yield from tx.value("striking_gates", now=tx.now))), key=lambda gate: (key_of(gate), kind_of(gate)))
+    return tuple((yield from limits(tx, gates[:MOST_STRIKING])))
+
+
+def _limit(now: int, row: GateRow, facts: Facts, rules: dict[str, Limit]) -> LimitRecord:
+    gate = _gate(row)
+    waiting, extra, holders, dead = facts
+    wants: Sequence[Want] = () if extra is None else wants_of(read_extra(extra))
+    want = next((want for want in wants if want.gate == gate.id), None)
+    return limit_record(gate, want, rules, now, holders, len(gate.holders), waiting, dead=dead)
+
+
+def limits_of(tx: Transaction, job: Job, lane: str, seat: int) -> Work[tuple[tuple[LimitRecord, ...], int]]:
+    """What the keys of a job in a lane allow, what stops it first, and how many go before it."""
+    stop, before = yield from tx.row("lane_facts", lane=lane, seat=seat)
+    gates = sorted((want.gate for want in wants_of(job)), key=lambda gate: gate != stop)
+    return tuple((yield from limits(tx, gates if stop in gates else [stop, *gates]))), before
+
+
+def forget(tx: Transaction) -> Work[None]:
+    """Drop what says no more than that nothing is known."""
+    yield from tx.do("forget_gates", now=tx.now, before=tx.now - LATENESS)

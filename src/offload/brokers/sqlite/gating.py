@@ -1,0 +1,282 @@
+"""The gates and lanes of an SQLite store, as `offload.gates` reads and writes them within one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, assert_never
+
+import msgspec
+
+from offload.brokers.sqlite.rows import read_extra, text
+from offload.brokers.sqlite.transaction import Transaction
+from offload.gates import (
+    LATENESS,
+    MOST_HOLDERS,
+    MOST_STRIKING,
+    Gate,
+    Lane,
+    Ledger,
+    Member,
+    Need,
+    Place,
+    Steps,
+    T,
+    Want,
+    answered,
+    changes,
+    key_of,
+    kind_of,
+    limit_record,
+    member_of,
+    rule_id,
+    wants_of,
+)
+from offload.job import Job, Limit, LimitRecord, SlotLimit
+
+DEPTH = 2
+"""How many lanes of a gate, and jobs of a lane, are read at first: hardly ever more pass at once."""
+FURTHER = 100
+"""How many are read when those were not enough."""
+
+
+class Past(NamedTuple):
+    """What a job takes along from line to line."""
+
+    claim: int = 0
+    attempt: int = 0
+    crashes: int = 0
+    started_at: int | None = None
+    worker: str | None = None
+
+
+class Own(NamedTuple):
+    """What the store wants to know of a job at a gate: its line when it passes, and what it takes along."""
+
+    queue: str
+    rank: int
+    past: Past
+    fair_by: str | None
+
+
+Told = tuple[int | None, int | None, int | None, int, int, int, int | None]
+GateRow = tuple[str, Told | None, list[tuple[int, int]], list[Place]]
+HeirRow = tuple[str, int, int, tuple[int, str, int, str, int, int, int, int | None, str | None] | None]
+LineRow = tuple[int, int, str, int, str, int, int, int, int | None, str | None]
+LaneRow = tuple[str, str | None, list[LineRow]]
+
+_gates = msgspec.json.Decoder(list[GateRow]).decode
+_heirs = msgspec.json.Decoder(list[HeirRow]).decode
+_lanes = msgspec.json.Decoder(list[LaneRow]).decode
+_line = msgspec.json.Decoder(list[LineRow]).decode
+_places = msgspec.json.Decoder(list[Place]).decode
+_rules = msgspec.json.Decoder(dict[str, Limit]).decode
+_seats = msgspec.json.Decoder(list[tuple[int, int]]).decode
+_names = msgspec.json.Decoder(list[str]).decode
+_heads = msgspec.json.Decoder(list[tuple[str, str]]).decode
+
+
+def member(job: Job, n: int, seat: int, past: Past) -> Member:
+    """A job as gates see it."""
+    return member_of(job, n, seat, Own(job.queue, -job.priority, past, job.fair_by))
+
+
+def _member(row: LineRow) -> Member:
+    seat, n, queue, rank, extra = row[:5]
+    keyed = read_extra(extra)
+    return member_of(keyed, n, seat, Own(queue, rank, Past(*row[5:]), keyed.fair_by))
+
+
+class Gates:
+    """The gates and lanes that a transaction has to do with. `passed` is called for each job that passes after it has waited."""
+
+    def __init__(self, tx: Transaction, now: int, passed: Callable[[Member], None]) -> None:
+        self._tx = tx
+        self._rules = _rules(tx.value("rules"))
+        self._passed = passed
+        self._ledger = Ledger(now, self._rules, passed)
+        self._heirs: dict[str, tuple[int, Any]] = {}
+        self._handed: list[tuple[str, int, int | None]] = []
+        self._unparked: list[int] = []
+        self._stored: set[str] = set()
+        """The lanes that stood in the table `lanes`."""
+        self._dues: list[tuple[int, int | None]] = []
+
+    def run(self, steps: Callable[[Ledger], Steps[T]]) -> T:
+        """Do something at the gates."""
+        return answered(steps(self._ledger), self._answer)
+
+    def expect(self, members: Sequence[Member]) -> None:
+        """Read at once what these will need."""
+        missing = dict.fromkeys(want.gate for each in members for want in each.wants if want.gate not in self._ledger.gates)
+        if missing:
+            self._answer(Need("gates", list(missing)))
+        waiting = [lane for id in missing for _, lane in self._ledger.gates[id].parked]
+        lanes = dict.fromkeys(id for id in (*(each.lane for each in members), *waiting) if id not in self._ledger.lanes)
+        if lanes:
+            self._answer(Need("lanes", list(lanes)))
+
+    def expect_heirs(self, gates: Sequence[str]) -> bool:
+        """Read who comes after the holders of gates, each of which will be left once. False when these take more care."""
+        rows = _heirs(self._tx.value("heirs", gates=text(list(gates))))
+        if any(complex for _, complex, _, _ in rows):
+            return False
+        self._heirs = {gate: (held, heir) for gate, _, held, heir in rows}
+        return True
+
+    def hand_over(self, n: int, want: Want) -> bool:
+        """What `leave` comes to where nobody but the next in its lane can be concerned. False when it takes more care."""
+        found = self._heirs.pop(want.gate, None)
+        if found is None:
+            return False
+        held, heir = found
+        self._handed.append((want.gate, n, None))
+        if heir is not None and held - 1 < self._width(want, heir[3]):
+            self._handed.append((want.gate, heir[0], 1))
+            self._unparked.append(heir[0])
+            self._passed(Member(0, heir[0], want.gate, (), Own(heir[1], heir[2], Past(*heir[4:]), read_extra(heir[3]).fair_by)))
+        return True
+
+    def _width(self, want: Want, extra: str) -> int:
+        """How many may hold a gate that nobody has changed, as far as this job is concerned."""
+        own = next((each.limit for each in wants_of(read_extra(extra)) if each.gate == want.gate), None)
+        if not isinstance(own, SlotLimit):
+            return 1
+        declared = self._rules.get(f"slot {own.rule}")
+        return declared.n if isinstance(declared, SlotLimit) else own.n
+
+    def waits(self, n: int, due: int | None) -> None:
+        """Note the time of a job that waits in its lane from now on."""
+        self._dues.append((n, due))
+
+    def _answer(self, need: Need) -> None:
+        match need.what:
+            case "gates":
+                self._read_gates(need.ids)
+            case "lanes":
+                self._read_lanes(need.ids)
+            case "parked":
+                for id in need.ids:
+                    seat, lane = self._ledger.gates[id].read_to
+                    parked = _places(self._tx.value("parked_lanes", gate=id, seat=seat, id=lane, depth=FURTHER))
+                    self._ledger.read_parked(id, parked, len(parked) == FURTHER)
+            case "line":
+                for id in need.ids:
+                    seat = self._ledger.lanes[id].read_to
+                    line = [_member(row) for row in _line(self._tx.value("line", lane=id, seat=seat, depth=FURTHER))]
+                    self._ledger.read_line(id, line, len(line) == FURTHER)
+            case _:
+                assert_never(need.what)
+
+    def _read_gates(self, ids: Sequence[str]) -> None:
+        for row in _gates(self._tx.value("gates", ids=text(list(ids)), depth=DEPTH)):
+            self._ledger.read_gate(_gate(row), row[3], len(row[3]) == DEPTH)
+
+    def _read_lanes(self, ids: Sequence[str]) -> None:
+        for id, gate, line in _lanes(self._tx.value("lanes", ids=text(list(ids)), depth=DEPTH)):
+            if gate is not None:
+                self._stored.add(id)
+            self._ledger.read_lane(Lane(id, gate or (id if line else None)), [_member(row) for row in line], len(line) == DEPTH)
+
+    def write(self) -> None:
+        """Write what has changed."""
+        tx, changes = self._tx, self._ledger.changes
+        held = [*((gate, n, cost) for (gate, n), cost in changes.held.items()), *self._handed]
+        if held:
+            tx.do("drop_slots", pairs=text([(gate, n) for gate, n, cost in held if cost is None or (gate, n) in changes.held]))
+            tx.add("add_slots", [each for each in held if each[2] is not None])
+        if changes.waiting or self._unparked:
+            tx.do("drop_parked", ns=text([*changes.waiting, *self._unparked]))
+            tx.add("add_parked", [(each.n, each.lane, each.seat, *each.own.past) for each, waits in changes.waiting.values() if waits])
+        if self._dues:
+            tx.do("note_parked", dues=text(self._dues))
+        if changes.lanes:
+            lanes = [self._ledger.lanes[id] for id in changes.lanes]
+            if moved := [lane.id for lane in lanes if lane.id in self._stored]:
+                tx.do("drop_lanes", ids=text(moved))
+            tx.add("add_lanes", [(lane.id, lane.gate, lane.line[0].seat) for lane in lanes if lane.gate not in (None, lane.id)])
+        if changes.gates:
+            gates = [self._ledger.gates[id] for id in changes.gates]
+            tx.do("drop_gates", ids=text([gate.id for gate in gates]))
+            tx.add("add_gates", [_row(gate) for gate in gates])
+            tx.work = True  # who sleeps may have to wake up at another time
+
+
+def _gate(row: GateRow) -> Gate:
+    id, told, holders, _ = row
+    gate = Gate(id, kind_of(id), dict(holders))
+    if told is not None:
+        gate.n, gate.interval, gate.burst, paused, gate.shut_until, gate.tat, gate.wake_at = told
+        gate.paused = bool(paused)
+    return gate
+
+
+def _row(gate: Gate) -> tuple[Any, ...]:
+    return (gate.id, gate.n, gate.interval, gate.burst, gate.paused, gate.shut_until, gate.tat, gate.wake_at)
+
+
+def seats(tx: Transaction, ns: Iterable[int]) -> dict[int, int]:
+    """The places of jobs in lanes."""
+    return dict(_seats(tx.value("seats", ns=text(list(ns)))))
+
+
+def due(tx: Transaction, now: int) -> list[str]:
+    """The gates where time alone may let somebody pass by now."""
+    return _names(tx.value("due_gates", now=now))
+
+
+def _under(tx: Transaction, limit: Limit, before: Limit | None) -> list[str]:
+    """The gates where somebody waits for whom a declaration changes anything."""
+    kind = "slot of " if isinstance(limit, SlotLimit) else "token of "
+    found = _heads(tx.value("gates_under", kind=kind, beyond=f"{kind[:-1]}!"))
+    return sorted(gate for gate, extra in found if any(changes(limit, before, each) for each in _limits(gate, extra)))
+
+
+def _limits(gate: str, extra: str) -> list[Limit]:
+    return [want.limit for want in wants_of(read_extra(extra)) if want.gate == gate and want.limit is not None]
+
+
+def declare(tx: Transaction, limits: Sequence[Limit]) -> list[str]:
+    """Take over what a worker declares. Returns the gates where somebody may pass now."""
+    known = _rules(tx.value("rules"))
+    concerned: list[str] = []
+    for limit in limits:
+        before = known.get(rule_id(limit))
+        if before != limit:
+            known[rule_id(limit)] = limit
+            tx.do("put_rule", id=rule_id(limit), value=text(limit))
+            concerned += _under(tx, limit, before)
+    return concerned
+
+
+def limits(tx: Transaction, now: int, gates: Sequence[str] | None = None) -> list[LimitRecord]:
+    """What gates allow, all or those given, and who holds them."""
+    ids = _names(tx.value("known_gates", now=now)) if gates is None else gates
+    rules = _rules(tx.value("rules"))
+    found = [_limit(tx, now, row, rules) for row in _gates(tx.value("gates", ids=text(list(ids)), depth=0))]
+    return found if gates is not None else sorted(found, key=lambda limit: (limit.key, limit.kind))
+
+
+def striking(tx: Transaction, now: int) -> tuple[LimitRecord, ...]:
+    """Those that let nobody pass."""
+    gates = sorted(_names(tx.value("striking_gates", now=now)), key=lambda gate: (key_of(gate), kind_of(gate)))
+    return tuple(limits(tx, now, gates[:MOST_STRIKING]))
+
+
+def _limit(tx: Transaction, now: int, row: GateRow, rules: dict[str, Limit]) -> LimitRecord:
+    gate = _gate(row)
+    waiting, extra, holders, dead = tx.row("gate_facts", gate=gate.id, most=MOST_HOLDERS)
+    wants: Sequence[Want] = () if extra is None else wants_of(read_extra(extra))
+    want = next((want for want in wants if want.gate == gate.id), None)
+    return limit_record(gate, want, rules, now, _names(holders), len(gate.holders), waiting, dead=bool(dead))
+
+
+def limits_of(tx: Transaction, now: int, job: Job, lane: str, seat: int) -> tuple[tuple[LimitRecord, ...], int]:
+    """What the keys of a job in a lane allow, what stops it first, and how many go before it."""
+    stop, before = tx.row("lane_facts", lane=lane, seat=seat)
+    gates = sorted((want.gate for want in wants_of(job)), key=lambda gate: gate != stop)
+    return tuple(limits(tx, now, gates if stop in gates else [stop, *gates])), before
+
+
+def forget(tx: Transaction, now: int) -> None:
+    """Drop what says no more than that nothing is known."""
+    tx.do("forget_gates", now=now, before=now - LATENESS)

@@ -1,0 +1,181 @@
+"""`offload limits`: lists what keys allow and who holds them; sets, pauses and resumes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from offload.cli import output
+from offload.cli.groups import ListingGroup, near
+from offload.cli.loading import app_argument, takes_app
+from offload.cli.tables import Column, show_table
+from offload.cli.values import Name
+from offload.job import LimitRecord
+from offload.keys import allows, command, few
+from offload.limits import fits
+from offload.wording import moment
+
+if TYPE_CHECKING:
+    from offload.app import Offload
+    from offload.task import Task
+
+COLUMNS = (
+    Column("key", whole=True),
+    Column("kind", whole=True, spare=4),
+    Column("allows", whole=True),
+    Column("held", whole=True, justify="right"),
+    Column("waiting", whole=True, justify="right"),
+    Column("next", whole=True, spare=2),
+    Column("holders", spare=1),
+    Column("", whole=True),
+)
+key_argument = click.argument("key", type=Name())
+
+
+@click.group(cls=ListingGroup)
+def limits() -> None:
+    """List, set, pause and resume what keys allow: orders, concurrency limits and rates. Without a command it lists."""
+
+
+@limits.command("list")
+@app_argument
+@output.json_option
+@takes_app
+def list_limits(app: Offload, as_json: bool) -> None:
+    """List the keys that are held, waited for, or were changed.
+
+    With what each allows, how many jobs hold it or wait for it, and when the next one is expected to pass.
+    """
+    found, now = app.limits(), app.clock.now()
+    if as_json:
+        output.emit([plain(each) for each in found])
+        return
+    rows = [_row(each, now) for _, group in groupby(found, key=lambda each: each.key) for each in _telling(list(group))]
+    show_table(COLUMNS, rows, empty="No key is held or waited for, and none was changed.")
+
+
+@limits.command("set")
+@key_argument
+@click.option("--concurrency", type=int, help="So many jobs of it at a time.")
+@click.option("--rate", help="So many starts in a time, such as 100/s, 5/m, 1000/h or 10/d.")
+@click.option("--burst", type=int, help="So many may start at once after a pause.")
+@takes_app
+def set_limit(app: Offload, key: str, **given: Any) -> None:
+    """Change what KEY allows, for all workers, until it is changed again or reset.
+
+    What is not given stays. Jobs that run go on.
+    """
+    changes = {name: value for name, value in given.items() if value is not None}
+    if not changes:
+        raise click.UsageError(
+            "nothing to set: give --concurrency, --rate or --burst; `offload limits reset` goes back to what is declared"
+        )
+    _warn_of_unknown(app, key)
+    app.set_limit(key, **changes)
+    said = ", ".join(f"{name} {value}" for name, value in changes.items())
+    click.echo(f"Key {key!r} allows from now on: {said}. {command('reset', key)} goes back to what tasks declare.")
+
+
+@limits.command()
+@key_argument
+@takes_app
+def reset(app: Offload, key: str) -> None:
+    """Let KEY allow again what tasks declare.
+
+    A pause stays.
+    """
+    changed = _keys(each for each in app.limits() if each.changed)
+    app.set_limit(key, concurrency=None, rate=None, burst=None)
+    click.echo(f"Key {key!r} allows what tasks declare." if key in changed else f"Key {key!r} was not changed{near(key, changed) or '.'}")
+
+
+@limits.command()
+@key_argument
+@takes_app
+def pause(app: Offload, key: str) -> None:
+    """Let no job of KEY start until it is resumed.
+
+    Running ones go on.
+    """
+    _warn_of_unknown(app, key)
+    app.set_limit(key, paused=True)
+    click.echo(f"Key {key!r} is paused. {command('resume', key)} lets it go on.")
+
+
+@limits.command()
+@key_argument
+@takes_app
+def resume(app: Offload, key: str) -> None:
+    """Let a paused KEY go on."""
+    paused = _keys(each for each in app.limits() if each.paused)
+    app.set_limit(key, paused=False)
+    click.echo(f"Key {key!r} goes on." if key in paused else f"Key {key!r} was not paused{near(key, paused) or '.'}")
+
+
+def _keys(found: Iterable[LimitRecord]) -> list[str]:
+    return sorted({each.key for each in found})
+
+
+def _warn_of_unknown(app: Offload, key: str) -> None:
+    """A key that is idle leaves no trace; but it comes from some task, where the tasks are known."""
+    known = _keys(app.limits())
+    if app.tasks and key not in known and not any(_makes(task, key) for task in app.tasks.values()):
+        output.note(f"Warning: no job holds or waits for a key {key!r}, and no task here has such a key{near(key, known)}")
+
+
+def _makes(task: Task[..., Any], key: str) -> bool:
+    return any(fits(key, template) for template in (task.order_by, *(limit.key for limit in task.limits)) if template is not None)
+
+
+def _telling(gates: Sequence[LimitRecord]) -> Sequence[LimitRecord]:
+    """Those of one key that say something; a pause holds for all kinds, whether or not the key has them."""
+    telling = [each for each in gates if each.held or each.waiting or each.changed or each.shut_until is not None]
+    return telling or gates[:1]
+
+
+def _row(limit: LimitRecord, now: datetime) -> tuple[str, ...]:
+    known = limit.held or limit.waiting or limit.changed
+    return (
+        limit.key,
+        limit.kind if known or limit.shut_until is not None else "",
+        allows(limit) if known else "",
+        f"{limit.held:,}",
+        f"{limit.waiting:,}",
+        output.ago(limit.next_at, now),
+        few(limit.holders, limit.held),
+        ", ".join(_notes(limit)),
+    )
+
+
+def _notes(limit: LimitRecord) -> list[str]:
+    notes = {
+        "paused": limit.paused,
+        "held by a dead job": limit.dead,
+        f"held back until {moment(limit.shut_until)}": limit.shut_until is not None,
+        "changed by a person": limit.changed,
+    }
+    return [note for note, holds in notes.items() if holds]
+
+
+def plain(limit: LimitRecord) -> dict[str, Any]:
+    """What a key allows, as JSON carries it."""
+    return {
+        "key": limit.key,
+        "kind": limit.kind,
+        "allows": allows(limit),
+        "concurrency": limit.n,
+        "seconds_per_token": None if limit.interval is None else limit.interval / 1_000_000,
+        "burst": limit.burst,
+        "changed": limit.changed,
+        "paused": limit.paused,
+        "held_back_until": output.iso(limit.shut_until),
+        "next_at": output.iso(limit.next_at),
+        "held": limit.held,
+        "dead": limit.dead,
+        "waiting": limit.waiting,
+        "holders": list(limit.holders),
+    }

@@ -1,0 +1,169 @@
+"""Explains in plain sentences what keys have to do with a job's not running (`why`), and what is wrong with them (`doctor`). Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import groupby
+
+from offload.job import Facts, Kind, Limit, LimitRecord, SessionRecord, SlotLimit, Standing
+from offload.limits import spec_of
+from offload.wording import Finding, moment, number, span
+
+NAMED = 3
+"""How many holders of a key, or workers, are named; of the others is said how many there are."""
+LONG_SHUT = 600.0
+"""Seconds for which a key may be held back before `doctor` speaks of it."""
+
+
+def allows(limit: Limit | LimitRecord) -> str:
+    """What a limit allows: `3 at a time`, `100/s, burst 20`, `one at a time`; nothing where that is not known."""
+    match limit:
+        case SlotLimit(n=n):
+            return _allowed("slot", n, None, None)
+        case LimitRecord(kind=kind, n=n, interval=interval, burst=burst):
+            return _allowed(kind, n, interval, burst)
+        case _:
+            return _allowed("token", None, limit.interval, limit.burst)
+
+
+def _allowed(kind: Kind, n: int | None, interval: int | None, burst: int | None) -> str:
+    if kind == "turn" or n == 1:
+        return "one at a time"
+    if n is not None:
+        return f"{n:,} at a time"
+    bursts = f"burst {burst:,}" if burst is not None and burst > 1 else ""
+    return ", ".join(part for part in ("" if interval is None else spec_of(interval), bursts) if part)
+
+
+def few(ids: Sequence[str], total: int | None = None) -> str:
+    """The first of several, and how many more there are."""
+    named = list(ids[:NAMED])
+    more = (len(ids) if total is None else total) - len(named)
+    return (
+        f"{', '.join(named)} and {more:,} more" if more > 0 else " and ".join([", ".join(named[:-1]), *named[-1:]] if named[1:] else named)
+    )
+
+
+def command(verb: str, key: str) -> str:
+    """What a person types about a key."""
+    return f"`offload limits {verb} {shlex.quote(key)}`"
+
+
+def why_at_gate(standing: Standing) -> str:
+    """Why a job waits that waits in a lane: what stops the first of its lane, and what can be done."""
+    gate, *_ = standing.limits
+    if gate.paused:
+        return f"The key {gate.key!r} is paused{_behind(standing)}; {command('resume', gate.key)} lets it go on."
+    if gate.shut_until is not None:
+        until = f"{moment(gate.shut_until)} (in {_left(gate.shut_until, standing.now)})"
+        return f"The key {gate.key!r} is held back until {until}, as a task has asked{_behind(standing)}; it goes on by itself then."
+    match gate.kind:
+        case "turn":
+            return _why_turn(standing, gate)
+        case "slot":
+            return _why_slot(standing, gate)
+        case "token":
+            return _why_token(standing, gate)
+
+
+def _why_turn(standing: Standing, gate: LimitRecord) -> str:
+    holder = gate.holders[0] if gate.holders else None
+    first = f"It waits for its turn of key {gate.key!r}"
+    if holder is None:
+        return f"{first}, which is about to be given{_behind(standing)}."
+    if gate.dead:
+        return f"{first}, which job {holder} keeps although it is dead{_behind(standing)}. {_revival(holder)}"
+    after = "that job ends" if standing.before == 0 else "they have ended"
+    return f"{first}, which job {holder} has{_behind(standing)}; it goes on when {after}. `offload why {holder}` tells what that one does."
+
+
+def _why_slot(standing: Standing, gate: LimitRecord) -> str:
+    slots = number(gate.n or gate.held, "slot", "slots")
+    held = f"its {slots} {'is' if gate.n == 1 else 'are'} held by {_jobs(gate)}" if gate.held else f"it has {slots}"
+    wider = f"{command('set', gate.key).removesuffix('`')} --concurrency {(gate.n or gate.held) + 1}`"
+    return f"{_waits(standing)} for a slot of key {gate.key!r}: {held}. It goes on when one is free; {wider} makes one more."
+
+
+def _why_token(standing: Standing, gate: LimitRecord) -> str:
+    pace = f", which allows {allows(gate)}" if gate.interval is not None else ""
+    if gate.next_at is None or gate.next_at <= standing.now:
+        comes = "The next one is there as soon as a worker looks."
+    else:
+        comes = f"The next one is expected at {moment(gate.next_at)} (in {_left(gate.next_at, standing.now)})."
+    return f"{_waits(standing)} for a token of key {gate.key!r}{pace}. {comes}"
+
+
+def _waits(standing: Standing) -> str:
+    if standing.before == 0:
+        return "It waits"
+    return f"{number(standing.before, 'job goes', 'jobs go')} before it in its line, the first of which waits"
+
+
+def _behind(standing: Standing) -> str:
+    return f", and {number(standing.before, 'job goes', 'jobs go')} before it in its line" if standing.before else ""
+
+
+def _jobs(gate: LimitRecord) -> str:
+    return f"{'job' if gate.held == 1 else 'jobs'} {few(gate.holders, gate.held)}"
+
+
+def _revival(id: str) -> str:
+    return f"`offload jobs retry {id}` makes it ready again, `offload jobs delete {id}` lets the next one go."
+
+
+def _left(until: datetime, now: datetime) -> str:
+    return span(max((until - now).total_seconds(), 0.0))
+
+
+def findings(facts: Facts, live: Sequence[SessionRecord]) -> Iterator[Finding]:
+    """What is to be said of keys."""
+    for key, group in groupby(facts.limits, key=lambda limit: limit.key):
+        yield from _about_key(key, list(group), facts.now)
+    yield from _about_rules(live)
+
+
+def _about_key(key: str, gates: Sequence[LimitRecord], now: datetime) -> Iterator[Finding]:
+    waiting = sum(gate.waiting for gate in gates)
+    wait = f"{number(waiting, 'job waits', 'jobs wait')} for it."
+    if any(gate.paused for gate in gates):
+        resumes = f"{command('resume', key)} lets it go on."
+        yield Finding("warning", f"key {key!r} is paused", f"None of its jobs starts; {wait}", resumes)
+    for gate in gates:
+        if gate.shut_until is not None and (gate.shut_until - now).total_seconds() > LONG_SHUT:
+            yield Finding(
+                "warning",
+                f"key {key!r} is held back for {_left(gate.shut_until, now)}",
+                f"A task asked that none of its jobs starts until {moment(gate.shut_until)}; {wait}",
+                "It goes on by itself. If that is too long, look at what the task makes of the delay that it was told.",
+            )
+        if gate.dead and gate.holders:
+            title = f"the line of key {key!r} stands still"
+            yield Finding("warning", title, f"Its turn is kept by job {gate.holders[0]}, which is dead; {wait}", _revival(gate.holders[0]))
+
+
+def _about_rules(live: Sequence[SessionRecord]) -> Iterator[Finding]:
+    """Limits that are declared in several ways, by several workers or in several places of one program."""
+    latest_last = sorted(live, key=lambda session: session.started_at)
+    declared: defaultdict[tuple[bool, str], dict[str, list[str]]] = defaultdict(dict)
+    for session in latest_last:
+        for limit in session.info.limits:
+            ways = declared[isinstance(limit, SlotLimit), limit.rule]
+            said = allows(limit)
+            workers = ways.pop(said, [])  # so that what counts comes last
+            ways[said] = workers if session.info.name in workers else [*workers, session.info.name]
+    for (_, rule), ways in sorted(declared.items(), key=lambda item: item[0][1]):
+        if len(ways) > 1:
+            yield _about_rule(rule, ways)
+
+
+def _about_rule(rule: str, ways: Mapping[str, Sequence[str]]) -> Finding:
+    told = "; ".join(f"{said} ({'worker' if len(workers) == 1 else 'workers'} {few(workers)})" for said, workers in ways.items())
+    return Finding(
+        "warning",
+        f"the limit of key {rule!r} is declared in several ways",
+        f"Declared: {told}. Those of the worker that started last count: {list(ways)[-1]}.",
+        "Fine during a deployment; finish it. Else declare the limit once, and give all its tasks the same one.",
+    )

@@ -1,0 +1,135 @@
+"""Gates without a store: how a rate paces starts, and what of a job matters at which gate."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis.strategies import DrawFn, composite, integers, lists
+from msgspec import UNSET
+
+from offload.gates import (
+    KINDS,
+    LATENESS,
+    changed_by,
+    changes,
+    gate_of,
+    held_back_by,
+    key_of,
+    kind_of,
+    member_of,
+    settled,
+    token_at,
+    tokens,
+    wants_of,
+)
+from offload.job import Draft, LimitChange, RateLimit, SlotLimit
+
+SECOND = 1_000_000
+intervals = integers(1, 5 * LATENESS)
+bursts = integers(1, 20)
+moments = integers(0, 10**12)
+
+
+@composite
+def starts(draw: DrawFn, interval: int, burst: int) -> list[int]:
+    """When jobs start that ask for a token at random moments, one after the other, often several at once."""
+    at, tat = draw(moments), 0
+    started: list[int] = []
+    for pause in draw(lists(integers(0, 3 * LATENESS) | integers(0, 20 * interval), max_size=60)):
+        at += pause
+        for _ in range(draw(integers(1, 2 * burst + 2))):
+            if tokens(tat, at, interval, burst) >= 1:
+                tat = settled(tat, at, interval, burst) + interval
+                started.append(at)
+    return started
+
+
+@composite
+def paced(draw: DrawFn) -> tuple[int, int, list[int]]:
+    interval, burst = draw(intervals), draw(bursts)
+    return interval, burst, draw(starts(interval, burst))
+
+
+@given(paced())
+def test_no_span_of_time_sees_more_starts_than_the_rate_the_burst_and_the_lateness_allow(run: tuple[int, int, list[int]]) -> None:
+    interval, burst, started = run
+    for first, begin in enumerate(started):
+        for last, end in enumerate(started[first:], start=first):
+            assert last - first + 1 <= (end - begin + LATENESS) // interval + burst
+
+
+@given(intervals, bursts, moments, integers(1, 10**9))
+def test_after_a_pause_longer_than_the_lateness_a_burst_starts_and_no_more(interval: int, burst: int, tat: int, beyond: int) -> None:
+    now, started = tat + LATENESS + beyond, 0
+    while tokens(tat, now, interval, burst) >= 1:
+        tat = settled(tat, now, interval, burst) + interval
+        started += 1
+    assert started == burst
+
+
+@given(intervals, integers(0, LATENESS))
+def test_who_is_late_by_less_makes_nobody_late(interval: int, late: int) -> None:
+    tat = 10 * SECOND
+    assert settled(tat, tat + late, interval, 1) + interval == tat + interval
+
+
+@given(intervals, bursts, moments, moments)
+def test_there_are_never_fewer_tokens_than_none_even_after_the_clock_was_set_back(interval: int, burst: int, tat: int, now: int) -> None:
+    assert tokens(tat, now, interval, burst) >= 0
+    assert settled(tat, now, interval, burst) <= now + burst * interval
+
+
+@given(intervals, bursts, moments, integers(-10 * SECOND, 10 * SECOND), integers(1, 20))
+def test_tokens_are_there_when_they_are_expected_and_not_before(interval: int, burst: int, tat: int, away: int, number: int) -> None:
+    now, number = max(tat + away, 0), min(number, burst)
+    at = token_at(tat, now, interval, burst, number)
+    known = settled(tat, now, interval, burst)
+    assert at >= now
+    assert tokens(known, at, interval, burst) >= number
+    assert at == now or tokens(known, at - 1, interval, burst) < number
+
+
+def job(**fields: object) -> Draft[None]:
+    return Draft(task="t", **fields)  # pyright: ignore[reportArgumentType] - the fields differ from test to test
+
+
+TURN, SLOT, RATE = {"order_by": "o"}, SlotLimit("s", 2), RateLimit("r", SECOND)
+
+
+def test_a_gate_says_its_kind_and_its_key_whatever_the_key_holds() -> None:
+    for kind in KINDS:
+        for key in ("k", "slot of k", "a of b", " of "):
+            assert (kind_of(gate_of(kind, key)), key_of(gate_of(kind, key))) == (kind, key)
+
+
+def test_turns_are_looked_at_before_slots_and_slots_before_tokens() -> None:
+    wanted = wants_of(job(**TURN, limits=(RATE, SLOT)))
+    assert [want.gate for want in wanted] == ["turn of o", "slot of s", "token of r"]
+
+
+def test_jobs_of_one_order_stand_in_one_lane_and_others_with_those_of_the_same_keys() -> None:
+    assert member_of(job(**TURN, limits=(SLOT,)), 1, 1).lane == member_of(job(**TURN), 2, 2).lane == "turn of o"
+    assert member_of(job(limits=(SLOT, RATE)), 1, 1).lane == member_of(job(limits=(RATE, SLOT)), 2, 2).lane
+    assert member_of(job(limits=(SLOT,)), 1, 1).lane != member_of(job(limits=(SLOT, RATE)), 2, 2).lane
+
+
+def test_the_rates_are_held_back_or_else_the_slots_or_else_the_order() -> None:
+    assert held_back_by(job(**TURN, limits=(SLOT, RATE))) == ("token of r",)
+    assert held_back_by(job(**TURN, limits=(SLOT,))) == ("slot of s",)
+    assert held_back_by(job(**TURN)) == ("turn of o",)
+    assert held_back_by(job()) == ()
+
+
+def test_a_change_concerns_the_gates_of_what_it_changes() -> None:
+    assert changed_by("k", LimitChange(n=3)) == ["slot of k"]
+    assert changed_by("k", LimitChange(burst=None)) == ["token of k"]
+    assert changed_by("k", LimitChange(paused=True)) == ["turn of k", "slot of k", "token of k"]
+    assert changed_by("k", LimitChange(n=UNSET)) == []
+
+
+def test_a_declaration_changes_what_jobs_of_its_rule_may_do() -> None:
+    own = SlotLimit("s:7", 2, "s:{n}")
+    assert changes(SlotLimit("s:{n}", 3, "s:{n}"), None, own)
+    assert not changes(SlotLimit("s:{n}", 2, "s:{n}"), None, own)
+    assert not changes(SlotLimit("x:{n}", 3, "x:{n}"), None, own)
+    assert not changes(RateLimit("s:{n}", SECOND, rule="s:{n}"), None, own)
+    assert changes(SlotLimit("s:{n}", 2, "s:{n}"), SlotLimit("s:{n}", 3, "s:{n}"), own)
