@@ -119,6 +119,9 @@ on conflict (id) do update set n = excluded.n, every = excluded.every, burst = e
 select coalesce(json_agg(json_build_array(n, coalesce(seat, n))), '[]')::text
 from offload.jobs where n = any(array(select value::bigint from json_array_elements_text(%(ns)s::json)))
 
+-- name: last_number
+select last_value from offload.places
+
 -- name: note_seats
 -- The seats of jobs, by n.
 update offload.jobs j set seat = (t.by_n ->> j.n::text)::bigint from (select %(seats)s::jsonb as by_n) as t

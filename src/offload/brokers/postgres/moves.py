@@ -49,7 +49,7 @@ class Enter(NamedTuple):
     new: bool = False
     """Whether its place is its number."""
     joins: bool = False
-    """Whether it joins its order only now: behind all who have joined it, whenever they were given their numbers."""
+    """Whether it joins its lane only now: behind all who have joined it, whenever they were given their numbers."""
 
 
 class Leave(NamedTuple):
@@ -138,7 +138,7 @@ class Moves:
     def arrive(self, n: int, job: Job) -> None:
         """A job just stored whose time has come: to the place of its number, if its gates let it pass."""
         self._seats[n] = n
-        self._steps.append(Enter(n, job, Own(job.queue, -job.priority, Past()), new=True, joins=job.order_by is not None))
+        self._steps.append(Enter(n, job, Own(job.queue, -job.priority, Past()), new=True, joins=True))
 
     def leave(self, n: int, job: Keyed, kinds: Sequence[Kind] = KINDS) -> None:
         """Let go of what a job holds; who waited for that passes."""
@@ -228,19 +228,23 @@ class Moves:
 
     def _expect(self, tx: Transaction, gates: Gates, steps: Sequence[Step]) -> Work[None]:
         """Read at once what these steps will ask for."""
-        yield from self._join(tx, [step.n for step in steps if isinstance(step, Enter) and step.joins])
+        yield from self._join(tx, [step for step in steps if isinstance(step, Enter) and step.joins])
         yield from self._find_seats(tx, [step.n for step in steps if isinstance(step, Enter)])
         members = [self._member(step) for step in steps if isinstance(step, Enter | Leave | Withdraw)]
         yield from gates.expect(members, [step.gate for step in steps if isinstance(step, Shut | Pump | Change)])
 
-    def _join(self, tx: Transaction, ns: Sequence[int]) -> Work[None]:
+    def _join(self, tx: Transaction, steps: Sequence[Enter]) -> Work[None]:
         """Give jobs their seats, now that their gates are locked.
 
         A number that was taken before may be lower than that of somebody who has the turn already: back at the gate he would stand behind
-        one who waits for him.
+        one who waits for him. It will do as long as it is the last that was taken.
         """
-        if ns:
-            self._seats |= zip(ns, _numbers((yield from tx.value("take_numbers", count=len(ns)))), strict=True)
+        ns = [step.n for step in steps]
+        if not ns or (all(step.new for step in steps) and (yield from tx.value("last_number")) == ns[-1]):
+            return
+        seats = dict(zip(ns, _numbers((yield from tx.value("take_numbers", count=len(ns)))), strict=True))
+        yield from tx.do("note_seats", seats=text(seats))
+        self._seats |= seats
 
     def _find_seats(self, tx: Transaction, ns: Iterable[int]) -> Work[None]:
         unknown = [n for n in ns if n not in self._seats]
