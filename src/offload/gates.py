@@ -239,7 +239,8 @@ class Ledger:
         lane = self.lanes[member.lane]
         passes, stop = yield from self._look(lane, member)
         # Nothing is held while something else is waited for. Whoever passes thereby stands no longer before it, nor in its way.
-        if not passes and (yield from self.leave(member, ("slot", "token"))):
+        # Who stands behind another of his order gives back even his turn, or both would wait for each other.
+        if not passes and (yield from self.leave(member, KINDS if stop is None else ("slot", "token"))):
             passes, stop = yield from self._look(lane, member)
         if passes:
             self._pass(member)

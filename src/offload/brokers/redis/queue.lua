@@ -2372,7 +2372,8 @@ function fn.enter(job)
   local lane = fn.lane_of(job)
   local passes, stop = fn.look(job, lane)
   -- Nothing is held while something else is waited for. Whoever passes thereby stands no longer before it, nor in its way.
-  if not passes and fn.leave_gates(job, PASSING) then passes, stop = fn.look(job, lane) end
+  -- Who stands behind another of his order gives back even his turn, or both would wait for each other.
+  if not passes and fn.leave_gates(job, stop and PASSING or ALL) then passes, stop = fn.look(job, lane) end
   if passes then
     fn.pass(job)
     return true

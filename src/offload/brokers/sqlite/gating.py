@@ -118,7 +118,7 @@ class Gates:
     def expect_heirs(self, gates: Sequence[str]) -> bool:
         """Read who comes after the holders of gates, each of which will be left once. False when these take more care."""
         rows = _heirs(self._tx.value("heirs", gates=text(list(gates))))
-        if any(complex for _, complex, _, _ in rows):
+        if any(complex or (heir is not None and len(wants_of(read_extra(heir[3]))) > 1) for _, complex, _, heir in rows):
             return False
         self._heirs = {gate: (held, heir) for gate, _, held, heir in rows}
         return True

@@ -235,6 +235,41 @@ class Orders(Fixtures):
         async with store.session(info()) as session:
             assert [await run(session), await run(session)] == [["a", "u", "y"], ["c"]]
 
+    @needs(Feature.ORDER, Feature.UNIQUE)
+    async def test_who_was_held_up_by_a_unique_key_sticks_no_line(self, store: Store, clock: TestClock) -> None:
+        last = UniqueKey("u", "finished", "keep_last")
+        await store.enqueue([job(clock, "first", unique=last)])
+        await store.enqueue([turn(clock, "successor", unique=last), turn(clock, "held")])
+        async with store.session(info()) as session:
+            leases = {lease.job.id: lease for lease in await claim(session)}
+            await settle(session, leases["first"], Done())
+            await settle(session, leases["held"], Retried(0))
+            assert sorted([*await run(session), *await run(session)]) == ["held", "successor"]
+
+    @needs(Feature.ORDER, Feature.UNIQUE, Feature.DELAY)
+    async def test_who_was_debounced_sticks_no_line(self, store: Store, clock: TestClock) -> None:
+        last = UniqueKey("u", "started", "debounce")
+        await store.enqueue([turn(clock, "late", unique=last, delay=60), turn(clock, "held")])
+        async with store.session(info()) as session:
+            lease = await claim_one(session)
+            await store.enqueue([turn(clock, "again", unique=last)])
+            await settle(session, lease, Retried(0))
+            assert sorted([*await run(session), *await run(session)]) == ["held", "late"]
+            await store.enqueue([turn(clock, "a", unique=last), turn(clock, "b")])
+            await store.enqueue([turn(clock, "later", unique=last, delay=60)])
+            clock.advance(60)
+            await session.maintain()
+            assert sorted([*await run(session), *await run(session)]) == ["a", "b"]
+
+    @needs(Feature.ORDER, Feature.LIMITS)
+    async def test_the_next_in_order_passes_only_with_its_slot(self, store: Store, clock: TestClock) -> None:
+        next_one = job(clock, "b", order_by="k", limits=(SlotLimit("s", 1),))
+        await store.enqueue([slot(clock, "x", key="s"), turn(clock, "a"), next_one])
+        async with store.session(info()) as session:
+            leases = {lease.job.id: lease for lease in await claim(session)}
+            await settle(session, leases["a"], Done())
+            assert await waits(store, "b") == "waits for a slot of s"
+
 
 class Slots(Fixtures):
     @needs(Feature.LIMITS)
