@@ -382,9 +382,8 @@ def test_what_the_broker_cannot_keep_is_refused_where_the_task_is_declared(pipe:
 
 def test_only_engines_that_can_are_recommended(pipe: Offload) -> None:
     able = [name for scheme, name in ENGINES.items() if Feature.ORDER in broker_class(f"{scheme}:").features]
-    with pytest.raises(
-        Unsupported, match=rf"Pipe cannot keep a strict order by key \(task greet\); use {' or '.join(able)} for this task$"
-    ):
+    named = " or ".join([", ".join(able[:-1]), able[-1]])
+    with pytest.raises(Unsupported, match=rf"Pipe cannot keep a strict order by key \(task greet\); use {named} for this task$"):
         pipe.task(name="greet", order_by="k")(greet)
     assert able
 

@@ -12,6 +12,8 @@ from click.testing import Result
 from tests.cli.project import Project
 
 from offload import BrokerUnusable, Offload, Worker
+from offload.brokers.postgres import migrating
+from offload.brokers.sqlite.file import SCHEMA
 from offload.testing.servers import PostgresServer
 
 
@@ -70,22 +72,22 @@ def test_doctor_and_workers_and_queues_list_the_workers(project: Project) -> Non
 
 
 def test_migrate_says_from_where_to_where(project: Project) -> None:
-    assert project.ok("migrate") == "The schema was made, in version 1.\n"
-    assert project.ok("migrate") == "The schema has version 1 already.\n"
-    assert project.json("migrate") == {"from": 1, "to": 1}
+    assert project.ok("migrate") == f"The schema was made, in version {SCHEMA}.\n"
+    assert project.ok("migrate") == f"The schema has version {SCHEMA} already.\n"
+    assert project.json("migrate") == {"from": SCHEMA, "to": SCHEMA}
 
 
 def test_migrate_finds_nothing_in_an_empty_file(project: Project) -> None:
     project.write("empty.db", "")
-    assert project.json("migrate", "--url", "sqlite:///empty.db") == {"from": 0, "to": 1}
+    assert project.json("migrate", "--url", "sqlite:///empty.db") == {"from": 0, "to": SCHEMA}
 
 
 def test_on_postgresql_migrate_says_so_too(project: Project, shared_postgres: Callable[[int | None], PostgresServer]) -> None:
     url = shared_postgres(None).database()
     assert [project.json("migrate", "--url", given) for given in (url, f"{url}?migrate=false", url)] == [
-        {"from": 0, "to": 1},
-        {"from": 1, "to": 1},
-        {"from": 1, "to": 1},
+        {"from": 0, "to": SCHEMA},
+        {"from": SCHEMA, "to": SCHEMA},
+        {"from": SCHEMA, "to": SCHEMA},
     ]
 
 
@@ -95,7 +97,7 @@ def test_an_app_that_may_not_make_its_schema_can_be_used_once_it_was_migrated(
     with closing(Offload(f"{shared_postgres(None).database()}?migrate=false")) as app:
         with pytest.raises(BrokerUnusable):
             app.enqueue("greet")
-        assert app.migrate() == (0, 1)
+        assert app.migrate() == (0, SCHEMA)
         app.enqueue("greet")
 
 
@@ -105,5 +107,5 @@ def test_on_postgresql_doctor_names_the_schema_apart_from_its_version(
     url = f"{shared_postgres(None).database()}?schema=jobs"
     project.ok("migrate", "--url", url)
     head = project.ok("doctor", "--url", url).splitlines()[0]
-    assert ", schema version 1, postgresql://" in head
+    assert f", schema version {migrating.SCHEMA}, postgresql://" in head
     assert head.endswith(" in the schema 'jobs'")

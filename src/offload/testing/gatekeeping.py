@@ -31,8 +31,8 @@ def prove(records: Sequence[Record], limits: Sequence[LimitRecord]) -> None:
 def _prove_shut(record: Record, kind: str, limit: LimitRecord | None) -> None:
     """Whoever waits at a gate waits for something."""
     assert limit is not None, f"{record.id} {record.reason}, of which nobody knows"
-    if limit.paused or limit.shut_until is not None:
-        return
+    if limit.paused or limit.shut_until is not None or limit.next_at is not None:
+        return  # or time alone lets somebody pass, as soon as anybody looks
     match kind:
         case "turn":
             assert limit.held, f"{record.id} {record.reason}, which nobody has"

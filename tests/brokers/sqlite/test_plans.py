@@ -68,7 +68,7 @@ def _fill(connection: sqlite3.Connection) -> None:
 
 def plan(connection: sqlite3.Connection, name: str) -> list[str]:
     sql = SQL[name]
-    if sql.rstrip().endswith(")") and re.fullmatch(r"insert into \w+ \([^()]*\)", sql.strip()):
+    if sql.rstrip().endswith(")") and re.fullmatch(r"insert (or replace )?into \w+ \([^()]*\)", sql.strip()):
         return []
     values = {each: "[]" if each in LISTS else 1 for each in re.findall(r":(\w+)", sql)}
     return [row[3] for row in connection.execute(f"explain query plan {sql}", values)]
