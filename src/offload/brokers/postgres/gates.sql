@@ -38,17 +38,19 @@ select coalesce(json_agg(json_build_array(
 from json_array_elements_text(%(ids)s::json) as asked (id)
 
 -- name: heirs
--- Of gates with a lane of the same name, as gating.HeirRow: whether there is more to know of them, how many hold them, and who is first
+-- Of gates with a lane of the same name that a job is to leave, as [gate, n], as gating.HeirRow: whether there is more to know of them, how many hold them, and who is first
 -- in that lane.
 select coalesce(json_agg(json_build_array(
     asked.gate,
-    exists (select from offload.gates where id = asked.gate)
+    not exists (select from offload.slots where gate = asked.gate and n = asked.n)
+        or exists (select from offload.gates where id = asked.gate)
         or exists (select from offload.lanes where gate = asked.gate) or exists (select from offload.lanes where id = asked.gate),
     (select count(*) from offload.slots where gate = asked.gate),
     (select json_build_array(p.n, j.queue, j.rank, j.extra, p.claim, p.attempt, p.crashes, p.started_at, p.worker, p.seat)
         from (select * from offload.parked where lane = asked.gate order by seat limit 1) as p
         cross join lateral (select queue, rank, extra from offload.jobs where n = p.n limit 1) as j)
-)), '[]')::text from json_array_elements_text(%(gates)s::json) as asked (gate)
+)), '[]')::text
+from (select value ->> 0 as gate, (value ->> 1)::bigint as n from json_array_elements(%(gates)s::json)) as asked
 
 -- name: parked_lanes
 -- The next :depth lanes that are parked at a gate.

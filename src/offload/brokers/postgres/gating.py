@@ -6,7 +6,7 @@ is read and changed under the lock of its turn, or else of the gate where it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple, assert_never
@@ -163,12 +163,12 @@ class Gates:
         if lanes:
             yield from self._answer(Need("lanes", list(lanes)))
 
-    def expect_heirs(self, gates: Sequence[str]) -> Work[bool]:
+    def expect_heirs(self, gates: Mapping[str, int]) -> Work[bool]:
         """Read who comes after the holders of gates, each of which will be left once. False when these take more care."""
         if any(gate in self._ledger.gates or gate in self._ledger.lanes for gate in gates):
             return False
-        yield from locking.have(self._tx, gates)
-        rows = _heirs((yield from self._tx.value("heirs", gates=text(list(gates)))))
+        yield from locking.have(self._tx, list(gates))
+        rows = _heirs((yield from self._tx.value("heirs", gates=text(list(gates.items())))))
         if any(complex or (heir is not None and len(wants_of(read_extra(heir[3]))) > 1) for _, complex, _, heir in rows):
             return False
         self._heirs = {gate: (held, heir) for gate, _, held, heir in rows}

@@ -322,17 +322,19 @@ def _gates_of(steps: Iterable[Step]) -> Iterator[str]:
             yield step.gate
 
 
-def _hand_over(steps: Iterable[Step]) -> list[str]:
-    """The gates that these steps leave, one each and nothing else; empty where they do anything else."""
-    left: dict[str, None] = {}
+def _hand_over(steps: Iterable[Step]) -> dict[str, int]:
+    """The gates that these steps leave, one each and nothing else, with who leaves; empty where they do anything else."""
+    left: dict[str, int] = {}
     for step in steps:
         if isinstance(step, End):
             continue
-        wants = wants_of(step.keyed) if isinstance(step, Leave) and step.kinds is KINDS else ()
+        if not isinstance(step, Leave) or step.kinds is not KINDS:
+            return {}
+        wants = wants_of(step.keyed)
         if len(wants) != 1 or isinstance(wants[0].limit, RateLimit) or wants[0].gate in left:
-            return []
-        left[wants[0].gate] = None
-    return list(left)
+            return {}
+        left[wants[0].gate] = step.n
+    return left
 
 
 def put_off(tx: Transaction, jobs: Sequence[tuple[int, int | None]]) -> Work[None]:

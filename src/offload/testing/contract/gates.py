@@ -284,6 +284,12 @@ class Slots(Fixtures):
             await settle(session, leases[1], Done())
             assert ids(await claim(session)) == ["j2"]
 
+    @needs(Feature.LIMITS, Feature.DELAY)
+    async def test_a_job_that_holds_no_slot_gives_none_away(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([slot(clock, "a"), slot(clock, "later", delay=60), slot(clock, "b")])
+        await store.cancel(["later"])
+        assert await state(store, "b") is State.WAITING
+
     @needs(Feature.LIMITS)
     async def test_a_retry_gives_up_its_slot_and_keeps_its_place(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([slot(clock, "a"), slot(clock, "b"), slot(clock, "c")])
