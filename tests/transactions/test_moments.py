@@ -80,7 +80,6 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/shop.db"
 
 
-@pytest.mark.soak
 def test_whenever_a_thread_is_stopped_its_transaction_is_over_when_the_with_is_left(shop: Shop, tmp_path: Path) -> None:
     """But for the one moment in which `__exit__` begins, and then at the end of the attempt."""
     strikes: list[Strike] = []
