@@ -18,12 +18,15 @@ from __future__ import annotations
 
 from offload.testing.contract.control import Control
 from offload.testing.contract.delivery import Delivery
-from offload.testing.contract.gates import Orders, Slots, Tokens, Turns
 from offload.testing.contract.lines import Lines
+from offload.testing.contract.orders import Orders
 from offload.testing.contract.outcomes import Outcomes
 from offload.testing.contract.records import Records
 from offload.testing.contract.schedules import Schedules
 from offload.testing.contract.sessions import Sessions
+from offload.testing.contract.slots import Slots
+from offload.testing.contract.tokens import Tokens
+from offload.testing.contract.turns import Turns
 from offload.testing.contract.unique import Uniqueness
 
 __all__ = ["BrokerContract"]

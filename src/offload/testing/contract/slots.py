@@ -1,0 +1,179 @@
+"""The contract of concurrency limits by key."""
+
+from __future__ import annotations
+
+from offload.broker import Feature, Store
+from offload.job import (
+    Done,
+    Job,
+    LimitChange,
+    LimitRecord,
+    Retried,
+    SlotLimit,
+    State,
+    UniqueKey,
+)
+from offload.testing.clock import TestClock
+from offload.testing.contract.fixtures import Fixtures, claim, claim_one, ids, info, job, live, needs, settle, state
+from offload.testing.contract.keyed import declaring, limit, run, slot, token, turn, waits
+
+
+class Slots(Fixtures):
+    @needs(Feature.LIMITS)
+    async def test_at_most_n_of_a_key_are_ready_or_running(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([slot(clock, f"j{n}", 2) for n in range(5)])
+        assert await store.counts() == {"default": {State.READY: 2, State.WAITING: 3}}
+        assert await waits(store, "j2") == "waits for a slot of k"
+        async with store.session(info()) as session:
+            leases = await claim(session)
+            assert ids(leases) == ["j0", "j1"]
+            assert await claim(session) == []
+            await settle(session, leases[1], Done())
+            assert ids(await claim(session)) == ["j2"]
+
+    @needs(Feature.LIMITS, Feature.DELAY)
+    async def test_a_job_that_holds_no_slot_gives_none_away(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([slot(clock, "a"), slot(clock, "later", delay=60), slot(clock, "b")])
+        await store.cancel(["later"])
+        assert await state(store, "b") is State.WAITING
+
+    @needs(Feature.LIMITS)
+    async def test_a_retry_gives_up_its_slot_and_keeps_its_place(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([slot(clock, "a"), slot(clock, "b"), slot(clock, "c")])
+        async with store.session(info()) as session:
+            assert await run(session, Retried(60)) == ["a"]
+            b = await claim_one(session)
+            assert b.job.id == "b"
+            clock.advance(60)
+            await session.maintain()
+            assert await state(store, "a") is State.WAITING
+            await settle(session, b, Done())
+            assert [await run(session), await run(session)] == [["a"], ["c"]]
+
+    @needs(Feature.LIMITS)
+    async def test_who_lets_an_earlier_one_pass_waits_behind_it(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([slot(clock, "a"), slot(clock, "b")])
+        async with store.session(info()) as session:
+            assert await run(session, Retried(60)) == ["a"]
+            b = await claim_one(session)
+            clock.advance(60)
+            await session.maintain()
+            await settle(session, b, Retried(0))
+            assert await waits(store, "b") == "waits for a slot of k"
+            assert [await run(session), await run(session)] == [["a"], ["b"]]
+
+    @needs(Feature.LIMITS)
+    async def test_release_and_rescue_keep_the_slot(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([slot(clock, "a"), slot(clock, "b")])
+        async with store.session(info("alive")) as alive:
+            async with store.session(info("leaving")) as leaving:
+                await claim_one(leaving)
+            assert ids(await claim(alive)) == ["a"]
+            async with store.session(info("other")) as other:
+                await live(clock, 15, other)
+                await other.maintain()
+                assert ids(await claim(other)) == ["a"]
+
+    @needs(Feature.LIMITS)
+    async def test_several_keys_are_taken_together_or_not_at_all(self, store: Store, clock: TestClock) -> None:
+        both = (SlotLimit("x", 1), SlotLimit("y", 1))
+        await store.enqueue([slot(clock, "x1", key="x"), job(clock, "both", limits=both), slot(clock, "y1", key="y")])
+        assert await state(store, "y1") is State.READY
+        async with store.session(info()) as session:
+            x, y = await claim(session)
+            await settle(session, x, Done())
+            assert await waits(store, "both") == "waits for a slot of y"
+            await store.enqueue([slot(clock, "x2", key="x")])
+            assert await state(store, "x2") is State.READY
+            await settle(session, y, Done())
+            assert await waits(store, "both") == "waits for a slot of x"
+            assert await run(session) == ["x2"]
+            assert await run(session) == ["both"]
+
+    @needs(Feature.LIMITS, Feature.ORDER)
+    async def test_an_order_and_a_limit_hold_together(self, store: Store, clock: TestClock) -> None:
+        def of(id: str, account: str) -> Job:
+            return job(clock, id, order_by=account, limits=(SlotLimit("all", 2),))
+
+        await store.enqueue([of("a1", "a"), of("a2", "a"), of("b1", "b"), of("c1", "c")])
+        async with store.session(info()) as session:
+            a1, b1 = await claim(session)
+            assert (a1.job.id, b1.job.id) == ("a1", "b1")
+            await settle(session, b1, Done())
+            (c1,) = await claim(session)
+            assert c1.job.id == "c1"
+            await settle(session, a1, Done())
+            assert ids(await claim(session)) == ["a2"]
+
+    @needs(Feature.LIMITS)
+    async def test_who_stood_behind_one_that_was_cancelled_passes_at_once(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([slot(clock, "a"), job(clock, "b", limits=(SlotLimit("k", 1), SlotLimit("y", 1))), slot(clock, "c", 3)])
+        assert await waits(store, "c") == "waits for a slot of k"
+        await store.cancel(["b"])
+        assert await state(store, "c") is State.READY
+
+    @needs(Feature.LIMITS)
+    async def test_who_waits_for_one_key_keeps_nobody_from_another(self, store: Store, clock: TestClock) -> None:
+        def of(id: str, tenant: str) -> Job:
+            return job(clock, id, limits=(SlotLimit(tenant, 1), SlotLimit("all", 2)))
+
+        await store.enqueue([of("a1", "a"), of("a2", "a"), of("a3", "a"), of("b1", "b"), of("c1", "c")])
+        async with store.session(info()) as session:
+            leases = await claim(session)
+            assert ids(leases) == ["a1", "b1"]
+            await settle(session, leases[1], Done())
+            assert ids(await claim(session)) == ["c1"]
+
+    @needs(Feature.LIMITS)
+    async def test_a_limit_can_be_changed_while_jobs_wait(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([slot(clock, f"j{n}") for n in range(5)])
+        await store.set_limit("k", LimitChange(n=3))
+        assert await store.counts() == {"default": {State.READY: 3, State.WAITING: 2}}
+        assert await limit(store) == LimitRecord(key="k", kind="slot", n=3, changed=True, holders=("j0", "j1", "j2"), held=3, waiting=2)
+        await store.set_limit("k", LimitChange(n=1))
+        async with store.session(info()) as session:
+            assert await run(session) == ["j0", "j1", "j2"]
+            assert await run(session) == ["j3"]
+            await store.set_limit("k", LimitChange(n=None))
+            assert await run(session) == ["j4"]
+        assert await store.limits() == []
+
+    @needs(Feature.LIMITS)
+    async def test_a_paused_key_lets_nobody_start_until_it_goes_on(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([slot(clock, "a", 2), turn(clock, "o"), token(clock, "t")])
+        await store.set_limit("k", LimitChange(paused=True))
+        await store.enqueue([slot(clock, "b", 2), job(clock, "free")])
+        async with store.session(info()) as session:
+            assert await run(session) == ["free"]
+            assert {each.paused for each in await store.limits()} == {True}
+            await store.set_limit("k", LimitChange(paused=False))
+            assert sorted(await run(session)) == ["a", "b", "o", "t"]
+        assert await store.limits() == []
+
+    @needs(Feature.LIMITS)
+    async def test_the_worker_that_started_last_declares_the_limit(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([job(clock, f"j{n}", limits=(SlotLimit("k", 1, "tenant:{t}"),)) for n in range(4)])
+        assert (await store.counts())["default"][State.READY] == 1
+        async with store.session(declaring(SlotLimit("tenant:{t}", 3, "tenant:{t}"))):
+            assert (await store.counts())["default"][State.READY] == 3
+            assert (await limit(store)).n == 3
+        await store.set_limit("k", LimitChange(n=4))
+        async with store.session(declaring(SlotLimit("tenant:{t}", 2, "tenant:{t}"))):
+            assert (await store.counts())["default"][State.READY] == 4
+
+    @needs(Feature.LIMITS, Feature.UNIQUE, Feature.DELAY)
+    async def test_a_debounced_job_that_waits_takes_its_new_time(self, store: Store, clock: TestClock) -> None:
+        last = UniqueKey("u", "started", "debounce")
+        await store.enqueue([slot(clock, "a"), slot(clock, "b", unique=last), slot(clock, "c")])
+        await store.enqueue([slot(clock, "again", unique=last, delay=60)])
+        assert await state(store, "b") is State.SCHEDULED
+        await store.cancel(["a"])
+        assert await state(store, "c") is State.READY
+
+    @needs(Feature.LIMITS)
+    async def test_expired_before_the_claim_a_job_lets_the_next_one_pass(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([slot(clock, "a", expires_in=60), slot(clock, "b")])
+        clock.advance(60)
+        async with store.session(info()) as session:
+            assert ids(await claim(session)) == ["b"]
+        assert await state(store, "a") is State.EXPIRED

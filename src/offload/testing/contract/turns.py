@@ -1,0 +1,72 @@
+"""The contract of `fair_by`: keys take turns inside one queue and priority."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from offload.broker import Feature, Session, Store
+from offload.job import (
+    Done,
+    Job,
+    Release,
+    Retried,
+)
+from offload.testing.clock import TestClock
+from offload.testing.contract.fixtures import Fixtures, claim, ids, info, job, needs, settle
+
+
+def fair(clock: TestClock, id: str, key: str, **fields: Any) -> Job:
+    """A job whose key takes turns with others."""
+    return job(clock, id, fair_by=key, **fields)
+
+
+async def one_by_one(session: Session) -> list[str]:
+    """Claim and settle all there is, each alone. Returns the ids in order."""
+    order: list[str] = []
+    while leases := await claim(session, 1):
+        await settle(session, leases[0], Done())
+        order += ids(leases)
+    return order
+
+
+class Turns(Fixtures):
+    @needs(Feature.FAIRNESS)
+    async def test_keys_take_turns_and_a_newcomer_waits_for_a_round_at_most(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([fair(clock, f"a{n}", "a") for n in range(1, 6)])
+        await store.enqueue([fair(clock, f"b{n}", "b") for n in range(1, 3)])
+        async with store.session(info()) as session:
+            assert ids(await claim(session, 2)) == ["a1", "a2"]
+            await store.enqueue([fair(clock, "c1", "c")])
+            assert await one_by_one(session) == ["b1", "a3", "b2", "c1", "a4", "a5"]
+
+    @needs(Feature.FAIRNESS)
+    async def test_a_key_that_was_served_long_ago_is_owed_and_owes_nothing(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([fair(clock, f"a{n}", "a") for n in range(5)])
+        async with store.session(info()) as session:
+            assert len(await one_by_one(session)) == 5
+            await store.enqueue([fair(clock, "b1", "b"), fair(clock, "b2", "b"), fair(clock, "a6", "a"), fair(clock, "a7", "a")])
+            assert await one_by_one(session) == ["b1", "b2", "a6", "a7"]
+
+    @needs(Feature.FAIRNESS, Feature.PRIORITY)
+    async def test_turns_are_taken_inside_one_queue_and_priority(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([fair(clock, "a1", "a"), fair(clock, "a2", "a"), fair(clock, "a3", "a", priority=5)])
+        await store.enqueue([fair(clock, "m1", "a", queue="mail"), fair(clock, "m2", "b", queue="mail")])
+        async with store.session(info()) as session:
+            assert ids(await claim(session, queues=["default", "mail"])) == ["a3", "a1", "a2", "m1", "m2"]
+
+    @needs(Feature.FAIRNESS, Feature.PRIORITY)
+    async def test_jobs_without_a_key_go_before_those_that_take_turns(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([fair(clock, "a1", "a"), job(clock, "plain"), fair(clock, "b1", "b")])
+        async with store.session(info()) as session:
+            assert await one_by_one(session) == ["plain", "a1", "b1"]
+
+    @needs(Feature.FAIRNESS)
+    async def test_a_release_keeps_the_turn_and_a_retry_takes_another(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([fair(clock, "a1", "a"), fair(clock, "a2", "a"), fair(clock, "b1", "b"), fair(clock, "b2", "b")])
+        async with store.session(info()) as session:
+            (a1,) = await claim(session, 1)
+            await settle(session, a1, Release())
+            (again,) = await claim(session, 1)
+            assert again.job.id == "a1"
+            await settle(session, again, Retried(0))
+            assert await one_by_one(session) == ["a2", "b1", "b2", "a1"]
