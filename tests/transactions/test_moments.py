@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _weakrefset
 import contextlib
 import dis
 import inspect
 import sqlite3
 import sys
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 from types import FrameType
@@ -18,6 +20,7 @@ from tests.transactions.conftest import Shop
 from tests.transactions.test_stopping import nobody_holds_a_lock, task_of
 
 from offload import State, completing, current, joining
+from offload.connections import sqlite
 from offload.current import attempt_var
 from offload.worker import attempt as attempts
 from offload.worker.outcome import AttemptStopped
@@ -33,17 +36,18 @@ class Strike:
     loop goes on, of which there is none here). What a profiling function raises is raised at the same places, but at a chosen one.
     """
 
-    def __init__(self, moment: int) -> None:
+    def __init__(self, moment: int, watched: Collection[str | None] = WATCHED) -> None:
         self._left = moment
+        self._watched = watched
         self.place: tuple[str, str] | None = None
         """Where it struck: the function, and how far it had come."""
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and frame.f_code.co_filename in WATCHED:
+        if event == "call" and frame.f_code.co_filename in self._watched:
             self._look(frame, "as it begins or goes on")
-        elif event == "c_return" and frame.f_code.co_filename in WATCHED:
+        elif event == "c_return" and frame.f_code.co_filename in self._watched:
             self._look(frame, "after a call")
-        elif event == "return" and frame.f_back is not None and frame.f_back.f_code.co_filename in WATCHED and _is_called(frame):
+        elif event == "return" and frame.f_back is not None and frame.f_back.f_code.co_filename in self._watched and _is_called(frame):
             self._look(frame.f_back, "after a call")
 
     def _look(self, frame: FrameType, how: str) -> None:
@@ -56,9 +60,11 @@ class Strike:
 
 
 def _is_called(frame: FrameType) -> bool:
-    """Whether it is a function's, called as such: what `with` calls by itself is followed by no look, nor is the end of a generator."""
+    """Whether it is a function's, called as such: after what `with` or a weak reference calls, and a generator's end, there is no look."""
     caller = frame.f_back
     assert caller is not None
+    if frame.f_code.co_filename == _weakrefset.__file__:
+        return False
     at, code = caller.f_lasti, caller.f_code.co_code
     while dis.opname[code[at]] == "CACHE":
         at -= 2
@@ -112,4 +118,29 @@ def test_whenever_a_thread_is_stopped_its_transaction_is_over_when_the_with_is_l
             assert (shop.marks(), shop.jobs()) == (committed, committed), strikes[-1].place
     assert len(strikes) > 40
     assert locked == [("__exit__", "as it begins or goes on")]
+    nobody_holds_a_lock(shop)
+
+
+def test_wherever_an_enqueue_is_stopped_the_connection_it_was_given_waits_for_locks_as_before(shop: Shop, tmp_path: Path) -> None:
+    strikes: list[Strike] = []
+    waits: list[int] = []
+
+    def stopped(n: int) -> None:
+        strike = Strike(n, {*WATCHED, sqlite.__file__})
+        strikes.append(strike)
+        with closing(sqlite3.connect(tmp_path / "shop.db", timeout=0.2)) as given:
+            enqueue = program.note.using(connection=given).enqueue
+            try:
+                sys.setprofile(strike)
+                enqueue(n)
+            finally:
+                sys.setprofile(None)
+                waits.extend(given.execute("pragma busy_timeout").fetchone())
+                given.rollback()
+
+    with task_of(shop, stopped) as task:
+        while not strikes or strikes[-1].place is not None:
+            shop.ran(task.enqueue(len(strikes) + 1))
+    assert len(strikes) > 20
+    assert {strike.place for strike, wait in zip(strikes, waits, strict=True) if wait != 200} == set()
     nobody_holds_a_lock(shop)

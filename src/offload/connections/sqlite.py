@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -79,29 +79,35 @@ class SqliteAdapter(SyncAdapter):
 
     def run(self, work: Task[T]) -> T:
         """Carry out an operation; see `SyncAdapter.run`."""
-        with self._patience():
-            return super().run(work)
-
-    @contextmanager
-    def _patience(self) -> Generator[None]:
-        """Wait for locks in our own way, which is fairer than SQLite's and as long."""
-        if self._deadline is not None:
-            yield
-            return
-        timeout: int = self.plainly("pragma busy_timeout").fetchone()[0]
-        self.plainly("pragma busy_timeout=0").fetchall()
-        self._deadline = time.monotonic() + timeout / 1000
-        try:
-            yield
-        finally:
-            self._deadline = None
-            self.plainly(f"pragma busy_timeout={timeout}").fetchall()
+        return self._patiently(lambda: SyncAdapter.run(self, work))
 
     def begin(self) -> None:
         """Begin a transaction, with the right to write, if none is open."""
         if not self.driver.in_transaction:
-            with self._patience():
-                self.execute("begin immediate")
+            self._patiently(lambda: self.execute("begin immediate"))
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """Wait for locks in our own way, which is fairer than SQLite's and as long.
+
+        A function and no context manager: a thread stopped as one is entered would leave the caller's connection without its timeout.
+        """
+        if self._deadline is not None:
+            return work()
+        timeout: int = self.plainly("pragma busy_timeout").fetchone()[0]
+        try:
+            self._deadline = time.monotonic() + timeout / 1000
+            self._wait_in_sqlite(0)
+            return work()
+        finally:
+            self._deadline = None
+            try:
+                self._wait_in_sqlite(timeout)
+            except BaseException:  # a stop that came at this very moment; the next will not come so soon
+                self._wait_in_sqlite(timeout)
+                raise
+
+    def _wait_in_sqlite(self, milliseconds: int) -> None:
+        self.plainly(f"pragma busy_timeout={milliseconds}").fetchall()
 
     def mark(self) -> None:
         """Mark the transaction that is open as the block's."""

@@ -22,7 +22,7 @@ from offload.worker.elsewhere import EndedElsewhere, FailedInChild, seen_from_ou
 from offload.worker.lanes import Lane, demand
 from offload.worker.news import News, fields, title
 from offload.worker.outcome import after, failure_of
-from offload.worker.stacks import stack_of
+from offload.worker.stacks import let_go, stack_of
 from offload.worker.threads import Threads
 
 if TYPE_CHECKING:
@@ -271,6 +271,8 @@ class Executor:
     def _end(self, attempt: LocalAttempt, outcome: Outcome) -> None:
         self.running.discard(attempt)
         self.stuck.discard(attempt)
+        if attempt.error is not None:
+            let_go(attempt.error)
         lane = self.lanes[attempt.isolation]
         if not attempt.stuck:
             lane.running -= 1

@@ -119,7 +119,7 @@ class Threads:
         with self._guard:
             attempt.place = None
         if attempt.thrown:
-            take_back(threading.get_ident())
+            take_back()
 
     def _tell(self) -> None:
         if self._told:
