@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from tempfile import TemporaryDirectory
 
 import pytest
+from tests.conftest import Schemas
 
 from offload.brokers.memory import MemoryBroker
 from offload.brokers.memory.session import MemorySession
@@ -41,17 +42,17 @@ async def sqlite(clock: TestClock) -> AsyncGenerator[SqliteBroker]:
 
 
 @pytest.fixture
-def postgres(shared_postgres: Callable[[int | None], PostgresServer], fresh_name: str) -> Opener:
+def postgres(shared_postgres: Callable[[int | None], PostgresServer], schemas: Schemas) -> Opener:
     """Each run in a schema of its own."""
-    numbers = itertools.count(1)
 
     @asynccontextmanager
     async def opened(clock: TestClock) -> AsyncGenerator[PostgresBroker]:
-        url = f"{shared_postgres(None).url}?schema=lockstep_{fresh_name}_{next(numbers)}"
-        broker = PostgresBroker.connect(url, clock)
-        await broker.open()
-        yield broker
-        await broker.close()
+        server = shared_postgres(None)
+        with schemas.lent(server) as schema:
+            broker = PostgresBroker.connect(f"{server.url}?schema={schema}", clock)
+            await broker.open()
+            yield broker
+            await broker.close()
 
     return opened
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.conftest import Schemas
 
 from offload.brokers.postgres import PostgresBroker
 from offload.testing.clock import TestClock
@@ -14,8 +15,9 @@ from offload.testing.servers import PostgresServer
 
 class TestPostgres(BrokerContract):
     @pytest.fixture
-    async def broker(self, clock: TestClock, each_postgres: PostgresServer, fresh_name: str) -> AsyncIterator[PostgresBroker]:
-        broker = PostgresBroker.connect(f"{each_postgres.url}?schema={fresh_name}", clock)
-        await broker.open()
-        yield broker
-        await broker.close()
+    async def broker(self, clock: TestClock, each_postgres: PostgresServer, schemas: Schemas) -> AsyncIterator[PostgresBroker]:
+        with schemas.lent(each_postgres) as schema:
+            broker = PostgresBroker.connect(f"{each_postgres.url}?schema={schema}", clock)
+            await broker.open()
+            yield broker
+            await broker.close()

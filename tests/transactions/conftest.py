@@ -14,15 +14,14 @@ from tests.transactions.kinds import KINDS, Kind
 
 from offload import Handle, Offload, Worker
 from offload.portal import portal
-from offload.testing.servers import PostgresServer
 
 
 def url_of(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database."""
     if engine == "sqlite":
         return f"sqlite:///{tmp_path}/shop.db"
-    shared: Callable[[int | None], PostgresServer] = request.getfixturevalue("shared_postgres")
-    return shared(None).database()
+    fresh: Callable[[], str] = request.getfixturevalue("fresh_database")
+    return fresh()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -39,7 +39,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, fresh_name: str) -> str:
         case "sqlite":
             return f"sqlite:///{tmp_path}/offload.db?synchronous=normal"
         case "postgresql":
-            return request.getfixturevalue("shared_postgres")(None).database(f"worker_{fresh_name}")
+            return request.getfixturevalue("fresh_database")()
         case _:
             return f"{request.getfixturevalue('shared_valkey').url}?prefix={fresh_name}"
 

@@ -168,31 +168,35 @@ async def test_the_payload_that_was_promised_is_the_one_that_runs(
 async def test_a_rescue_that_races_with_claims_and_settles_loses_nothing(
     crowd: Crowd, broker: PostgresBroker, clock: TestClock, ask: Ask
 ) -> None:
-    names = [f"{n}" for n in range(300)]
+    names = [f"{n}" for n in range(3000)]
     await broker.enqueue([job(clock, name) for name in names])
     alive: list[str] = []
-    over = threading.Event()
+    raced, over = threading.Event(), threading.Event()
 
     async def work(broker: PostgresBroker) -> list[str]:
         done: list[str] = []
-        while len(done) < 120:
+        while len(done) < 120 or not raced.is_set():
+            assert len(done) < len(names) // 2, "nothing raced"
             async with broker.session(info()) as session:
                 with suppress(SessionLost):
-                    while len(done) < 120:
+                    while len(done) < 120 or not raced.is_set():
                         leases = await claim(session, 3)
                         lost = await session.settle([(lease, Done()) for lease in leases])
                         done += ids(lease for lease in leases if lease not in lost)
                         if session.id not in alive:  # not before it has settled: a slow machine would open sessions for ever
                             alive.append(session.id)
+                        if len(done) >= len(names) // 2:
+                            break
         return done
 
     async def rescue(broker: PostgresBroker) -> list[str]:
-        rescued: list[str] = []
+        rescued: set[str] = set()
         while not over.is_set():
             for id in alive[-2:]:
-                rescued += ids(await broker.opened.run(lambda tx, id=id: upkeep.rescue(tx, id, 0)))
+                rescued.update(ids(await broker.opened.run(lambda tx, id=id: upkeep.rescue(tx, id, 0))))
+            if len(rescued) > 5:
+                raced.set()
             await asyncio.sleep(0.002)
-        assert len(set(rescued)) > 5, "nothing raced"
         return []
 
     async def two(broker: PostgresBroker) -> list[str]:

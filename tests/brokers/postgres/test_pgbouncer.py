@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from urllib.parse import quote
 
 import pytest
-from tests.conftest import Starts
+from tests.conftest import Schemas, Starts
 
 from offload.brokers.postgres import PostgresBroker, wake
 from offload.testing.clock import TestClock
@@ -28,11 +28,12 @@ def bouncer(shared: Starts[Server], server: PostgresServer) -> Server:
 
 class TestBehindPgbouncer(BrokerContract):
     @pytest.fixture
-    async def broker(self, clock: TestClock, bouncer: Server, fresh_name: str) -> AsyncIterator[PostgresBroker]:
-        broker = PostgresBroker.connect(f"{bouncer.url}?schema={fresh_name}&pgbouncer=true", clock)
-        await broker.open()
-        yield broker
-        await broker.close()
+    async def broker(self, clock: TestClock, bouncer: Server, server: PostgresServer, schemas: Schemas) -> AsyncIterator[PostgresBroker]:
+        with schemas.lent(server) as schema:
+            broker = PostgresBroker.connect(f"{bouncer.url}?schema={schema}&pgbouncer=true", clock)
+            await broker.open()
+            yield broker
+            await broker.close()
 
 
 @pytest.mark.anyio

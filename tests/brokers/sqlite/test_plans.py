@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -38,9 +37,10 @@ SCANS_WHAT_RUNS = {"held_all", "beats", "sessions"}
 """What runs is bounded by the workers' concurrency."""
 
 
-@pytest.fixture(params=["empty", "full"])
-def connection(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    connection = file.connect(tmp_path / "plans.db", "full")
+@pytest.fixture(scope="module", params=["empty", "full"])
+def connection(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
+    """Of one file for all tests, which ask for plans alone and change nothing."""
+    connection = file.connect(tmp_path_factory.mktemp("plans") / "plans.db", "full")
     file.migrate(connection, 0)
     if request.param == "full":
         _fill(connection)
@@ -121,4 +121,5 @@ def test_a_claim_and_a_settle_are_one_step_each_whatever_their_size(connection: 
     tx = Transaction(connection.execute, careful=False)
     tx.add("add_expiring", [(1_000_000 + i, i) for i in range(256)])
     tx.do("drop_expiring", pairs=str([[1_000_000 + i, i] for i in range(256)]))
+    connection.set_trace_callback(None)
     assert count == 2

@@ -47,10 +47,15 @@ class PostgresServer(Server):
         """The URL of one of its databases."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
-    def database(self, name: str | None = None) -> str:
-        """Make an empty database, called `name` or something new, and return its URL. Raises OSError when the server refuses or is down."""
+    def database(self, name: str | None = None, *, like: str = "template1") -> str:
+        """Make a database, called `name` or something new, and return its URL.
+
+        It is empty, or a copy of the database `like`, to which nobody may be connected. Raises OSError when the server refuses or is down.
+        """
         name = name or f"test_{next(self._numbers)}"
-        self.ask(f'create database "{name}"')
+        # Copied file by file, as by all versions up to 14: for what few pages a new database has, twenty times as fast as page by page.
+        strategy = "strategy file_copy" if int(self.version.split(".")[0]) >= 15 else ""
+        self.ask(f'create database "{name}" template "{like}" {strategy}')
         return self.url_of(name)
 
     def ask(self, statement: str, database: str = "postgres") -> list[list[str | None]]:
