@@ -153,6 +153,7 @@ class Shelf:
                 entry.due = job.run_at
             else:
                 self._withdraw(entry)
+                self._join(entry)
                 self._place(entry, job.run_at)
 
     def _add(self, job: Job, behind: str | None, now: datetime) -> None:
@@ -455,6 +456,7 @@ class Shelf:
             elif hold is not None and hold.holder != entry.job.id:
                 blocked = hold.holder
         if blocked is None:
+            self._join(entry)
             self._place(entry, entry.job.run_at)
         else:
             entry.reason = f"behind {blocked}"
@@ -466,9 +468,13 @@ class Shelf:
         return len(list(self._come(self._due, lambda at, entry: entry.state is State.SCHEDULED and entry.due == at, self._come_due)))
 
     def _come_due(self, entry: Entry) -> None:
-        if entry.claim == 0:  # only now it joins its lane
-            entry.seat = self._next()
+        self._join(entry)
         self._make_ready(entry)
+
+    def _join(self, entry: Entry) -> None:
+        """One that has never started joins its lane only when it becomes due: behind all who have joined before."""
+        if entry.claim == 0:
+            entry.seat = self._next()
 
     def _next(self) -> int:
         self._sequence += 1

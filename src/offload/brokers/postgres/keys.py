@@ -158,7 +158,7 @@ class Keys:
                 blocked = hold.holder
         if blocked is None:
             yield from self._tx.do("drop_waiting", ns=text([n]))
-            moves.place(n, job, Past(), optional_stored(job.run_at))
+            moves.place(n, job, Past(), optional_stored(job.run_at), joins=True)
         else:
             yield from self._tx.do("set_behind", n=n, behind=blocked)
 

@@ -113,13 +113,16 @@ class Moves:
         """Be told the places of jobs in lanes; of others they are looked up."""
         self._seats |= seats
 
-    def place(self, n: int, job: Job, past: Past, due: int | None) -> None:
-        """To the time `due` where that is to come, else to the end of the ready line, as far as its gates let it pass."""
+    def place(self, n: int, job: Job, past: Past, due: int | None, *, joins: bool = False) -> None:
+        """To the time `due` where that is to come, else to the end of the ready line, as far as its gates let it pass.
+
+        One that has never started `joins` its lane where something else than time had kept it from it.
+        """
         if due is not None and due > self._now:
             self._times.append((due, n, *past))
             self.leave(n, job, ("slot", "token"))
         elif gated(job):
-            self._steps.append(Enter(n, job, Own(job.queue, -job.priority, past), due))
+            self._steps.append(Enter(n, job, Own(job.queue, -job.priority, past), due, joins=joins and past.claim == 0))
         else:
             self._steps.append(End(n, job.queue, -job.priority, due, past))
 
@@ -190,7 +193,7 @@ class Moves:
         if moves_to is None:
             self._steps.append(Enter(row.n, job, Own(job.queue, -job.priority, past), keeps_due=True, joins=True))
         else:
-            self.place(row.n, job, past, moves_to)
+            self.place(row.n, job, past, moves_to, joins=True)
 
     # -- at the gates --------------------------------------------------------------------------------------------------------
 

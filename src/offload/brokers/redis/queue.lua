@@ -439,6 +439,11 @@ function fn.is_gated(job)
   return job.rare.order_by ~= nil or job.rare.limits ~= nil
 end
 
+-- One that has never started joins its lane only when it becomes due: behind all who have joined before.
+function fn.join(job, past)
+  if past.claim == 0 and fn.is_gated(job) then fn.take_seat(job) end
+end
+
 function fn.line_up(job, place)
   fn.stand(each.ready .. job.queue, place, job.member)
   fn.stand(our.queues, 0, job.queue)
@@ -554,6 +559,7 @@ function fn.succeed(id, key)
     fn.put(our.waiting, job.member, blocked)
   else
     fn.take_out(job, 'WAITING')
+    fn.join(job, fn.past_of(job))
     fn.place(job, fn.past_of(job), job.rare.run_at or NEVER)
   end
 end
@@ -693,6 +699,7 @@ function fn.replace(holder, job, moves)
     fn.note_past(holder, past)
   else
     fn.take_out(holder, at, standing)
+    fn.join(holder, past)
     fn.place(holder, past, due)
   end
 end
@@ -1276,7 +1283,7 @@ function fn.promote()
     if job then
       local past = fn.past_of(job)
       fn.count('SCHEDULED', job.queue, -1)
-      if past.claim == 0 and fn.is_gated(job) then fn.take_seat(job) end -- only now it joins its lane
+      fn.join(job, past)
       fn.make_ready(job, past)
     end
   end

@@ -70,6 +70,7 @@ def _succeed(tx: Transaction, now: int, n: int, key: str, moves: Moves) -> None:
             blocked = hold.holder
     if blocked is None:
         tx.do("drop_waiting", ns=text([n]))
+        moves.join(n, job, Past())
         moves.place(n, job, Past(), optional_stored(job.run_at))
     else:
         tx.do("set_behind", n=n, behind=blocked)

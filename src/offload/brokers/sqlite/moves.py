@@ -71,6 +71,12 @@ class Moves:
             self._seats |= seats(self._tx, [n])
         return member(job, n, self._seats[n], past)
 
+    def join(self, n: int, job: Job, past: Past) -> None:
+        """One that has never started joins its lane only when it becomes due: behind all who have joined before."""
+        if gated(job) and past.claim == 0:
+            self.seated({n: self._tx.numbers(1)})
+            self._tx.do("note_seats", seats=text([(n, self._seats[n])]))
+
     def place(self, n: int, job: Job, past: Past, due: int | None) -> None:
         """To the time `due` where that is to come, else to the end of the ready line, as far as its gates let it pass."""
         if due is not None and due > self._now:

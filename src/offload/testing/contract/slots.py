@@ -170,6 +170,15 @@ class Slots(Fixtures):
         await store.cancel(["a"])
         assert await state(store, "c") is State.READY
 
+    @needs(Feature.LIMITS, Feature.UNIQUE, Feature.DELAY)
+    async def test_who_is_debounced_to_now_waits_behind_those_that_came_before(self, store: Store, clock: TestClock) -> None:
+        last = UniqueKey("u", "started", "debounce")
+        await store.enqueue([slot(clock, "a")])
+        late, again = slot(clock, "late", unique=last, delay=60), slot(clock, "again", unique=last)
+        await store.enqueue([slot(clock, "b"), late, again])
+        async with store.session(info()) as session:
+            assert [await run(session) for _ in range(3)] == [["a"], ["b"], ["late"]]
+
     @needs(Feature.LIMITS)
     async def test_expired_before_the_claim_a_job_lets_the_next_one_pass(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([slot(clock, "a", expires_in=60), slot(clock, "b")])
