@@ -214,8 +214,10 @@ async def first_of(stop: asyncio.Task[bool], *waits: Coroutine[Any, Any, object]
     try:
         done, _ = await asyncio.wait({stop, *tasks}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
+        late = [task for task in tasks if not task.done()]
+        for task in late:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if late:  # else this would put off by a turn of the loop the job that woke us
+            await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()

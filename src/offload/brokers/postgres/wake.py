@@ -92,10 +92,11 @@ class Ear:
         bell = self._bells[what]
         bell.clear()
         if self._counts[what] == heard:
+            timer = asyncio.get_running_loop().call_later(timeout, bell.set)  # not wait_for, whose own task wakes up later than this one
             try:
-                await asyncio.wait_for(bell.wait(), timeout)
-            except TimeoutError:
-                pass
+                await bell.wait()
+            finally:
+                timer.cancel()
 
     async def _ask(self, what: What) -> None:
         """Have commits notify, for some time."""
