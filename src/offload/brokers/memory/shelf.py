@@ -152,8 +152,9 @@ class Shelf:
             if entry.state is State.WAITING and entry.lane is None:
                 entry.due = job.run_at
             else:
+                if entry.state is State.SCHEDULED:
+                    self._join(entry)
                 self._withdraw(entry)
-                self._join(entry)
                 self._place(entry, job.run_at)
 
     def _add(self, job: Job, behind: str | None, now: datetime) -> None:

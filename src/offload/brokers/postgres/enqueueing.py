@@ -245,7 +245,7 @@ class Storing:
             self._moves.seated({n: row.seat})
             if row.lane is not None:
                 self._moves.withdraw(n, old)
-            self._moves.place(n, new, past, due, joins=True)
+            self._moves.place(n, new, past, due, joins=row.state is State.SCHEDULED)
             yield from self._write_moves()
             self._numbers = []
         elif move and standing:

@@ -193,7 +193,7 @@ class Moves:
         if moves_to is None:
             self._steps.append(Enter(row.n, job, Own(job.queue, -job.priority, past), keeps_due=True, joins=True))
         else:
-            self.place(row.n, job, past, moves_to, joins=True)
+            self.place(row.n, job, past, moves_to, joins=row.state is State.SCHEDULED)
 
     # -- at the gates --------------------------------------------------------------------------------------------------------
 

@@ -699,7 +699,7 @@ function fn.replace(holder, job, moves)
     fn.note_past(holder, past)
   else
     fn.take_out(holder, at, standing)
-    fn.join(holder, past)
+    if at == 'SCHEDULED' then fn.join(holder, past) end
     fn.place(holder, past, due)
   end
 end

@@ -138,6 +138,7 @@ def _replace(tx: Transaction, now: int, n: int, job: Job, *, move: bool) -> None
         moves.seated({n: row.seat})
         if row.lane is not None:
             moves.withdraw(n, old)
-        moves.join(n, new, past_of(row))
+        if row.state is State.SCHEDULED:
+            moves.join(n, new, past_of(row))
         moves.place(n, new, past_of(row), optional_stored(new.run_at))
         moves.write()
