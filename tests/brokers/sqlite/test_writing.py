@@ -252,3 +252,75 @@ print(sorted(name for (name,) in connection.execute("select queue from paused"))
 def test_a_forked_child_opens_the_file_for_itself(path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FORK, str(path)], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.returncode) == ("['child', 'later', 'parent']\n", 0), done.stderr
+
+
+OWN_CONNECTION = """
+import asyncio, os, sqlite3, sys
+from offload.brokers.sqlite import SqliteBroker
+from offload.clock import SystemClock
+
+path = sys.argv[1]
+working, at_work = os.pipe()
+seen, tell = os.pipe()
+
+async def opened():
+    broker = SqliteBroker.connect(f"sqlite:///{path}", SystemClock())
+    await broker.open()
+    return broker
+
+runner = asyncio.Runner()
+broker = runner.run(opened())
+if os.fork() == 0:
+    mine = sqlite3.connect(path, isolation_level=None)
+    mine.execute("begin immediate")
+    os.write(at_work, b"x")
+    os.read(seen, 1)
+    os._exit(0)
+os.read(working, 1)
+try:
+    sqlite3.connect(path, timeout=0, isolation_level=None).execute("begin immediate")
+except sqlite3.OperationalError as error:
+    print(error)
+os.write(tell, b"x")
+print(os.wait()[1])
+"""
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not hasattr(sharing.os, "fork"), reason="the system has no fork")
+def test_a_connection_of_the_users_own_in_a_forked_child_takes_locks_that_the_parent_sees(path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", OWN_CONNECTION, str(path)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "database is locked\n0\n", done.stderr
+
+
+SPAWNS = """
+import asyncio, os, sqlite3, sys, threading, uvloop
+from offload.brokers.sqlite import SqliteBroker
+from offload.clock import SystemClock
+
+path = sys.argv[1]
+
+def hammer():
+    mine = sqlite3.connect(path, timeout=30)
+    while True:
+        mine.execute("select name, sql from sqlite_master order by sql").fetchall()
+
+async def main():
+    broker = SqliteBroker.connect(f"sqlite:///{path}", SystemClock())
+    await broker.open()
+    for _ in range(3):
+        threading.Thread(target=hammer, daemon=True).start()
+    for _ in range(100):
+        assert await (await asyncio.create_subprocess_exec("/bin/true")).wait() == 0
+
+uvloop.run(main())
+print("well", flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.process
+def test_programs_are_started_from_uvloop_while_other_threads_are_inside_sqlite(path: Path) -> None:
+    """It forks, and waits until the child has become the other program: a child that waited for a lock of SQLite would stop the loop."""
+    done = subprocess.run([sys.executable, "-c", SPAWNS, str(path)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "well\n", done.stderr

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Self
 
-from offload.brokers.sqlite.database import Database, prepared
+from offload.brokers.sqlite.database import Database, Link, prepared
 from offload.brokers.sqlite.file import Driver
 from offload.brokers.sqlite.lending import Lender
 from offload.brokers.sqlite.transaction import Operation, T
@@ -54,11 +55,14 @@ class Shared:
 
 _lock = threading.Lock()
 _open: dict[Path, Shared] = {}
+_inherited: list[Link] = []
+"""In a forked child, the connections of its parent."""
 
 
 def acquire(path: Path, synchronous: str, driver: Driver = "sqlite3") -> Shared:
     """The database at `path`, for one more client. Raises BrokerError, SchemaTooNew, BadDeclaration."""
     with _lock:
+        disinherit()  # apsw tells nobody that it connects
         shared = _open.get(path)
         if shared is None:
             shared = _open[path] = Shared(path, synchronous, driver)
@@ -78,6 +82,7 @@ def acquire(path: Path, synchronous: str, driver: Driver = "sqlite3") -> Shared:
 def prepare(path: Path, driver: Driver) -> tuple[int, int]:
     """Create the file and its schema, or bring an older one up to date. Returns the versions (from, to)."""
     with _lock:
+        disinherit()
         shared = _open.get(path)
         return prepared(path, driver) if shared is None else shared.database.prepare()
 
@@ -108,17 +113,35 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Close what was inherited.
+    """Set aside what was inherited, to be closed before this process opens a database itself.
 
-    Left open, it would make SQLite believe that this process holds the parent's locks, which a fork does not pass on, and take none
-    of its own. Closing is safe: no thread was inside SQLite, and a process lets go of its own locks only.
+    Not now: most children become another program at once (uvloop starts all programs so, and waits for it), and another thread of the
+    parent may have been inside SQLite, with a lock that nobody gives back here.
     """
-    for shared in _open.values():
-        for link in shared.database.links:
-            link.connection.close()
-            link.lock.release()
+    links = [link for shared in _open.values() for link in shared.database.links]
+    for link in links:
+        link.lock.release()
     _open.clear()
     _lock.release()
+    if links:
+        _inherited.extend(links)
+        sys.addaudithook(_before_connect)
+
+
+def _before_connect(event: str, _: object) -> None:
+    """Whoever connects, ourselves or the user's own code, does so without what was inherited.
+
+    Left open, it would make SQLite believe that this process holds the parent's locks, which a fork does not pass on, and take none of
+    its own. A process lets go of its own locks only.
+    """
+    if event == "sqlite3.connect":
+        disinherit()
+
+
+def disinherit() -> None:
+    """Close what was open before a fork."""
+    while _inherited:
+        _inherited.pop().connection.close()
 
 
 if hasattr(os, "register_at_fork"):
