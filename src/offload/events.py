@@ -35,7 +35,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
     """Why, where the job was ended or handed back: `expired`, `crashed`, the reason of a Discard."""
     error: BaseException | None = None
-    """What the attempt raised, where that is at hand."""
+    """What the attempt raised, where that is at hand. Of its traceback the lines are kept; a middleware sees the local variables too."""
     seconds: float | None = None
     """How long the attempt took; on "retrying" how long it took, not how long it waits."""
     delay: float | None = None
