@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import traceback
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -206,3 +207,14 @@ def test_outside_of_a_task_there_is_no_transaction() -> None:
 
     with pytest.raises(NotInTask), current.transaction():
         pass
+
+
+def test_an_error_of_our_own_statement_does_not_show_what_the_job_was_given(shop: Shop, hand: Hand) -> None:
+    """The driver's error goes to the user's log and, from within a task, into the record: masked arguments must not."""
+    table = "jobs" if hand.kind.engine == "sqlite" else "offload.jobs"
+    program.sql(shop.url, f"alter table {table} rename to away")
+    secret = 987_654_321
+    with pytest.raises(Exception, match="jobs") as refusal:
+        hand.enqueue(secret)
+    assert str(secret) not in "".join(traceback.format_exception(refusal.value))
+    hand.rollback()

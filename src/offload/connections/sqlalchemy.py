@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
 from sqlalchemy import Connection, TextClause, TwoPhaseTransaction, text
+from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Session, scoped_session
 
 from offload.broker import Cursor, Dialect
@@ -63,6 +64,16 @@ def _dialect(given: Any, kind: str) -> Dialect:
     return name
 
 
+@contextmanager
+def _without_values() -> Generator[None]:
+    """Errors of our own statements do not show what they were given: payloads, and among them arguments that are masked."""
+    try:
+        yield
+    except StatementError as error:
+        error.hide_parameters = True
+        raise
+
+
 def _connection(given: Any) -> Connection:
     return given if isinstance(given, Connection) else given.connection()
 
@@ -107,7 +118,8 @@ class SqlalchemyAdapter(SyncAdapter):
 
     def execute(self, sql: str, values: Any = ()) -> Cursor:
         """Run one statement."""
-        result = _connection(self._given).execute(_text(sql), values or None)
+        with _without_values():
+            result = _connection(self._given).execute(_text(sql), values or None)
         return Rows([tuple(row) for row in result] if result.returns_rows else ())
 
     def join(self) -> None:
@@ -154,7 +166,8 @@ class SqlalchemyOnSqlite(SqliteAdapter):
 
     def plainly(self, sql: str, values: Any = ()) -> Cursor:
         """Run one statement, in the driver's own marks for values."""
-        result = _connection(self._connection).exec_driver_sql(sql, _given(values))
+        with _without_values():
+            result = _connection(self._connection).exec_driver_sql(sql, _given(values))
         changed = result.rowcount
         return Rows([tuple(row) for row in result] if result.returns_rows else (), changed)
 
