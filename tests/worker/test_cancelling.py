@@ -225,6 +225,9 @@ class Ends:
 
     def report(self, lease: Lease, progress: Progress, /) -> None: ...
 
+    async def remember(self, lease: Lease, step: str, value: bytes) -> bool:
+        return await self.session.remember(lease, step, value)
+
 
 async def test_what_is_stopped_before_its_first_step_still_ends_and_gives_its_slot_back(app: Offload) -> None:
     @app.task(name="coroutine")

@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import Eventually
 from tests.worker.running import ended, left, running
 
-from offload import BrokerError, Event, Offload, Retry, State, Worker, current
+from offload import BrokerError, Event, Offload, State, Worker, current
 from offload.broker import Session
 from offload.brokers.memory import MemoryBroker
 from offload.clock import SystemClock
@@ -148,6 +148,34 @@ async def test_outcomes_are_settled_once_the_broker_answers_again(
     assert [level for level, _ in lines] == [logging.ERROR, logging.WARNING]
 
 
+@pytest.mark.parametrize("isolation", ["async", "thread"])
+async def test_a_step_is_remembered_once_the_broker_answers_again_and_not_done_twice(
+    shaky: Offload, broker: ShakyBroker, isolation: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    charged: list[int] = []
+
+    def charge() -> str:
+        charged.append(1)
+        return "receipt"
+
+    async def acharge() -> str:
+        return charge()
+
+    async def apay() -> str:
+        return await current.astep("charge", acharge)
+
+    def pay() -> str:
+        return current.step("charge", charge)
+
+    task = shaky.task(name="pay")(pay if isolation == "thread" else apay)
+    broker.failing["remember"] = 3
+    async with Worker(shaky):
+        handle = await task.aenqueue()
+        assert await handle.aresult(10) == "receipt"
+    assert (len(charged), (await handle.arecord()).attempt) == (1, 1)
+    assert "remembering a step: the broker answers again, after 3 tries" in caplog.text
+
+
 async def test_a_large_harvest_is_settled_in_atomic_thousands(shaky: Offload, broker: ShakyBroker, eventually: Eventually) -> None:
     go_on = asyncio.Event()
 
@@ -236,22 +264,26 @@ async def test_a_worker_that_never_had_a_session_leaves_nothing_to_be_rescued(
     assert "leaves while the broker is away (session failed); it had no session, and so no job" in caplog.text
 
 
-async def test_a_step_that_cannot_be_stored_fails_the_attempt(shaky: Offload, broker: ShakyBroker) -> None:
+async def test_a_step_that_waits_for_the_broker_ends_with_its_session(shaky: Offload, broker: ShakyBroker, eventually: Eventually) -> None:
     calls: list[int] = []
 
-    @shaky.task(retry=Retry(max_retries=1, initial=0))
-    def work() -> int:
-        return current.step("charge", lambda: calls.append(1) or 7)
+    @shaky.task
+    async def work() -> int:
+        async def charge() -> int:
+            calls.append(1)
+            return 7
 
-    broker.failing["remember"] = 1
-    async with Worker(shaky):
-        record = await ended(await work.aenqueue())
-    assert (record.state, record.result, [failure.type for failure in record.errors]) == (
-        State.SUCCEEDED,
-        7,
-        ["offload.errors.BrokerError"],
-    )
-    assert len(calls) == 2
+        return await current.astep("charge", charge)
+
+    broker.failing["remember"] = 1_000
+    async with running(Worker(shaky)):
+        handle = await work.aenqueue()
+        await eventually(lambda: broker.failing["remember"] < 1_000)
+        bury(broker)
+        await eventually(lambda: len(calls) == 2)
+        broker.failing.clear()
+        assert await handle.aresult(10) == 7
+    assert (await handle.arecord()).crashes == 1
 
 
 async def test_jobs_whose_claim_lost_its_answer_run_once(

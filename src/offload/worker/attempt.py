@@ -32,6 +32,10 @@ class Sink(Protocol):
         """Take progress to be carried up by the next beat."""
         ...
 
+    async def remember(self, lease: Lease, step: str, value: bytes) -> bool:
+        """Store a step's result, however long the broker is away. False when the lease is lost."""
+        ...
+
 
 _throw = ctypes.pythonapi.PyThreadState_SetAsyncExc
 
@@ -124,7 +128,7 @@ class LocalAttempt(Attempt):
 
     async def remember(self, step: str, value: bytes) -> None:
         """Store a step's result. Raises SessionLost when the lease is lost."""
-        if not await self.sink.session.remember(self.lease, step, value):
+        if not await self.sink.remember(self.lease, step, value):
             raise SessionLost(f"job {self.job.id} is no longer this worker's; step {step!r} was not remembered")
         self.steps[step] = value
 

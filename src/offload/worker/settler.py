@@ -43,6 +43,7 @@ class Settler:
         self._closing = False
         self._void = asyncio.Event()
         self._patience = Patience("settling", outage)
+        self._outage = outage
         self.task: asyncio.Task[None] | None = None
         """What settles, while the block is open."""
         self.flushed = asyncio.Event()
@@ -93,6 +94,22 @@ class Settler:
     def report(self, lease: Lease, progress: Progress, /) -> None:
         """Take progress to be carried up by the next beat; from any thread."""
         self._report(lease, progress)
+
+    async def remember(self, lease: Lease, step: str, value: bytes) -> bool:
+        """Store a step's result. False when the lease is lost.
+
+        While the broker is away it tries again, for as long as the attempt may run: to give up would be to do twice what the step did.
+        """
+        patience = Patience("remembering a step", self._outage)
+        while not self._void.is_set():
+            try:
+                remembered = await self.session.remember(lease, step, value)
+            except BrokerError as error:
+                await asyncio.sleep(patience.failed(error))
+            else:
+                patience.succeeded()
+                return remembered
+        return False
 
     def void(self) -> None:
         """The session is gone: whatever is still to be settled would be refused."""
