@@ -18,12 +18,16 @@ class Machine(SystemClock):
     def __init__(self) -> None:
         self.wall = NOON
         self.ticks = 100.0
+        self.slept = 0.0
 
     def now(self) -> datetime:
         return self.wall
 
     def monotonic(self) -> float:
         return self.ticks
+
+    def elapsed(self) -> float:
+        return self.ticks + self.slept
 
 
 def test_before_the_first_reading_it_shows_the_machines_time() -> None:
@@ -41,6 +45,14 @@ def test_it_goes_on_from_the_last_reading_whatever_the_machines_wall_clock_does(
     machine.ticks += 2.5
     assert clock.now() == NOON - timedelta(minutes=3) + timedelta(seconds=2.5)
     assert clock.monotonic() == pytest.approx(102.5)
+
+
+def test_it_goes_on_while_the_machine_is_suspended() -> None:
+    machine = Machine()
+    clock = ServerClock(machine)
+    clock.read(NOON)
+    machine.slept += 3600
+    assert clock.now() == NOON + timedelta(hours=1)
 
 
 def test_a_clock_that_tests_move_is_followed_alone() -> None:

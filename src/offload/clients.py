@@ -45,7 +45,7 @@ class Clients:
 
     def __init__(self, url: str, clock: Clock) -> None:
         self.url = url
-        self.clock = clock
+        self._clock = clock
         self.kind = broker_class(url)
         self.broker = self.kind.connect(url, clock)
         self.place = without_secrets(url)
@@ -78,6 +78,12 @@ class Clients:
                 if monotonic() >= deadline:
                     raise
             await asyncio.sleep(random.uniform(*PAUSE))
+
+    @property
+    def clock(self) -> Clock:
+        """What the broker goes by: its server's clock, once a client is open, where it has a server."""
+        client = self.anyone()
+        return self._clock if client is None else client.clock
 
     def anyone(self) -> Broker | None:
         """An open client of whatever loop, for what is bound to none."""
@@ -156,7 +162,7 @@ class Clients:
         self._lock = threading.Lock()
         self._openings = {}
         self._ready = {}
-        self.broker = self.kind.connect(self.url, self.clock)
+        self.broker = self.kind.connect(self.url, self._clock)
 
 
 def without_secrets(url: str) -> str:

@@ -6,6 +6,9 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+_EVER = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""On Linux the monotonic clock stands still while the machine is suspended."""
+
 
 class Clock(Protocol):
     """The wall clock and a clock that never jumps."""
@@ -30,33 +33,37 @@ class SystemClock:
         """Seconds that only grow."""
         return time.monotonic()
 
+    def elapsed(self) -> float:
+        """Seconds that only grow, also while the machine is suspended."""
+        return time.clock_gettime(_EVER)
+
 
 class ServerClock:
-    """The wall clock of a server that many machines share, carried on by this machine's monotonic clock between two readings.
+    """The wall clock of a server that many machines share, carried on by the time that passes on this machine between two readings.
 
-    So a machine whose own clock is wrong or jumps promotes, expires and forgets nothing at the wrong time. Where the clock is not
-    the machine's own, as in tests, readings are ignored and it is followed alone.
+    So a machine whose own clock is wrong or jumps enqueues, promotes, expires and forgets nothing at the wrong time. Where the clock is
+    not the machine's own, as in tests, readings are ignored and it is followed alone.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._follows = isinstance(clock, SystemClock)
+        self._own = clock if isinstance(clock, SystemClock) else None
         self._read: tuple[datetime, float] | None = None
         self.skew: timedelta | None = None
         """How far this machine's clock was ahead of the server's at the last reading; None before the first."""
 
     def read(self, server: datetime) -> None:
         """Take note of what the server's clock showed just now."""
-        if self._follows:
-            self._read = (server, self._clock.monotonic())
-            self.skew = self._clock.now() - server
+        if self._own is not None:
+            self._read = (server, self._own.elapsed())
+            self.skew = self._own.now() - server
 
     def now(self) -> datetime:
         """The moment by the server's clock; by this machine's before the first reading."""
-        if self._read is None:
+        if self._own is None or self._read is None:
             return self._clock.now()
         server, at = self._read
-        return server + timedelta(seconds=self._clock.monotonic() - at)
+        return server + timedelta(seconds=self._own.elapsed() - at)
 
     def monotonic(self) -> float:
         """Seconds that only grow, of this machine."""

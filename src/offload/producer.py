@@ -48,8 +48,11 @@ class Producer:
             adapter = target.adapter if isinstance(target.adapter, AsyncAdapter) else InPlace(target.adapter)
             store = await suited(adapter, self.clients)
             return self._joined(target, jobs, [await adapter.run(work) for work in _works(store, jobs)])
-        jobs = self._jobs(drafts)
+        jobs = self._jobs(drafts)  # first of all, for what cannot be is refused whether the broker answers or not
+        known = self.clients.anyone()
         client = await self.clients.patient()
+        if known is None:
+            jobs = self._jobs(drafts)  # by the broker's clock, which was not known before
         ids: list[str] = []
         for start in range(0, len(jobs), MOST_ATOMIC):
             chunk = jobs[start : start + MOST_ATOMIC]
