@@ -3,7 +3,7 @@
 //     OFFLOAD_URL=redis://localhost:6379/0 node enqueue.mjs
 //     OFFLOAD_URL='redis://localhost:6379/0?prefix=shop' node enqueue.mjs
 //
-// `enqueue.lua` comes with Offload; it lies beside this file here, and the guide says where to copy it from.
+// `enqueue.lua` comes with Offload; copy it beside this file first, as the guide says.
 
 import { randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";

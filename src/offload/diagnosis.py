@@ -232,7 +232,10 @@ def _about_workers(facts: Facts) -> Iterator[Finding]:
             "error", "no worker is alive while jobs are ready", f"Jobs are ready in: {queues}.", "Start one with `offload worker`."
         )
     elif not live and not any(session.running for session in facts.sessions):
-        yield Finding("info", "no worker is alive", "No job is ready either.", "Start one with `offload worker` before enqueueing.")
+        if any(record.next_at is not None and not record.paused for record in facts.schedules):
+            yield Finding("warning", "no worker is alive", "So no schedule fires.", "Start one with `offload worker`.")
+        else:
+            yield Finding("info", "no worker is alive", "No job is ready either.", "Start one with `offload worker` before enqueueing.")
     for session in facts.sessions:
         if quiet(session, facts.now):
             yield _about_quiet(session, facts)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from time import monotonic
 
 import pytest
 from tests.conftest import Eventually
@@ -454,3 +455,24 @@ async def test_waits_grow_and_are_bounded() -> None:
     assert all(patience.LONGEST * 0.5 <= wait <= patience.LONGEST for wait in waits[10:])
     tries.succeeded()
     assert tries.failed(OSError("away")) <= patience.FIRST
+
+
+async def test_how_long_a_job_took_does_not_count_the_wait_for_the_broker(
+    shaky: Offload, broker: ShakyBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "offload.worker")
+    told: list[Event] = []
+    shaky.on("succeeded")(told.append)
+
+    @shaky.task
+    async def work() -> None: ...
+
+    broker.failing["settle"] = 7
+    async with Worker(shaky):
+        handle = await work.aenqueue()
+        began = monotonic()
+        await handle.aresult(10)
+    waited = monotonic() - began
+    assert told[0].seconds is not None
+    assert told[0].seconds < waited / 3
+    assert "work" in caplog.text

@@ -73,6 +73,8 @@ class LocalAttempt(Attempt):
     error: BaseException | None = None
     """What the task raised, where it ran in this process."""
     started = 0.0
+    took = 0.0
+    """Seconds from the start to the end, whenever that is settled."""
     returned: str | None = None
     """Why it is handed back without having been started."""
     deadline: float | None = None

@@ -278,6 +278,7 @@ class Executor:
             lane.running -= 1
         if not attempt.ended:
             attempt.ended = True
+            attempt.took = monotonic() - attempt.started
             self.ended += 1
             lane.ended += 1
             attempt.sink.put(attempt, outcome if attempt.completed is None else self._news.completed(attempt, attempt.completed, outcome))

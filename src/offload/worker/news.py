@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from time import monotonic
 from typing import TYPE_CHECKING, Any, assert_never
 
 import msgspec
@@ -118,7 +117,7 @@ class News:
             at=self._app.clock.now(),
             attempt=attempt.number,
             reason=reason,
-            seconds=monotonic() - attempt.started if attempt.started else None,
+            seconds=attempt.took or None,
             delay=delay,
             error=error,
         )
@@ -141,7 +140,7 @@ class News:
 
 
 def _log(attempt: LocalAttempt, outcome: Outcome) -> None:
-    spent = (monotonic() - attempt.started) * 1000 if attempt.started else 0.0
+    spent = attempt.took * 1000
     match outcome:
         case Done():
             log.info("%s succeeded in %.0f ms", title(attempt), spent, extra=fields(attempt))
