@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 from tests.cli.project import SHOP, Project
@@ -33,6 +35,17 @@ def test_commands_that_look_make_no_database(project: Project, args: tuple[str, 
         said = f"Error: no such database: {project.folder / name} (nothing was enqueued there yet, or this is another folder)\n"
         assert result.stderr == said
     assert [path for path in project.folder.rglob("*") if ".db" in path.name] == []
+
+
+@pytest.mark.parametrize("args", [("jobs",), ("doctor",), ("queues", "pause", "default")])
+def test_commands_that_look_leave_an_older_schema_to_the_programs_that_use_it(project: Project, args: tuple[str, ...]) -> None:
+    project.empty()
+    with closing(sqlite3.connect(project.folder / "shop.db")) as connection:
+        connection.execute("pragma user_version=1")
+        result = project.run(*args)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "shop.db has schema 1 where 2 is needed, and may not be changed here; `offload migrate`" in result.stderr
+        assert connection.execute("pragma user_version").fetchone() == (1,)
 
 
 @pytest.mark.parametrize("args", [("enqueue", "greet", "user_id=1"), ("migrate",)])

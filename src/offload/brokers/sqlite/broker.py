@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from offload.broker import Dialect, Feature, Routine, SqlStore
 from offload.brokers.sqlite import callers, cancelling, control, enqueueing, file, gating, planning, reading
 from offload.brokers.sqlite.awaited import Awaited
+from offload.brokers.sqlite.database import looked_at
 from offload.brokers.sqlite.moves import Moves
 from offload.brokers.sqlite.rows import stored
 from offload.brokers.sqlite.session import SqliteSession
@@ -94,10 +95,15 @@ class SqliteBroker(SqlStore):
         return cls(Path(name), synchronous, clock, driver)
 
     def missing(self) -> str | None:
-        """The file, where there is none."""
-        if self.path.exists():
+        """The file, where there is none, or what an older schema lacks: to bring it up to date would lock out programs of that version."""
+        path = self.path.resolve()
+        if not path.exists():
+            return f"no such database: {path} (nothing was enqueued there yet, or this is another folder)"
+        version = looked_at(path, self._driver)
+        if version is None or version >= file.SCHEMA:
             return None
-        return f"no such database: {self.path.resolve()} (nothing was enqueued there yet, or this is another folder)"
+        needed = f"{path} has schema {version} where {file.SCHEMA} is needed"
+        return f"{needed}, and may not be changed here; `offload migrate` brings it up to date"
 
     def client(self) -> Self:
         """The same store for another event loop."""

@@ -8,14 +8,14 @@ import threading
 import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Self
 
 from offload.brokers.sqlite import file
 from offload.brokers.sqlite.checkpoint import Checkpointer
 from offload.brokers.sqlite.transaction import Operation, T, Transaction
-from offload.errors import BrokerUnusable
+from offload.errors import BrokerError, BrokerUnusable
 
 
 class Link:
@@ -140,6 +140,15 @@ def prepared(path: Path, driver: file.Driver) -> tuple[int, int]:
     file.check_place(path)
     with _told(path):
         return _prepared(path, driver)
+
+
+def looked_at(path: Path, driver: file.Driver) -> int | None:
+    """The version of the schema in a file, without a change to it; None where that cannot be told, and in an empty file."""
+    try:
+        with closing(file.connect(path, "full", driver)) as connection:
+            return file.version_of(connection, path) or None
+    except (sqlite3.Error, BrokerError):  # opening says what is wrong with it
+        return None
 
 
 def _prepared(path: Path, driver: file.Driver) -> tuple[int, int]:
