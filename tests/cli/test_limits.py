@@ -101,6 +101,13 @@ def test_a_key_that_nobody_knows_is_changed_with_a_warning(shop: Project) -> Non
     assert [row.split()[:3] for row in shop.ok("limits").splitlines()[1:]] == [["tenant:8", "0", "0"], ["tennant:7", "0", "0"]]
 
 
+def test_a_limit_of_a_kind_that_nobody_has_is_set_with_a_warning(shop: Project) -> None:
+    result = shop.run("limits", "set", "tenant:7", "--rate", "1/m")
+    assert result.exit_code == 0
+    assert "no job and no task here has a rate of the key 'tenant:7'" in result.stderr
+    assert shop.run("limits", "set", "tenant:7", "--concurrency", "2").stderr == ""
+
+
 def test_no_key_says_so(shop: Project) -> None:
     assert "No key is held or waited for" in shop.run("limits").stderr
 

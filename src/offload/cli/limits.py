@@ -14,9 +14,9 @@ from offload.cli.groups import ListingGroup, near
 from offload.cli.loading import app_argument, takes_app
 from offload.cli.tables import Column, show_table
 from offload.cli.values import Name
-from offload.job import LimitRecord
+from offload.job import Kind, LimitRecord
 from offload.keys import allows, command, few
-from offload.limits import fits
+from offload.limits import Rate, fits
 from offload.wording import moment
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def set_limit(app: Offload, key: str, **given: Any) -> None:
             "nothing to set: give --concurrency, --rate or --burst; `offload limits reset` goes back to what is declared"
         )
     _warn_of_unknown(app, key)
+    _warn_of_useless(app, key, {"slot" if name == "concurrency" else "token" for name in changes})
     app.set_limit(key, **changes)
     said = ", ".join(f"{name} {value}" for name, value in changes.items())
     click.echo(f"Key {key!r} allows from now on: {said}. {command('reset', key)} goes back to what tasks declare.")
@@ -127,8 +128,22 @@ def _warn_of_unknown(app: Offload, key: str) -> None:
         output.note(f"Warning: no job holds or waits for a key {key!r}, and no task here has such a key{near(key, known)}")
 
 
+def _warn_of_useless(app: Offload, key: str, kinds: set[Kind]) -> None:
+    """A key may be known, and nobody limit by it what is changed."""
+    used = {kind for task in app.tasks.values() for kind in _made(task, key)} | {each.kind for each in app.limits() if each.key == key}
+    for kind in sorted(kinds - used) if used else ():
+        how = "a concurrency limit" if kind == "slot" else "a rate"
+        output.note(f"Warning: no job and no task here has {how} of the key {key!r}, so this changes nothing for them")
+
+
 def _makes(task: Task[..., Any], key: str) -> bool:
-    return any(fits(key, template) for template in (task.order_by, *(limit.key for limit in task.limits)) if template is not None)
+    return bool(_made(task, key))
+
+
+def _made(task: Task[..., Any], key: str) -> set[Kind]:
+    """The kinds of gates at which jobs of a task may have the key."""
+    made: set[Kind] = {"token" if isinstance(limit, Rate) else "slot" for limit in task.limits if fits(key, limit.key)}
+    return made | ({"turn"} if task.order_by is not None and fits(key, task.order_by) else set())
 
 
 def _telling(gates: Sequence[LimitRecord]) -> Sequence[LimitRecord]:
