@@ -143,7 +143,9 @@ def _makes(task: Task[..., Any], key: str) -> bool:
 def _made(task: Task[..., Any], key: str) -> set[Kind]:
     """The kinds of gates at which jobs of a task may have the key."""
     made: set[Kind] = {"token" if isinstance(limit, Rate) else "slot" for limit in task.limits if fits(key, limit.key)}
-    return made | ({"turn"} if task.order_by is not None and fits(key, task.order_by) else set())
+    if task.order_by is not None and fits(key, task.order_by):
+        made.add("turn")
+    return made
 
 
 def _telling(gates: Sequence[LimitRecord]) -> Sequence[LimitRecord]:
