@@ -1063,7 +1063,9 @@ function fn.take_plain(claim, queue, members, rows, pasts, most)
     local left = isolation and room[isolation] or 0
     if left <= 0 then return i - 1 end
     room[isolation] = left - 1
-    running[at_running + 1], running[at_running + 2] = members[i], runs[(past and HAS_PAST or 0) + (traits == GATED and KEYED or 0)]
+    local flags = traits == GATED and KEYED or 0
+    if past then flags = flags + HAS_PAST end
+    running[at_running + 1], running[at_running + 2] = members[i], runs[flags]
     leases[at_leases + 1], leases[at_leases + 2] = members[i], row
     at_running, at_leases = at_running + 2, at_leases + 2
   end
@@ -1288,7 +1290,7 @@ function fn.succeed_all(session, worker, keep, first, number, lost, order)
   local members, known = {}, {}
   for i = 1, number do members[i] = ARGV[first + 3 * i - 3] end
   local seen, held, stopped = {}, {}, {}
-  local plain, careful = { {}, {}, {} }, { {}, {}, {} } -- members, how they ran, results
+  local plain, careful = { members = {}, runs = {}, results = {} }, { members = {}, runs = {}, results = {} }
   for i, row in ipairs(call('HMGET', each.running .. session, unpack(members))) do
     local member, at = members[i], first + 3 * i - 3
     local run = row and known[row]
@@ -1299,17 +1301,20 @@ function fn.succeed_all(session, worker, keep, first, number, lost, order)
     if not run or run.claim ~= tonumber(ARGV[at + 1]) or seen[member] then
       lost[#lost + 1] = order + i
     else
-      local kind = run.flags == 0 and plain or careful
-      local place = #kind[1] + 1
+      local kind = plain
+      if run.flags ~= 0 then
+        kind = careful
+        if fn.has(run.flags, STOP) then stopped[#stopped + 1] = sub(member, 7) end
+      end
+      local place = #kind.members + 1
       seen[member], held[#held + 1] = true, member
-      kind[1][place], kind[2][place], kind[3][place] = member, run, ARGV[at + 2]
-      if fn.has(run.flags, STOP) then stopped[#stopped + 1] = sub(member, 7) end
+      kind.members[place], kind.runs[place], kind.results[place] = member, run, ARGV[at + 2]
     end
   end
   fn.many('HDEL', each.running .. session, held)
   fn.many('HDEL', each.stops .. session, stopped)
-  if #plain[1] > 0 then fn.succeed_plain(plain[1], plain[2], plain[3], worker, keep) end
-  if #careful[1] > 0 then fn.succeed_with_care(careful[1], careful[2], careful[3], worker, keep) end
+  if #plain.members > 0 then fn.succeed_plain(plain.members, plain.runs, plain.results, worker, keep) end
+  if #careful.members > 0 then fn.succeed_with_care(careful.members, careful.runs, careful.results, worker, keep) end
 end
 
 
