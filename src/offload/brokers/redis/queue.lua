@@ -2164,7 +2164,7 @@ end
 -- order. Made only when a call first comes to a gate: most come to none.
 local function define_gates()
 
-local KINDS = { 'turn', 'slot', 'token' }
+local KINDS, BY_LIMITS = { 'turn', 'slot', 'token' }, { 'slot', 'token' }
 local OF_RULE = { slot = 'slot', rate = 'token' } -- the kind of gate that a limit makes
 local LATENESS = 20000    -- by which a start may be late without the next ones being late too
 local MOST_PASSED = 2000  -- the most jobs that pass in one call after they have waited; for the others gates are looked at again at once
@@ -2198,8 +2198,8 @@ function fn.wants_of(job)
   if common.wants then return common.wants end
   local wants, rare = {}, job.rare
   if rare.order_by then wants[1] = { gate = 'turn of ' .. rare.order_by, kind = 'turn', cost = 1 } end
-  for _, kind in ipairs({ 'slot', 'token' }) do
-    for _, limit in ipairs(rare.limits or {}) do
+  for _, kind in ipairs(rare.limits and BY_LIMITS or {}) do
+    for _, limit in ipairs(rare.limits) do
       if OF_RULE[limit.type] == kind then
         local rule = kind .. ' ' .. (limit.rule or '')
         wants[#wants + 1] = { gate = kind .. ' of ' .. limit.key, kind = kind, cost = limit.cost or 1, limit = limit, rule = rule }
@@ -2211,8 +2211,9 @@ function fn.wants_of(job)
 end
 
 function fn.want_of(job, id)
-  for _, want in ipairs(fn.wants_of(job)) do
-    if want.gate == id then return want end
+  local wants = fn.wants_of(job)
+  for i = 1, #wants do
+    if wants[i].gate == id then return wants[i] end
   end
 end
 
@@ -2522,6 +2523,7 @@ end
 function fn.note_wake(id)
   local gate, at = fn.gate(id), nil
   local rated = fn.kind_of(id) == 'token'
+  if not rated and gate.shut_until <= now and not gate.wake_at then return end -- most gates: time changes nothing there
   local lane = not gate.paused and (rated or gate.shut_until > now) and fn.first_parked(id)
   if lane and rated then
     at = fn.token_at(id, lane)
@@ -2586,11 +2588,11 @@ end
 
 -- A job lets go of what it holds; who waited for that passes. False when it held nothing.
 function fn.leave_gates(job, kinds)
-  local left = {}
-  for _, want in ipairs(fn.wants_of(job)) do
-    if kinds[want.kind] and fn.let_go(job, want) then left[#left + 1] = want end
+  local wants, left = fn.wants_of(job), {}
+  for i = 1, #wants do
+    if kinds[wants[i].kind] and fn.let_go(job, wants[i]) then left[#left + 1] = wants[i].gate end
   end
-  for _, want in ipairs(left) do fn.pump(want.gate) end
+  for i = 1, #left do fn.pump(left[i]) end
   return #left > 0
 end
 
