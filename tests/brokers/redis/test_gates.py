@@ -121,14 +121,14 @@ async def test_an_enqueue_that_is_refused_changes_nothing_at_any_gate(
     assert await state(broker, "b") is State.READY
 
 
-@pytest.mark.parametrize("key", ["lane:slot of k", "parked:slot of k", "slots:slot of k"])
+@pytest.mark.parametrize("key", ["lane:slot of k\nslot of l", "lane:slot of k", "parked:slot of k", "slots:slot of k"])
 async def test_nothing_is_stored_where_the_key_of_a_gate_is_spoiled(
     broker: RedisBroker, clock: TestClock, each_redis: RedisServer, fresh_name: str, key: str
 ) -> None:
     each_redis.ask("SET", f"{{{fresh_name}}}:{key}", "something else")
     before = stored(each_redis, fresh_name)
     with pytest.raises(BrokerUnusable, match="not Offload's; keep jobs under another"):
-        await broker.enqueue([job(clock, "a"), job(clock, "b", limits=ONE)])
+        await broker.enqueue([job(clock, "a"), job(clock, "b", limits=(*ONE, SlotLimit("l", 1)))])
     assert stored(each_redis, fresh_name) == before
 
 
@@ -247,3 +247,42 @@ async def test_a_sleeper_that_waits_for_a_token_is_woken_by_other_work(broker: R
         await waiting
         assert monotonic() - started < 1.5
         assert ids(await claim(session)) == ["plain"]
+
+
+# --- what a key costs
+
+
+KEYS = 50
+COMMANDS = {"order": 7, "slot": 9}
+"""At most so many commands for all of a job's way past its gate; each costs about as much as processing a tenth of a job without a key."""
+
+
+def calls(server: RedisServer) -> int:
+    """The commands that were called so far, those of scripts too."""
+    told = server.ask("INFO", "commandstats")
+    assert isinstance(told, bytes)
+    return sum(int(line.partition("calls=")[2].partition(",")[0]) for line in told.decode().splitlines() if "calls=" in line)
+
+
+@pytest.mark.parametrize("kind", ["order", "slot"])
+async def test_a_job_with_one_key_costs_few_commands(broker: RedisBroker, clock: TestClock, each_redis: RedisServer, kind: str) -> None:
+    keys = [f"k{number % KEYS}" for number in range(20 * KEYS)]
+    if kind == "order":
+        jobs = [job(clock, order_by=key, keep=0) for key in keys]
+    else:
+        jobs = [job(clock, limits=(SlotLimit(key, 1),), keep=0) for key in keys]
+    await broker.enqueue(jobs)
+    async with broker.session(info()) as session:
+        before, done = calls(each_redis), 0
+        while leases := await claim(session):
+            done += len(leases)
+            await session.settle([(lease, Done()) for lease in leases])
+        assert done == len(jobs)
+        assert (calls(each_redis) - before) / done <= COMMANDS[kind]
+
+
+async def test_a_line_of_one_key_takes_up_nothing_but_its_jobs(
+    broker: RedisBroker, clock: TestClock, each_redis: RedisServer, fresh_name: str
+) -> None:
+    await broker.enqueue([job(clock, order_by="k") for _ in range(3)])
+    assert not stored(each_redis, fresh_name).keys() & {"lanes", "parked:turn of k", "gates", "wakes", "past"}

@@ -74,18 +74,21 @@ def test_successes_that_let_others_pass_gates_are_told_in_order() -> None:
         (lease("b"), Done()),
         (lease("c", limits=(RateLimit("k", 1),)), Retried(1.5, whole_key=True)),
         (lease("d", limits=(SlotLimit("k", 1),)), Done()),
+        (lease("e", limits=(SlotLimit("l", 1),)), Done(b"5")),
+        (lease("f", limits=(SlotLimit("l", 1),), keep=0), Done()),
     ]
     words, order = words_of(settlements)
     assert words == [
         *("Done", 86_400_000_000, 1, b"b", 1, b""),
         *("Done", 86_400_000_000, 1, b"a", 1, b""),
         *("HeldBack", b"c", 1, 1_500_000, b""),
-        *("Done", 86_400_000_000, 1, b"d", 1, b""),
+        *("Done", 86_400_000_000, 2, b"d", 1, b"", b"e", 1, b"5"),
+        *("Done", 0, 1, b"f", 1, b""),
     ]
-    assert order == [1, 0, 2, 3]
+    assert order == [1, 0, 2, 3, 4, 5]
 
 
 def test_a_lease_that_comes_twice_is_told_in_order() -> None:
     words, order = words_of([(lease("a"), Release()), (lease("b"), Done()), (lease("a"), Done())])
-    assert [word for word in words if word in ("Done", "Release")] == ["Release", "Done", "Done"]
+    assert words == [*("Release", b"a", 1, 0, b""), *("Done", 86_400_000_000, 2, b"b", 1, b"", b"a", 1, b"")]
     assert order == [0, 1, 2]

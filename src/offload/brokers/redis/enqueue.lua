@@ -21,7 +21,7 @@
 local VERSION = 1
 local MOST_PAYLOAD_BYTES, LARGE_BYTES = 262144, 16384
 local SECOND, BAND, MOST_NAME_BYTES = 1000000, 2 ^ 45, 65535
-local HEAD, TAIL = '>I6I6I7', '>i8dBI2I2I4' -- number, position, since; enqueued, keep, rank of priority, lengths of queue, task and rare
+local HEAD, TAIL = '>I6I6I7', '>i8dBBI2I2I4' -- number, position, since; enqueued, keep, rank of priority, 0, lengths of queue, task and rare
 
 local call, prefix = redis.call, KEYS[1]
 local id, task, payload = ARGV[1], ARGV[2], ARGV[3]
@@ -92,7 +92,7 @@ end
 
 local known = call('HGET', prefix .. 'jobs', id)
 if known then
-  local _, _, _, _, _, _, q, t, r, at = struct.unpack('>I6I6I7i8dBI2I2I4', known)
+  local _, _, _, _, _, _, _, q, t, r, at = struct.unpack('>I6I6I7i8dBBI2I2I4', known)
   if string.sub(known, at + q, at + q + t - 1) ~= task or string.sub(known, at + q + t + r) ~= payload then
     return refuse('ID', 'the id ' .. id .. ' was already used with another task or payload; an id is an idempotency key')
   end
@@ -107,7 +107,7 @@ local due = options.delay and now + math.floor(tonumber(options.delay) * SECOND 
 local rare = due and cmsgpack.pack({ run_at = due }) or ''
 local rank, number = 100 - tonumber(options.priority), call('INCR', prefix .. 'sequence')
 local member = struct.pack('>I6', number) .. id
-local tail = struct.pack(TAIL, now, tonumber(options.keep), rank, #options.queue, #task, #rare)
+local tail = struct.pack(TAIL, now, tonumber(options.keep), rank, 0, #options.queue, #task, #rare)
 
 local outline = struct.pack(HEAD, number, number, now) .. tail .. options.queue .. task .. rare
 

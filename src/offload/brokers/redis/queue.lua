@@ -3,7 +3,7 @@
 -- KEYS[1] is the prefix of all keys, `{offload}:`; its braces keep them in one slot of a cluster. ARGV[1] names the operation (they
 -- stand at the end), ARGV[2] is the time in microseconds since 1970, empty for the server's own; what else is asked for follows.
 --
--- Which line holds a job is its state; its row is hardly ever written again.
+-- Which line holds a job is its state; its row is hardly ever written again but when it first comes to its ready line after it waited.
 --
 --   jobs              HASH   id -> its row: see ROW
 --   past              HASH   id -> what it has behind it, where that is anything: see PAST_ROW
@@ -28,8 +28,8 @@
 --                            <key>` or `token of <key>`: see offload/gates.py
 --   lane:<lane>       ZSET   member by its seat, of jobs that wait. A lane is named by the gates that its jobs want, a line each
 --   seats             HASH   id -> its seat, of jobs where that is not n
---   lanes             HASH   lane -> the gate where it is parked
---   parked:<gate>     ZSET   lane by the seat of its first job
+--   lanes             HASH   lane -> the gate where it is parked, unless that is the one whose name it bears
+--   parked:<gate>     ZSET   lane by the seat of its first job, of lanes that `lanes` says are parked here
 --   gates             HASH   gate -> msgpack of what else is known of it: n, interval, burst, paused, shut_until, tat, wake_at, unfinished
 --   keyed             ZSET   gates of which anything is stored
 --   wakes             ZSET   gate by when it is to be looked at again; fading: gate by when what `gates` has of it will mean nothing
@@ -69,17 +69,22 @@ local NEVER = -2 ^ 62                 -- where a time is missing
 local FOREVER = 2 ^ 62                -- a time that does not come
 local BAND = 2 ^ 45                   -- places in one priority: enough for 35,000 jobs a second over 30 years
 local LARGE_BYTES = 16 * 1024
+local SMALL_BYTES = 1024              -- a row that is written anew rather than a past beside it
 local CRASHES_BEFORE_ISOLATION = 2
 local MOST_ROUSED = 4                 -- sleepers woken at once for one queue; each wakes another while there is work left
 local MOST_ASKED = 10000              -- how often one call asks whether a sleeper serves a queue
 local BELL_MS = 60000                 -- a sleeper that has not listened for so long never will
 
--- A row: n, its position when it was stored, since when it is ready; then, as it comes from the client, when it was enqueued, seconds to
--- keep, 100 - priority, the lengths of queue, task and rare; these three, and the payload. `rare` is empty, or msgpack of what few have.
-local ROW, HEAD, TAIL = '>I6I6I7i8dBI2I2I4', '>I6I6I7', '>i8dBI2I2I4'
-local LENGTHS, LENGTHS_AT = '>I2I2I4', 37
-local RARE_AT, TAIL_BYTES, NO_RARE = 22, 25, '\0\0\0\0'
+-- A row: n, its position when it was stored or first came to its line, since when it is ready; then, as it comes from the client, when it was enqueued, seconds to
+-- keep, 100 - priority, its traits, the lengths of queue, task and rare; these three, and the payload. `rare` is empty, or msgpack of what
+-- few have.
+local ROW, HEAD, TAIL = '>I6I6I7i8dBBI2I2I4', '>I6I6I7', '>i8dBBI2I2I4'
+local ORIGIN, ORIGIN_AT = '>I6I6I7i8', 7
+local COMMON, COMMON_AT, LENGTHS, LENGTHS_AT = '>BBI2I2I4', 36, '>BI2I2I4', 37
+local RARE_AT, TAIL_BYTES, NO_RARE = 23, 26, '\0\0\0\0'
+local GATED, CHECKED = 1, 2           -- traits: it passes gates for a turn or for slots; there is more to look at when it is claimed
 local PAST_ROW = '>I4I4I4i8i8i8d'     -- claim, attempt, crashes, started, ready since, due, place; then the worker's name
+local UNTRIED = string.rep('\0', 12)  -- the beginning of a PAST_ROW: never claimed
 local RUN_ROW = '>I4i8B'              -- claim, started, flags; then the queue
 local HAS_PAST, STOP, KEYED = 1, 2, 4 -- flags of a RUN_ROW
 local END_ROW = '>BI4I4i8i8I2c0I2c0'  -- state, claim, attempt, started, finished, worker, reason; then the result
@@ -99,8 +104,11 @@ local now = ARGV[2] ~= '' and tonumber(ARGV[2]) or server_time()
 local tally, news, ended, stirred = {}, {}, {}, false
 local retimed = false -- whether time alone will let somebody pass sooner than anybody may know
 local lined_up = 0 -- how many jobs came to ready lines
-local outlined -- whether any job has an outline, once that was asked
+local any = {} -- whether there is anything at some keys that often hold nothing, once that was asked
 local undo -- while set: what takes back what was written, the newest last
+local gathered -- while set: by command and key what `later` is still to write
+local commons = {} -- what jobs have in common, by how that is stored
+local fetched = {} -- rows that were read before they are asked for, by id
 
 
 -- The functions are made anew at every call, and for each local that one captures Lua looks among all that were captured before, one by
@@ -111,12 +119,13 @@ local function define()
 
 -- Writing ------------------------------------------------------------------------------------------------------------------
 
+-- These two say how many fields were new, or were there.
 function fn.put(key, field, value)
   if undo then
     local was = call('HGET', key, field)
     undo[#undo + 1] = was and { 'HSET', key, field, was } or { 'HDEL', key, field }
   end
-  call('HSET', key, field, value)
+  return call('HSET', key, field, value)
 end
 
 function fn.drop(key, field)
@@ -124,7 +133,7 @@ function fn.drop(key, field)
     local was = call('HGET', key, field)
     if was then undo[#undo + 1] = { 'HSET', key, field, was } end
   end
-  call('HDEL', key, field)
+  return call('HDEL', key, field)
 end
 
 function fn.stand(key, score, member)
@@ -154,6 +163,41 @@ function fn.many(command, key, values)
   for first = 1, #values, 4000 do call(command, key, unpack(values, first, math.min(first + 3999, #values))) end
 end
 
+-- Writes what nobody reads until the end of what is being done: at once, or while writes are gathered together with others, which costs
+-- a fraction. Each takes a field and its value, or a score and a member, in the order in which the command takes them.
+function fn.later(command, key, one, two)
+  if not gathered then return fn.write(command, key, one, two) end
+  local writes = gathered[command]
+  local words = writes[key]
+  if not words then
+    words = {}
+    writes[key] = words
+  end
+  words[#words + 1] = one
+  words[#words + 1] = two
+end
+
+function fn.write(command, key, one, two)
+  if command == 'HSET' then
+    fn.put(key, one, two)
+  elseif command == 'ZADD' then
+    fn.stand(key, one, two)
+  else
+    fn.drop(key, one)
+  end
+end
+
+function fn.gather()
+  gathered = { HSET = {}, HDEL = {}, ZADD = {} }
+end
+
+function fn.write_gathered()
+  for command, writes in pairs(gathered) do
+    for key, words in pairs(writes) do fn.many(command, key, words) end
+  end
+  gathered = nil
+end
+
 -- Be let through although memory is short: whoever has written once may go on.
 function fn.insist()
   call('HDEL', our.orphans, '')
@@ -167,8 +211,12 @@ function fn.slice(values, first)
 end
 
 function fn.count(state, queue, by)
-  local field = state .. '\n' .. queue
-  tally[field] = (tally[field] or 0) + by
+  local counted = tally[state]
+  if not counted then
+    counted = {}
+    tally[state] = counted
+  end
+  counted[queue] = (counted[queue] or 0) + by
 end
 
 function fn.next_number()
@@ -269,8 +317,11 @@ function fn.tell_ends()
 end
 
 function fn.conclude()
-  for field, by in pairs(tally) do
-    if by ~= 0 and call('HINCRBY', our.counts, field, by) == 0 then call('HDEL', our.counts, field) end
+  for state, counted in pairs(tally) do
+    for queue, by in pairs(counted) do
+      local field = state .. '\n' .. queue
+      if by ~= 0 and call('HINCRBY', our.counts, field, by) == 0 then call('HDEL', our.counts, field) end
+    end
   end
   fn.spread_news()
   fn.tell_ends()
@@ -280,32 +331,39 @@ end
 
 -- Jobs ---------------------------------------------------------------------------------------------------------------------
 
-function fn.read_job(id, row)
-  local n, position, since, enqueued, _, band, q, t, r, at = read(ROW, row)
-  return {
-    id = id,
-    n = n,
-    member = sub(row, 1, 6) .. id,
-    position = position,
-    since = since,
-    enqueued = enqueued,
-    band = band,
-    queue = sub(row, at, at + q - 1),
-    task = sub(row, at + q, at + q + t - 1),
-    rare = r > 0 and cmsgpack.unpack(sub(row, at + q + t, at + q + t + r - 1)) or {},
-    payload = at + q + t + r, -- where in the row it begins
-    row = row,
-  }
+-- What a job has in common with others of its queue, task, priority and rare fields, such as those of one key: read once for all of them,
+-- and never changed.
+function fn.read_common(words)
+  local band, _, q, t, _, at = read(COMMON, words)
+  local common = { band = band, queue = sub(words, at, at + q - 1), task = sub(words, at + q, at + q + t - 1) }
+  common.rare = at + q + t <= #words and cmsgpack.unpack(sub(words, at + q + t)) or {}
+  common.common, common.__index = common, common
+  commons[words] = common
+  return common
 end
 
-function fn.any_outlined()
-  if outlined == nil then outlined = call('EXISTS', our.outlines) == 1 end
-  return outlined
+function fn.read_job(id, row)
+  local _, q, t, r, at = read(LENGTHS, row, LENGTHS_AT)
+  local payload = at + q + t + r -- where in the row it begins
+  local words = sub(row, COMMON_AT, payload - 1)
+  local job = { id = id, n = read('>I6', row), member = sub(row, 1, 6) .. id, payload = payload, row = row }
+  return setmetatable(job, commons[words] or fn.read_common(words))
+end
+
+-- Its position when it was stored, since when it was ready then, and when it was enqueued.
+function fn.origin_of(job)
+  local _, position, since, enqueued = read(ORIGIN, job.row)
+  return position, since, enqueued
+end
+
+function fn.has_any(name)
+  if any[name] == nil then any[name] = call('EXISTS', our[name]) == 1 end
+  return any[name]
 end
 
 -- The rows of jobs, or their outlines where they have one; false for each that is unknown.
 function fn.rows_of(ids)
-  if not fn.any_outlined() then return call('HMGET', our.jobs, unpack(ids)) end
+  if not fn.has_any('outlines') then return call('HMGET', our.jobs, unpack(ids)) end
   local rows, others, places = call('HMGET', our.outlines, unpack(ids)), {}, {}
   for i, row in ipairs(rows) do
     if not row then
@@ -319,8 +377,14 @@ end
 
 -- What is known of a job; for a large payload see `complete`.
 function fn.find_job(id)
-  local row = fn.any_outlined() and call('HGET', our.outlines, id) or call('HGET', our.jobs, id)
+  local row = fetched[id] or fn.has_any('outlines') and call('HGET', our.outlines, id) or call('HGET', our.jobs, id)
   return row and fn.read_job(id, row)
+end
+
+-- Reads at once what is known of jobs that are about to be asked for.
+function fn.fetch(ids)
+  if #ids == 0 then return end
+  for i, row in ipairs(fn.rows_of(ids)) do fetched[ids[i]] = row or nil end
 end
 
 -- The job with its payload, whether that is large or not.
@@ -344,15 +408,24 @@ function fn.note_size(job)
   end
 end
 
+-- Gives a job other moments; what it has in common with others stays as it is.
+function fn.retime(job, run_at, expires_at)
+  local rare = {}
+  for name, value in pairs(job.rare) do rare[name] = value end
+  rare.run_at, rare.expires_at = run_at, expires_at
+  job.rare = rare
+end
+
 -- Writes a job anew with another payload and what `job.rare` is now.
 function fn.rewrite(job, payload)
   local head = { read(ROW, job.row) }
   local rare = next(job.rare) and cmsgpack.pack(job.rare) or ''
-  local names = sub(job.row, head[10], head[10] + head[7] + head[8] - 1)
-  head[9] = #rare
-  job.row = pack(ROW, unpack(head, 1, 9)) .. names .. rare .. payload
+  local names = sub(job.row, head[11], head[11] + head[8] + head[9] - 1)
+  head[10] = #rare
+  job.row = pack(ROW, unpack(head, 1, 10)) .. names .. rare .. payload
   job.payload = #job.row - #payload + 1
   fn.put(our.jobs, job.id, job.row)
+  fetched[job.id] = nil
   fn.note_size(job)
 end
 
@@ -365,17 +438,26 @@ end
 
 -- What a job has behind it that stands in a line, or stood there before it was claimed.
 function fn.past_of(job)
-  local row = call('HGET', our.past, job.id)
-  if row then return fn.read_past(row) end
+  local row = fn.has_any('past') and call('HGET', our.past, job.id)
+  return row and fn.read_past(row) or fn.no_past(job)
+end
+
+-- That of a job whose row says it all: as long as it is `bare`, nothing else need be stored.
+function fn.no_past(job)
+  local position, since = fn.origin_of(job)
   return {
-    claim = 0, attempt = 0, crashes = 0, started = NEVER, since = job.since, due = job.rare.run_at or NEVER,
-    place = job.band * BAND + job.position, worker = '',
+    claim = 0, attempt = 0, crashes = 0, started = NEVER, since = since, due = job.rare.run_at or NEVER,
+    place = job.band * BAND + position, worker = '', bare = true,
   }
 end
 
+function fn.past_row(past)
+  any.past = true -- in a moment
+  return pack(PAST_ROW, past.claim, past.attempt, past.crashes, past.started, past.since, past.due, past.place) .. past.worker
+end
+
 function fn.note_past(job, past)
-  fn.put(our.past, job.id,
-    pack(PAST_ROW, past.claim, past.attempt, past.crashes, past.started, past.since, past.due, past.place) .. past.worker)
+  if not past.bare then fn.put(our.past, job.id, fn.past_row(past)) end
 end
 
 function fn.read_run(row)
@@ -445,8 +527,8 @@ function fn.join(job, past)
 end
 
 function fn.line_up(job, place)
-  fn.stand(each.ready .. job.queue, place, job.member)
-  fn.stand(our.queues, 0, job.queue)
+  fn.later('ZADD', each.ready .. job.queue, place, job.member)
+  if not (gathered and news[job.queue]) then fn.stand(our.queues, 0, job.queue) end -- no line ends while writes are gathered
   news[job.queue] = (news[job.queue] or 0) + 1
   lined_up = lined_up + 1
 end
@@ -463,8 +545,14 @@ end
 
 -- To the end of the ready line.
 function fn.line_up_anew(job, past)
-  past.since, past.place = now, job.band * BAND + fn.next_number()
-  fn.note_past(job, past)
+  local position = fn.next_number()
+  past.since, past.place = now, job.band * BAND + position
+  if past.bare and #job.row <= SMALL_BYTES and job.payload <= #job.row then
+    job.row = sub(job.row, 1, ORIGIN_AT - 1) .. pack('>I6I7', position, now) .. sub(job.row, ORIGIN_AT + 13)
+    fn.later('HSET', our.jobs, job.id, job.row)
+  else
+    fn.later('HSET', our.past, job.id, fn.past_row(past))
+  end
   fn.line_up(job, past.place)
 end
 
@@ -476,7 +564,7 @@ end
 
 -- To the time `due` where that is to come, else to the end of the ready line, or to its lane.
 function fn.place(job, past, due)
-  past.due = due
+  past.due, past.bare = due, past.bare and past.due == due
   if due <= now then return fn.make_ready(job, past) end
   fn.note_past(job, past)
   fn.stand(our.scheduled, due, job.member)
@@ -566,6 +654,7 @@ end
 
 -- Frees the keys of a job that cover what has just ended; who comes after takes over.
 function fn.give_up(job, covered)
+  if not (job.rare.key or job.rare.schedule) then return end
   for _, want in ipairs(fn.keys_of(job)) do
     local hold = fn.held(want.key)
     if hold and hold.successor == job.id then
@@ -587,6 +676,7 @@ local AT_DELETION = { started = true, finished = true, time = true }
 
 -- Drops all that is known of jobs but their places in lines.
 function fn.forget(ids, members)
+  if #ids == 0 then return end
   fn.many('HDEL', our.jobs, ids)
   fn.many('ZREM', our.all, members)
   for _, key in ipairs({ our.past, our.ends, our.errors, our.steps, our.progress, our.outlines, our.seats }) do
@@ -600,18 +690,17 @@ function fn.holds_on(job, state)
   return state == 'DEAD' and job.rare.on_dead == 'hold' and job.rare.order_by ~= nil
 end
 
--- Ends a job that stands in no line any more. `past` counts the attempt that ends, if any.
+-- Ends a job that stands in no line any more. `past` counts the attempt that ends, if any. What is not kept is for the caller to forget.
 function fn.finish(job, past, state, reason, keep, result)
   ended[#ended + 1] = job.id
   local holds_on = fn.holds_on(job, state)
   if job.rare.expires_at and past.claim == 0 then fn.leave(our.expiring, job.member) end
   if keep > 0 then
-    fn.put(our.ends, job.id, fn.end_row(state, past.claim, past.attempt, past.started, past.worker, reason, result or ''))
-    if past.crashes > 0 or past.due ~= (job.rare.run_at or NEVER) then fn.note_past(job, past) else fn.drop(our.past, job.id) end
-    fn.stand(each.done .. state, holds_on and FOREVER or now + keep, job.member)
+    fn.later('HSET', our.ends, job.id, fn.end_row(state, past.claim, past.attempt, past.started, past.worker, reason, result or ''))
+    local tells = past.crashes > 0 or past.due ~= (job.rare.run_at or NEVER)
+    fn.later(tells and 'HSET' or 'HDEL', our.past, job.id, tells and fn.past_row(past) or nil)
+    fn.later('ZADD', each.done .. state, holds_on and FOREVER or now + keep, job.member)
     fn.count(state, job.queue, 1)
-  else
-    fn.forget({ job.id }, { job.member })
   end
   fn.give_up(job, AT_END)
   if fn.is_gated(job) then fn.end_at_gates(job, holds_on) end
@@ -654,7 +743,7 @@ function fn.store_plain(ids, tails)
   local moments, places, rows, all, lines, large, outlines = {}, {}, {}, {}, {}, {}, {}
   for i, id in ipairs(ids) do
     local tail = tails[i]
-    local enqueued, _, band, q, t, _, at = read(TAIL, tail)
+    local enqueued, _, band, _, q, t, _, at = read(TAIL, tail)
     if not moments[enqueued] then moments[enqueued] = fn.integer(enqueued) end
     if not places[band] then places[band] = fn.integer(band * BAND + position) end -- the same for all: their numbers order them
     local n, queue = pack('>I6', position + i - 1), sub(tail, at, at + q - 1)
@@ -690,12 +779,12 @@ end
 function fn.replace(holder, job, moves)
   local at, standing = fn.where(holder)
   if at == 'RUNNING' or at == 'ENDED' then return end
-  if moves then holder.rare.run_at = job.rare.run_at end
+  if moves then fn.retime(holder, job.rare.run_at, holder.rare.expires_at) end
   fn.rewrite(holder, fn.payload_of(job))
   if not moves then return end
   local past, due = fn.past_of(holder), job.rare.run_at or NEVER
   if at == 'WAITING' and not standing.lane then
-    past.due = due
+    past.due, past.bare = due, past.bare and past.due == due
     fn.note_past(holder, past)
   else
     fn.take_out(holder, at, standing)
@@ -720,7 +809,8 @@ end
 
 function fn.add(job, behind)
   fn.put(our.jobs, job.id, job.row)
-  fn.stand(our.all, job.enqueued, job.member)
+  local _, _, enqueued = fn.origin_of(job)
+  fn.stand(our.all, enqueued, job.member)
   fn.note_size(job)
   if job.rare.expires_at then
     fn.stand(our.expiring, job.rare.expires_at, job.member)
@@ -750,8 +840,8 @@ function fn.arrive(job)
     fn.stand(our.scheduled, due, job.member)
     fn.count('SCHEDULED', job.queue, 1)
     stirred = true
-  elseif not fn.is_gated(job) or fn.enter(job) then
-    fn.line_up(job, job.band * BAND + job.position)
+  elseif not fn.is_gated(job) or fn.enter(job, true) then
+    fn.line_up(job, job.band * BAND + fn.origin_of(job))
   end
 end
 
@@ -763,12 +853,12 @@ function fn.store_keyless(ids, tails)
     local job = fn.read_job(id, pack(HEAD, number + i, number + i, now) .. tails[i])
     if #fn.keys_of(job) > 0 then return false end
     jobs[i], rows[2 * i - 1], rows[2 * i] = job, id, job.row
-    all[2 * i - 1], all[2 * i] = job.enqueued, job.member
+    all[2 * i], all[2 * i - 1] = job.member, select(3, fn.origin_of(job))
   end
   local looked = {}
   for _, job in ipairs(jobs) do -- what fails where another's key is in the way fails now, before anything is stored
     local lane = fn.is_gated(job) and fn.lane_of(job)
-    if lane and not looked[lane] then fn.look(job, lane) end
+    if lane and not looked[lane] then fn.try_gates(job, lane) end
     if not looked[job.queue] then call('ZCARD', each.ready .. job.queue) end
     looked[lane or job.queue], looked[job.queue] = true, true
   end
@@ -925,11 +1015,11 @@ end
 
 -- Decides about one candidate. Returns 'taken', 'passed', 'gone', or 'changed' when the line may be another now.
 function fn.judge(claim, id, row, past_row)
-  local q, t, r, at = read(LENGTHS, row, LENGTHS_AT)
+  local _, q, t, r, at = read(LENGTHS, row, LENGTHS_AT)
   local isolation = claim.tasks[sub(row, at + q, at + q + t - 1)]
   if isolation and claim.room[isolation] <= 0 and r == 0 and not past_row then return 'passed' end -- of many, most likely
   local job = fn.read_job(id, row)
-  local past = past_row and fn.read_past(past_row) or fn.past_of(job)
+  local past = past_row and fn.read_past(past_row) or fn.no_past(job)
   local before = lined_up
   if past.claim == 0 and job.rare.expires_at and job.rare.expires_at <= now then
     fn.finish(job, past, 'EXPIRED', NOT_IN_TIME, KEEP)
@@ -949,19 +1039,33 @@ function fn.judge(claim, id, row, past_row)
   return 'taken'
 end
 
--- Leases candidates from the first on, as long as they are plain, known to the session, and have room: nearly always all. Returns how many.
+-- How jobs run that are claimed for the first time now, by their flags.
+function fn.first_runs(queue)
+  return setmetatable({}, {
+    __index = function(made, flags)
+      made[flags] = pack(RUN_ROW, 1, now, flags) .. queue
+      return made[flags]
+    end,
+  })
+end
+
+-- Leases candidates from the first on, as long as there is nothing to look at, they are known to the session, and have room: nearly always
+-- all. Returns how many.
 function fn.take_plain(claim, queue, members, rows, pasts, most)
-  local tasks, room, running, leases = claim.tasks, claim.room, claim.running, claim.leases
-  local run, at_running, at_leases = pack(RUN_ROW, 1, now, 0) .. queue, #running, #leases
+  local tasks, room, running, leases, runs = claim.tasks, claim.room, claim.running, claim.leases, fn.first_runs(queue)
+  local looked_at, at_running, at_leases = fn.has_any('gates') and GATED or CHECKED, #running, #leases
   for i, row in ipairs(rows) do
-    if not row or pasts[i] or i > most then return i - 1 end
-    local q, t, r, at = read(LENGTHS, row, LENGTHS_AT)
-    if r > 0 or at + q + t > #row then return i - 1 end -- also where the row is an outline
+    local past = pasts[i]
+    if not row or i > most or past and sub(past, 1, #UNTRIED) ~= UNTRIED then return i - 1 end
+    local traits, q, t, r, at = read(LENGTHS, row, LENGTHS_AT)
+    if traits >= looked_at or at + q + t + r > #row then return i - 1 end -- also where the row is an outline
     local isolation = tasks[sub(row, at + q, at + q + t - 1)]
     local left = isolation and room[isolation] or 0
     if left <= 0 then return i - 1 end
     room[isolation] = left - 1
-    running[at_running + 1], running[at_running + 2] = members[i], run
+    local flags = traits == GATED and KEYED or 0
+    if past then flags = flags + HAS_PAST end
+    running[at_running + 1], running[at_running + 2] = members[i], runs[flags]
     leases[at_leases + 1], leases[at_leases + 2] = members[i], row
     at_running, at_leases = at_running + 2, at_leases + 2
   end
@@ -1004,7 +1108,7 @@ function fn.candidates_of(claim, lines, most, passed)
   if #members == 0 then return members end
   local ids = {}
   for i, member in ipairs(members) do ids[i] = sub(member, 7) end
-  return members, of, fn.rows_of(ids), claim.have_past and call('HMGET', our.past, unpack(ids)) or {}
+  return members, of, fn.rows_of(ids), fn.has_any('past') and call('HMGET', our.past, unpack(ids)) or {}
 end
 
 -- Takes up to `limit` jobs of one queue. Looks at the first `limit`, and further only while none could be taken. Returns how many it took,
@@ -1086,8 +1190,8 @@ end
 
 -- What a job has behind it once the attempt is over that `run` tells of.
 function fn.past_after(job, run, worker)
-  local past = fn.past_of(job)
-  past.claim, past.attempt, past.started, past.worker = run.claim, past.attempt + 1, run.started, worker
+  local past = fn.has(run.flags, HAS_PAST) and fn.past_of(job) or fn.no_past(job)
+  past.claim, past.attempt, past.started, past.worker, past.bare = run.claim, past.attempt + 1, run.started, worker, nil
   return past
 end
 
@@ -1110,15 +1214,13 @@ function fn.hand_back(job, past)
   if not fn.is_gated(job) or fn.enter(job) then fn.line_up(job, past.place) end
 end
 
--- Carries out the outcome of an attempt; `detail` is a delay in microseconds, the time to keep, or a reason.
+-- Carries out the outcome of an attempt, but for success; `detail` is a delay in microseconds, the time to keep, or a reason.
 function fn.end_attempt(id, run, worker, outcome, detail, extra)
   local job = fn.find_job(id)
   if not job then return end
   local past = fn.past_after(job, run, worker)
-  if fn.has(run.flags, STOP) and outcome ~= 'Done' then
+  if fn.has(run.flags, STOP) then
     fn.finish(job, past, 'CANCELLED', 'cancelled', KEEP)
-  elseif outcome == 'Done' then
-    fn.finish(job, past, 'SUCCEEDED', '', tonumber(detail), extra)
   elseif outcome == 'Retried' or outcome == 'HeldBack' then
     fn.note_failure(id, extra)
     if outcome == 'HeldBack' and fn.is_gated(job) then fn.shut(job, now + detail) end
@@ -1165,11 +1267,30 @@ function fn.succeed_plain(members, runs, results, worker, keep)
   end
 end
 
+-- Ends attempts that succeeded, of jobs that may let others go.
+function fn.succeed_with_care(members, runs, results, worker, keep)
+  local ids, jobs = {}, {}
+  for i, member in ipairs(members) do ids[i] = sub(member, 7) end
+  fn.fetch(ids)
+  for i, id in ipairs(ids) do jobs[i] = fn.find_job(id) or false end
+  fn.fetch_followers(jobs)
+  fn.gather()
+  for i, job in ipairs(jobs) do
+    local run = runs[i]
+    fn.count('RUNNING', run.queue, -1)
+    local past = job and keep > 0 and fn.past_after(job, run, worker) or run -- whoever is not kept is asked for his claim alone
+    if job then fn.finish(job, past, 'SUCCEEDED', '', keep, results[i]) end
+  end
+  fn.write_gathered()
+  if keep == 0 then fn.forget(ids, members) end
+end
+
 -- Ends attempts that succeeded: ARGV from `first` on are `number` members, claims and results in turn. `order` outcomes came before.
 function fn.succeed_all(session, worker, keep, first, number, lost, order)
   local members, known = {}, {}
   for i = 1, number do members[i] = ARGV[first + 3 * i - 3] end
-  local seen, plain, runs, results, careful = {}, {}, {}, {}, {}
+  local seen, held, stopped = {}, {}, {}
+  local plain, careful = { members = {}, runs = {}, results = {} }, { members = {}, runs = {}, results = {} }
   for i, row in ipairs(call('HMGET', each.running .. session, unpack(members))) do
     local member, at = members[i], first + 3 * i - 3
     local run = row and known[row]
@@ -1179,23 +1300,21 @@ function fn.succeed_all(session, worker, keep, first, number, lost, order)
     end
     if not run or run.claim ~= tonumber(ARGV[at + 1]) or seen[member] then
       lost[#lost + 1] = order + i
-    elseif run.flags == 0 then
-      seen[member] = true
-      plain[#plain + 1], runs[#runs + 1], results[#results + 1] = member, run, ARGV[at + 2]
     else
-      seen[member] = true
-      careful[#careful + 1] = { member, run, ARGV[at + 2] }
+      local kind = plain
+      if run.flags ~= 0 then
+        kind = careful
+        if fn.has(run.flags, STOP) then stopped[#stopped + 1] = sub(member, 7) end
+      end
+      local place = #kind.members + 1
+      seen[member], held[#held + 1] = true, member
+      kind.members[place], kind.runs[place], kind.results[place] = member, run, ARGV[at + 2]
     end
   end
-  if #plain > 0 then
-    fn.many('HDEL', each.running .. session, plain)
-    fn.succeed_plain(plain, runs, results, worker, keep)
-  end
-  for _, held in ipairs(careful) do
-    local member, run, result = unpack(held)
-    fn.stop_running(session, member, run)
-    fn.end_attempt(sub(member, 7), run, worker, 'Done', keep, result)
-  end
+  fn.many('HDEL', each.running .. session, held)
+  fn.many('HDEL', each.stops .. session, stopped)
+  if #plain.members > 0 then fn.succeed_plain(plain.members, plain.runs, plain.results, worker, keep) end
+  if #careful.members > 0 then fn.succeed_with_care(careful.members, careful.runs, careful.results, worker, keep) end
 end
 
 
@@ -1429,7 +1548,7 @@ function fn.known(job)
     past = fn.past_after(job, standing, call('HGET', each.session .. standing.session, 'worker')
       or string.match(call('HGET', our.orphans, standing.session) or '', '\n(.*)$') or UNKNOWN)
   elseif state == 'WAITING' and standing.lane then
-    reason = 'waits for a ' .. call('HGET', our.lanes, standing.lane)
+    reason = 'waits for a ' .. fn.gate_of(standing.lane)
   elseif state == 'WAITING' then
     reason = 'behind ' .. standing.behind
   end
@@ -1563,7 +1682,6 @@ function operations.fetch()
     tasks = fn.tasks_of(session),
     room = { async = tonumber(ARGV[7]), thread = tonumber(ARGV[8]), process = tonumber(ARGV[9]) },
     asides = fn.tasks_aside(),
-    have_past = call('EXISTS', our.past) == 1,
     running = {}, leases = {}, again = {},
   }
   local queues = #ARGV > 11 and fn.slice(ARGV, 12) or fn.rotated(turn, claim.asides)
@@ -1727,7 +1845,7 @@ function operations.retry()
     if free then
       fn.take_out(job, at, standing)
       for _, want in ipairs(wanted) do fn.take_key(want, job) end
-      job.rare.run_at, job.rare.expires_at = nil, nil
+      fn.retime(job)
       fn.rewrite(job, ARGV[3] ~= '' and ARGV[3] or fn.payload_of(job))
       call('HDEL', our.progress, job.id)
       if fn.is_gated(job) and not fn.holds_on(job, standing.state) then fn.take_seat(job) end -- who kept its turn keeps its place as well
@@ -1863,11 +1981,15 @@ function operations.lines()
     for _, session in ipairs(fn.holders()) do lines[#lines + 1] = each.running .. session end
   elseif state == 'SCHEDULED' then
     lines[1] = our.scheduled
-  elseif state == 'WAITING' and call('HLEN', our.lanes) > WINDOW then
+  elseif state == 'WAITING' and call('ZCARD', our.keyed) + call('HLEN', our.lanes) > WINDOW then
     return { 0, { our.all, call('ZCARD', our.all) } } -- so many that to go through all jobs is better
   elseif state == 'WAITING' then
     lines[1] = our.waiting
-    for _, lane in ipairs(call('HKEYS', our.lanes)) do lines[#lines + 1] = each.lane .. lane end
+    local own = call('ZRANGE', our.keyed, 0, -1)
+    for _, id in ipairs(own) do lines[#lines + 1] = each.lane .. id end
+    for _, lane in ipairs(call('HKEYS', our.lanes)) do
+      if not call('ZSCORE', our.keyed, lane) then lines[#lines + 1] = each.lane .. lane end
+    end
   else
     lines[1] = each.done .. state
   end
@@ -1915,7 +2037,7 @@ end
 -- id -> where it stands among all jobs, as walk wants it
 function operations.seat()
   local job = fn.find_job(ARGV[3])
-  return job and { job.member, fn.integer(job.enqueued) }
+  return job and { job.member, fn.integer(select(3, fn.origin_of(job))) }
 end
 
 -- -> numbers by STATE\nqueue
@@ -2042,7 +2164,7 @@ end
 -- order. Made only when a call first comes to a gate: most come to none.
 local function define_gates()
 
-local KINDS = { 'turn', 'slot', 'token' }
+local KINDS, BY_LIMITS = { 'turn', 'slot', 'token' }, { 'slot', 'token' }
 local OF_RULE = { slot = 'slot', rate = 'token' } -- the kind of gate that a limit makes
 local LATENESS = 20000    -- by which a start may be late without the next ones being late too
 local MOST_PASSED = 2000  -- the most jobs that pass in one call after they have waited; for the others gates are looked at again at once
@@ -2050,19 +2172,20 @@ local MOST_LANES = 10000  -- the most lanes of a gate whose jobs are counted one
 local MOST_HOLDERS = 100  -- the most holders that are named
 
 -- What was read, kept up to date from then on: of gates what is known of them, how many hold them, the tokens that these took, and the
--- first two lanes; of lanes the seat of the first job, and that job, false where there is none; limits by their rules.
-local known, numbers, taken, parked, firsts, heads, rules = {}, {}, {}, {}, {}, {}, {}
-local any = {} -- whether there are seats, and gates of which more is known: often there are none
-local touched, passed = {}, 0 -- the gates of which something was stored or dropped; how many jobs have passed after they waited
+-- first two lanes from elsewhere; of lanes their first two members, the seat of the first job, and that job, false where there is none,
+-- and the gate where a lane is parked that is not its own, else false; limits by their rules.
+local known, numbers, taken, parked, lines, firsts, heads, elsewhere, rules = {}, {}, {}, {}, {}, {}, {}, {}, {}
+local touched = {} -- the gates of which something was stored or dropped: whether anything is known to have been stored before
+local passed = 0 -- how many jobs have passed after they waited
 
 -- What was read may no longer be so: all is taken back.
 function fn.forget_read()
-  known, numbers, taken, parked, firsts, heads = {}, {}, {}, {}, {}, {}
+  known, numbers, taken, parked, lines, firsts, heads, elsewhere = {}, {}, {}, {}, {}, {}, {}, {}
 end
 
-function fn.has_any(name)
-  if any[name] == nil then any[name] = call('EXISTS', our[name]) == 1 end
-  return any[name]
+-- Something changes at a gate. `was` says whether anything is known to be stored of it so far.
+function fn.touch_gate(id, was)
+  if touched[id] == nil then touched[id] = was end
 end
 
 function fn.kind_of(id)
@@ -2071,34 +2194,38 @@ end
 
 -- What a job needs of gates, in the order in which they are looked at: its turn, its slots, its tokens.
 function fn.wants_of(job)
-  if job.wants then return job.wants end
+  local common = job.common
+  if common.wants then return common.wants end
   local wants, rare = {}, job.rare
   if rare.order_by then wants[1] = { gate = 'turn of ' .. rare.order_by, kind = 'turn', cost = 1 } end
-  for _, kind in ipairs({ 'slot', 'token' }) do
-    for _, limit in ipairs(rare.limits or {}) do
+  for _, kind in ipairs(rare.limits and BY_LIMITS or {}) do
+    for _, limit in ipairs(rare.limits) do
       if OF_RULE[limit.type] == kind then
-        wants[#wants + 1] = { gate = kind .. ' of ' .. limit.key, kind = kind, cost = limit.cost or 1, limit = limit }
+        local rule = kind .. ' ' .. (limit.rule or '')
+        wants[#wants + 1] = { gate = kind .. ' of ' .. limit.key, kind = kind, cost = limit.cost or 1, limit = limit, rule = rule }
       end
     end
   end
-  job.wants = wants
+  common.wants = wants
   return wants
 end
 
 function fn.want_of(job, id)
-  for _, want in ipairs(fn.wants_of(job)) do
-    if want.gate == id then return want end
+  local wants = fn.wants_of(job)
+  for i = 1, #wants do
+    if wants[i].gate == id then return wants[i] end
   end
 end
 
 -- Where a job waits: with all of its order key, or else with all that want the very same.
 function fn.lane_of(job)
-  local gates = {}
-  for i, want in ipairs(fn.wants_of(job)) do
-    if want.kind == 'turn' then return want.gate end
-    gates[i] = want.gate
+  local common = job.common
+  if not common.lane then
+    local gates = {}
+    for i, want in ipairs(fn.wants_of(job)) do gates[i] = want.gate end
+    common.lane = job.rare.order_by and gates[1] or table.concat(gates, '\n')
   end
-  return table.concat(gates, '\n')
+  return common.lane
 end
 
 -- Its place in lanes: the number under which it was first due.
@@ -2131,7 +2258,8 @@ end
 function fn.put_gate(id)
   local gate = known[id]
   fn.put(our.gates, id, cmsgpack.pack(gate))
-  touched[id], any.gates = true, true
+  fn.touch_gate(id, false)
+  any.gates = true
   local wakes = gate.unfinished and 0 or gate.wake_at
   if wakes then fn.stand(our.wakes, wakes, id) else fn.leave(our.wakes, id) end
   if wakes or gate.paused or gate.n or gate.interval or gate.burst then
@@ -2141,34 +2269,43 @@ function fn.put_gate(id)
   end
 end
 
--- Notes of which gates anything is stored: at the end, so once for each.
+function fn.is_stored(id)
+  return (numbers[id] or 0) > 0 or call('EXISTS', each.slots .. id, each.parked .. id, each.lane .. id) > 0
+    or fn.has_any('gates') and call('HEXISTS', our.gates, id) == 1
+end
+
+-- Notes of which gates anything is stored: at the end, so once for each. Mostly one job has left and the next has come: then it is known.
 function fn.note_gates()
-  for id in pairs(touched) do
-    if call('EXISTS', each.slots .. id, each.parked .. id) > 0 or call('HEXISTS', our.gates, id) == 1 then
-      call('ZADD', our.keyed, 0, id)
-    else
-      call('ZREM', our.keyed, id)
+  local come, gone = {}, {}
+  for id, was in pairs(touched) do
+    if not fn.is_stored(id) then
+      gone[#gone + 1] = id
+    elseif not was then
+      come[#come + 1] = 0
+      come[#come + 1] = id
     end
   end
+  fn.many('ZADD', our.keyed, come)
+  fn.many('ZREM', our.keyed, gone)
 end
 
 -- Rules: what a person has set, else what workers declare, else what the job says ---
 
-function fn.rule(kind, limit)
-  local name = kind .. ' ' .. (limit.rule or '')
+function fn.rule_of(want)
+  local name = want.rule
   if rules[name] == nil then
     local row = call('HGET', our.rules, name)
     rules[name] = row and cmsgpack.unpack(row) or false
   end
-  return rules[name] or limit
+  return rules[name] or want.limit
 end
 
 function fn.slots_of(want)
-  return fn.gate(want.gate).n or fn.rule('slot', want.limit).n
+  return fn.gate(want.gate).n or fn.rule_of(want).n
 end
 
 function fn.rate_of(want)
-  local gate, rule = fn.gate(want.gate), fn.rule('token', want.limit)
+  local gate, rule = fn.gate(want.gate), fn.rule_of(want)
   return gate.interval or rule.interval, gate.burst or rule.burst or 1
 end
 
@@ -2206,19 +2343,18 @@ end
 -- A job holds a gate, from now on or already.
 function fn.hold(job, want)
   local id = want.gate
-  local number, sum = fn.number_of(id), want.kind == 'token' and fn.taken_of(id)
-  if number > 0 and fn.holds(job, want) then return end
-  fn.put(each.slots .. id, job.member, want.cost)
-  numbers[id], touched[id] = number + 1, true
-  if sum then taken[id] = sum + want.cost end
+  if fn.put(each.slots .. id, job.member, want.cost) == 0 then return end
+  fn.touch_gate(id, (numbers[id] or 0) > 0)
+  if numbers[id] then numbers[id] = numbers[id] + 1 end
+  if taken[id] then taken[id] = taken[id] + want.cost end
 end
 
 -- A job holds a gate no more. False when it did not.
 function fn.let_go(job, want)
   local id = want.gate
-  if fn.number_of(id) == 0 or not fn.holds(job, want) then return false end
-  fn.drop(each.slots .. id, job.member)
-  numbers[id], touched[id] = numbers[id] - 1, true
+  if numbers[id] == 0 or fn.drop(each.slots .. id, job.member) == 0 then return false end
+  fn.touch_gate(id, true)
+  if want.kind == 'turn' then numbers[id] = 0 elseif numbers[id] then numbers[id] = numbers[id] - 1 end
   if taken[id] then taken[id] = taken[id] - want.cost end
   return true
 end
@@ -2229,7 +2365,8 @@ end
 
 -- Who may pass ---
 
-function fn.is_open(job, want)
+-- Whether a gate lets a job pass. Who waits at it holds no more there than a turn.
+function fn.is_open(job, want, waits)
   local gate, number, free = fn.gate(want.gate), fn.number_of(want.gate), nil
   if gate.paused or gate.shut_until > now then return false end
   if want.kind == 'turn' then
@@ -2240,7 +2377,7 @@ function fn.is_open(job, want)
     local interval, burst = fn.rate_of(want)
     free = fn.tokens(gate.tat, interval, burst) - fn.taken_of(want.gate) >= math.min(want.cost, burst)
   end
-  return free or number > 0 and fn.holds(job, want)
+  return free or number > 0 and not (waits and want.kind ~= 'turn') and fn.holds(job, want)
 end
 
 -- Whether a ready job may still be claimed: the key may have been shut meanwhile, and tokens do not keep.
@@ -2252,21 +2389,28 @@ function fn.may_start(want)
   return fn.tokens(gate.tat, interval, burst) >= math.min(want.cost, burst)
 end
 
--- The first two lanes parked at a gate, each with the seat of its first job.
+-- The first two lanes from elsewhere that are parked at a gate, each with the seat of its first job.
 function fn.parked_at(id)
-  if not parked[id] then parked[id] = call('ZRANGE', each.parked .. id, 0, 1, 'WITHSCORES') end
+  if not parked[id] then parked[id] = fn.has_any('lanes') and call('ZRANGE', each.parked .. id, '0', '1', 'WITHSCORES') or {} end
   return parked[id]
 end
 
+-- The lane that waits at a gate first.
 function fn.first_parked(id)
-  return fn.parked_at(id)[1]
+  if not fn.has_any('lanes') then return fn.line_of(id)[1] and id end
+  local found, own = fn.parked_at(id), not fn.is_elsewhere(id) and fn.line_of(id)[1]
+  if own and (not found[1] or fn.first_of_lane(id) < tonumber(found[2])) then return id end
+  return found[1]
 end
 
 -- Whether another lane waits at a gate, whose first job is before this one.
 function fn.is_before(id, job)
-  local found = fn.parked_at(id)
-  local i = found[1] == fn.lane_of(job) and 3 or 1
-  return found[i] ~= nil and tonumber(found[i + 1]) < fn.seat_of(job)
+  local lane = fn.lane_of(job)
+  if lane == id and not fn.has_any('lanes') then return false end
+  local found, seat = fn.parked_at(id), fn.seat_of(job)
+  local i = found[1] == lane and 3 or 1
+  if found[i] and tonumber(found[i + 1]) < seat then return true end
+  return lane ~= id and not fn.is_elsewhere(id) and (fn.first_of_lane(id) or seat) < seat
 end
 
 -- The first gate that a job cannot pass; nor does it overtake whoever waits there.
@@ -2278,33 +2422,49 @@ end
 
 -- Lanes ---
 
+-- The first two members of a lane, or the first alone while nobody asks for more.
+function fn.line_of(lane)
+  if not lines[lane] then lines[lane] = call('ZRANGE', each.lane .. lane, '0', '1') end
+  return lines[lane]
+end
+
 -- The seat of the first job of a lane.
 function fn.first_of_lane(lane)
-  if firsts[lane] == nil then firsts[lane] = tonumber(call('ZRANGE', each.lane .. lane, 0, 0, 'WITHSCORES')[2]) or false end
+  if firsts[lane] == nil then firsts[lane] = tonumber(call('ZRANGE', each.lane .. lane, '0', '0', 'WITHSCORES')[2]) or false end
   return firsts[lane]
+end
+
+-- A lane that bears the name of a gate has to do with it: as long as anybody stands there, something is stored of that gate.
+function fn.note_lane(lane, job, was)
+  if fn.wants_of(job)[1].gate == lane then fn.touch_gate(lane, was) end
 end
 
 function fn.join_lane(lane, job)
   local seat, first = fn.seat_of(job), fn.first_of_lane(lane)
   fn.stand(each.lane .. lane, seat, job.member)
   fn.count('WAITING', job.queue, 1)
+  fn.note_lane(lane, job, first ~= false)
+  lines[lane] = nil
   if not first or seat < first then firsts[lane], heads[lane] = seat, job end
 end
 
 function fn.quit_lane(lane, job)
+  local line = lines[lane]
   fn.leave(each.lane .. lane, job.member)
   fn.count('WAITING', job.queue, -1)
+  fn.note_lane(lane, job, true)
+  lines[lane] = line and line[2] and line[1] == job.member and { line[2] } or nil
   firsts[lane], heads[lane] = nil, nil
 end
 
 -- The first job of a lane. A row may be gone that was evicted or deleted by hand: then the next one is first.
 function fn.head_of(lane)
   while heads[lane] == nil do
-    local member = call('ZRANGE', each.lane .. lane, 0, 0)[1]
+    local member = fn.line_of(lane)[1]
     heads[lane] = member and fn.find_job(sub(member, 7))
     if member and not heads[lane] then
       fn.leave(each.lane .. lane, member)
-      firsts[lane], heads[lane] = nil, nil
+      lines[lane], firsts[lane], heads[lane] = nil, nil, nil
     else
       heads[lane] = heads[lane] or false
     end
@@ -2312,29 +2472,58 @@ function fn.head_of(lane)
   return heads[lane]
 end
 
--- A lane is parked at a gate, and at no other from now on: `was` says at which before, or false, where that is known.
-function fn.park(lane, id, seat, was)
-  if was == nil then was = call('HGET', our.lanes, lane) end
-  if was ~= id then
-    if was then fn.unpark(lane, was) end
-    fn.put(our.lanes, lane, id)
+-- Reads at once who may go when jobs leave their gates: whoever is first in the lanes of these, and where more than one may go, the second.
+function fn.fetch_followers(jobs)
+  local ids = {}
+  for _, job in ipairs(jobs) do
+    for _, want in ipairs(job and fn.wants_of(job) or {}) do
+      for i, member in ipairs(fn.line_of(want.gate)) do
+        if i == 1 or want.kind ~= 'turn' then ids[#ids + 1] = sub(member, 7) end
+      end
+    end
   end
-  fn.stand(each.parked .. id, seat, lane)
-  parked[id], touched[id] = nil, true
+  fn.fetch(ids)
+end
+
+-- Whether a lane is parked at another gate than the one that bears its name, and at which.
+function fn.is_elsewhere(lane)
+  if elsewhere[lane] == nil then elsewhere[lane] = fn.has_any('lanes') and call('HGET', our.lanes, lane) end
+  return elsewhere[lane]
+end
+
+-- The gate where a lane is parked, in which somebody stands.
+function fn.gate_of(lane)
+  return fn.is_elsewhere(lane) or lane
+end
+
+-- A lane is parked at a gate, and at no other from now on. At the gate that bears its name it is parked when it is nowhere else.
+function fn.park(lane, id, seat)
+  local was = fn.is_elsewhere(lane)
+  if was and was ~= id then fn.unpark(lane) end
+  if lane ~= id then
+    if was ~= id then fn.put(our.lanes, lane, id) end
+    fn.stand(each.parked .. id, seat, lane)
+    any.lanes, elsewhere[lane], parked[id] = true, id, nil
+  end
+  fn.touch_gate(id, false)
   fn.note_wake(id)
 end
 
 -- An empty lane is parked nowhere.
-function fn.unpark(lane, id)
+function fn.unpark(lane)
+  local id = fn.is_elsewhere(lane)
+  if not id then return end
   fn.leave(each.parked .. id, lane)
   fn.drop(our.lanes, lane)
-  parked[id], touched[id] = nil, true
+  elsewhere[lane], parked[id] = false, nil
+  fn.touch_gate(id, true)
 end
 
 -- Notes when a gate is to be looked at again. Who sleeps may have to wake up at another time then.
 function fn.note_wake(id)
   local gate, at = fn.gate(id), nil
   local rated = fn.kind_of(id) == 'token'
+  if not rated and gate.shut_until <= now and not gate.wake_at then return end -- most gates: time changes nothing there
   local lane = not gate.paused and (rated or gate.shut_until > now) and fn.first_parked(id)
   if lane and rated then
     at = fn.token_at(id, lane)
@@ -2374,13 +2563,20 @@ end
 
 local ALL, PASSING = { turn = true, slot = true, token = true }, { slot = true, token = true }
 
--- A job wants to become ready. True when it has passed; else it waits from now on.
-function fn.enter(job)
+-- Fails where the key of another is in the way of a job at its gates.
+function fn.try_gates(job, lane)
+  local wants = fn.wants_of(job)
+  fn.look(job, lane)
+  for i = 1, #wants > 1 and #wants or 0 do call('ZCARD', each.parked .. wants[i].gate) end -- where its lane may come to be parked
+end
+
+-- A job wants to become ready. True when it has passed; else it waits from now on. A new one holds nothing yet.
+function fn.enter(job, is_new)
   local lane = fn.lane_of(job)
   local passes, stop = fn.look(job, lane)
   -- Nothing is held while something else is waited for. Whoever passes thereby stands no longer before it, nor in its way.
   -- Who stands behind another of his order gives back even his turn, or both would wait for each other.
-  if not passes and fn.leave_gates(job, stop and PASSING or ALL) then passes, stop = fn.look(job, lane) end
+  if not passes and not is_new and fn.leave_gates(job, stop and PASSING or ALL) then passes, stop = fn.look(job, lane) end
   if passes then
     fn.pass(job)
     return true
@@ -2392,11 +2588,11 @@ end
 
 -- A job lets go of what it holds; who waited for that passes. False when it held nothing.
 function fn.leave_gates(job, kinds)
-  local left = {}
-  for _, want in ipairs(fn.wants_of(job)) do
-    if kinds[want.kind] and fn.let_go(job, want) then left[#left + 1] = want end
+  local wants, left = fn.wants_of(job), {}
+  for i = 1, #wants do
+    if kinds[wants[i].kind] and fn.let_go(job, wants[i]) then left[#left + 1] = wants[i].gate end
   end
-  for _, want in ipairs(left) do fn.pump(want.gate) end
+  for i = 1, #left do fn.pump(left[i]) end
   return #left > 0
 end
 
@@ -2415,19 +2611,27 @@ function fn.withdraw(job)
   local first = fn.first_of_lane(lane) == fn.seat_of(job)
   fn.quit_lane(lane, job)
   if not first then return end
-  local id, stop = call('HGET', our.lanes, lane), nil
-  if id then fn.unpark(lane, id) end
-  local head = fn.head_of(lane)
+  local id, head, stop = fn.gate_of(lane), fn.head_of(lane), nil
   if head then
     stop = fn.stop_of(head) or fn.wants_of(head)[1].gate
-    fn.park(lane, stop, fn.seat_of(head), false)
+    fn.park(lane, stop, fn.seat_of(head))
     fn.pump(stop)
+  else
+    fn.unpark(lane)
   end
-  if id and id ~= stop then fn.pump(id) end -- where others may have waited only because it stood before them
+  if id ~= stop then fn.pump(id) end -- where others may have waited only because it stood before them
+end
+
+function fn.is_rated(job)
+  for _, limit in ipairs(job.rare.limits or {}) do
+    if limit.type == 'rate' then return true end
+  end
+  return false
 end
 
 -- A ready job is claimed: take its tokens. False when it may not start after all; then it waits again, at its old place.
 function fn.starts(job)
+  if not (fn.has_any('gates') or fn.is_rated(job)) then return true end
   for _, want in ipairs(fn.wants_of(job)) do
     if not fn.may_start(want) then
       fn.leave_gates(job, PASSING)
@@ -2466,14 +2670,15 @@ function fn.pump(id)
     local head = lane and fn.head_of(lane)
     local want = head and fn.want_of(head, id) -- another job may be first where a row is gone, and want something else
     if lane and not head then
-      fn.unpark(lane, id)
-    elseif not lane or want and not fn.is_open(head, want) then
+      fn.touch_gate(id, true)
+      fn.unpark(lane)
+    elseif not lane or want and not fn.is_open(head, want, true) then
       break
     elseif passed >= MOST_PASSED then
       unfinished = true
       break
-    else
-      fn.go_on(id, lane, head)
+    elseif fn.go_on(id, lane, head) and fn.kind_of(id) == 'turn' then
+      break -- there is but one
     end
   end
   if unfinished ~= gate.unfinished then
@@ -2484,17 +2689,20 @@ function fn.pump(id)
   fn.note_wake(id)
 end
 
--- The first of a lane that is parked at a gate goes on: to the next gate that stops it, or it passes.
+-- The first of a lane that is parked at a gate, which lets him pass, goes on: to the next gate that stops it, or it passes. True when it has.
 function fn.go_on(id, lane, head)
-  local stop = fn.stop_of(head)
-  if stop then return fn.park(lane, stop, fn.seat_of(head), id) end
+  local stop = #fn.wants_of(head) > 1 and fn.stop_of(head)
+  if stop then return fn.park(lane, stop, fn.seat_of(head)) end
   fn.let_in(head, lane)
-  local following = fn.head_of(lane)
+  -- At the gate that bears the lane's name nobody needs to be asked what stops him: the turn was taken now, and who wants a slot or a
+  -- token in such a lane wants nothing else.
+  local following = lane ~= id and fn.head_of(lane)
   if following then
-    fn.park(lane, fn.stop_of(following) or id, fn.seat_of(following), id)
-  else
-    fn.unpark(lane, id)
+    fn.park(lane, fn.stop_of(following) or id, fn.seat_of(following))
+  elseif lane ~= id then
+    fn.unpark(lane)
   end
+  return true
 end
 
 -- Lets nobody pass for a time, of those that want what the last kind of a job's gates gives.
@@ -2549,7 +2757,8 @@ function fn.forget_gates()
   for _, id in ipairs(faded) do
     call('ZREM', our.fading, id)
     call('HDEL', our.gates, id)
-    known[id], touched[id] = nil, true
+    known[id] = nil
+    fn.touch_gate(id, true)
   end
   return #faded
 end
@@ -2608,7 +2817,7 @@ end
 -- How many jobs wait in lanes parked at a gate; beyond very many lanes one each.
 function fn.waiting_at(id)
   local number = call('ZCARD', each.parked .. id)
-  local waiting = math.max(number - MOST_LANES, 0)
+  local waiting = math.max(number - MOST_LANES, 0) + (fn.is_elsewhere(id) and 0 or call('ZCARD', each.lane .. id))
   for _, lane in ipairs(call('ZRANGE', each.parked .. id, 0, MOST_LANES - 1)) do waiting = waiting + call('ZCARD', each.lane .. lane) end
   return waiting
 end
@@ -2649,7 +2858,7 @@ end
 function fn.limits(after, most)
   local ids, found = call('ZRANGEBYLEX', our.keyed, after == '' and '-' or '(' .. after, '+', 'LIMIT', 0, most), {}
   for _, id in ipairs(ids) do
-    if fn.is_changed(fn.gate(id)) or call('EXISTS', each.slots .. id, each.parked .. id) > 0 then found[#found + 1] = fn.limit(id) end
+    if fn.is_changed(fn.gate(id)) or fn.first_parked(id) or call('EXISTS', each.slots .. id) == 1 then found[#found + 1] = fn.limit(id) end
   end
   return { #ids == tonumber(most) and ids[#ids], found }
 end
@@ -2657,8 +2866,8 @@ end
 -- What the gates of a job in a lane allow, first the one that stops the lane; and how many go before it.
 function fn.limits_of(job)
   local lane = fn.lane_of(job)
-  local stop = call('HGET', our.lanes, lane)
-  local found = { stop and fn.limit(stop) or nil }
+  local stop = fn.gate_of(lane)
+  local found = { fn.limit(stop) }
   for _, want in ipairs(fn.wants_of(job)) do
     if want.gate ~= stop then found[#found + 1] = fn.limit(want.gate) end
   end

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import msgspec
 from msgspec import UNSET
 
-from offload.job import Conflict, Failure, Job, Lease, Limit, LimitChange, OnDead, Overlap, Progress, Record, State, UniqueKey
+from offload.gates import gated
+from offload.job import Conflict, Failure, Job, Lease, Limit, LimitChange, OnDead, Overlap, Progress, RateLimit, Record, State, UniqueKey
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -19,8 +20,10 @@ SECOND = 1_000_000
 """Microseconds."""
 HIGHEST_PRIORITY = 100
 
-_TAIL = Struct(">qdBHHI")
-"""When enqueued, seconds to keep, the rank of the priority, the lengths of queue, task and rare fields; then these, and the payload."""
+_TAIL = Struct(">qdBBHHI")
+"""When enqueued, seconds to keep, rank of the priority, traits, lengths of queue, task and rare fields; then these, and the payload."""
+GATED, CHECKED = 1, 2
+"""Traits: it passes gates for a turn or for slots; there is more to look at when it is claimed."""
 _HEAD = 19
 """Bytes that the script puts before the tail: the job's number, its position, and when it became ready."""
 _unpack_tail = _TAIL.unpack_from
@@ -82,7 +85,7 @@ class Rare(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 _pack = msgspec.msgpack.Encoder().encode
-_rare = msgspec.msgpack.Decoder(Rare).decode
+_read_rare = msgspec.msgpack.Decoder(Rare).decode
 _failure = msgspec.json.Decoder(Failure).decode
 _steps = msgspec.msgpack.Decoder(dict[str, str]).decode
 _progress = msgspec.json.Decoder(tuple[float, str]).decode
@@ -90,7 +93,7 @@ _progress = msgspec.json.Decoder(tuple[float, str]).decode
 
 def tail(job: Job) -> bytes:
     """The row of a job that comes in, but for its head, which the script adds."""
-    queue, task, rare = job.queue.encode(), job.task.encode(), b""
+    queue, task, rare, traits = job.queue.encode(), job.task.encode(), b"", 0
     if (
         job.run_at is not None
         or job.unique is not None
@@ -103,9 +106,16 @@ def tail(job: Job) -> bytes:
         or job.fair_by is not None
         or job.on_dead != "continue"
     ):
-        rare = _pack(_rare_fields(job))
-    fixed = _TAIL.pack(stored(job.enqueued_at), job.keep, HIGHEST_PRIORITY - job.priority, len(queue), len(task), len(rare))
+        rare, traits = _pack(_rare_fields(job)), _traits(job)
+    rank = HIGHEST_PRIORITY - job.priority
+    fixed = _TAIL.pack(stored(job.enqueued_at), job.keep, rank, traits, len(queue), len(task), len(rare))
     return b"".join((fixed, queue, task, rare, job.payload))
+
+
+def _traits(job: Job) -> int:
+    rated = any(isinstance(limit, RateLimit) for limit in job.limits)
+    checked = rated or job.expires_at is not None or job.unique is not None or job.schedule is not None
+    return (CHECKED if checked else 0) | (GATED if gated(job) else 0)
 
 
 def _rare_fields(job: Job) -> Rare:
@@ -133,9 +143,14 @@ def _names(names: bytes, queue_bytes: int) -> tuple[str, str]:
     return names[:queue_bytes].decode(), names[queue_bytes:].decode()
 
 
+@lru_cache(maxsize=4096)  # jobs of one key mostly have the same
+def _rare(packed: bytes) -> Rare:
+    return _read_rare(packed)
+
+
 def job_of(id: str, row: bytes) -> Job:
     """The job of a row."""
-    enqueued_at, keep, rank, queue_bytes, task_bytes, rare_bytes = _unpack_tail(row, _HEAD)
+    enqueued_at, keep, rank, _, queue_bytes, task_bytes, rare_bytes = _unpack_tail(row, _HEAD)
     rare_at = _NAMES + queue_bytes + task_bytes
     queue, task = _names(row[_NAMES:rare_at], queue_bytes)
     if rare_bytes == 0:

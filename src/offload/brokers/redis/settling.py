@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, groupby
 from typing import TypeAlias, assert_never
 
 import msgspec
@@ -20,8 +21,8 @@ _encode = msgspec.json.Encoder().encode
 def words_of(settlements: Settlements) -> tuple[Words, list[int]]:
     """What the script is told, and which settlement each outcome that it counts belongs to.
 
-    Successes that can touch no other job are gathered by how long they are kept; all else stays in order. Where a lease comes twice,
-    so does everything.
+    Successes that can touch no other job are gathered by how long they are kept; all else stays in order, successes that follow each other
+    together where they are kept alike. Where a lease comes twice, all stays in order.
     """
     plain: dict[float, list[int]] = {}
     others: list[int] = []
@@ -36,14 +37,29 @@ def words_of(settlements: Settlements) -> tuple[Words, list[int]]:
     words: Words = []
     order: list[int] = []
     for keep, places in plain.items():
-        words += ("Done", _kept(keep), len(places))
-        for place in places:
-            lease, outcome = settlements[place]
-            words += (lease.ref, lease.claim, (outcome.result if type(outcome) is Done else None) or b"")
+        words += _successes(settlements, keep, places)
         order += places
-    for place in others:
-        words += _words(*settlements[place])
-    return words, order + others
+    for keep, run in groupby(others, lambda place: _keep_of(*settlements[place])):
+        places = list(run)
+        if keep is None:
+            words += chain.from_iterable(_words(*settlements[place]) for place in places)
+        else:
+            words += _successes(settlements, keep, places)
+        order += places
+    return words, order
+
+
+def _keep_of(lease: Lease, outcome: Outcome) -> float | None:
+    """How long a success is kept."""
+    return lease.job.keep if type(outcome) is Done else None
+
+
+def _successes(settlements: Settlements, keep: float, places: Sequence[int]) -> Words:
+    words: Words = ["Done", microseconds(keep) if keep > 0 else 0, len(places)]
+    for place in places:
+        lease, outcome = settlements[place]
+        words += (lease.ref, lease.claim, (outcome.result if type(outcome) is Done else None) or b"")
+    return words
 
 
 def lost_of(settlements: Settlements, order: Sequence[int], lost: Sequence[int]) -> list[Lease]:
@@ -51,15 +67,11 @@ def lost_of(settlements: Settlements, order: Sequence[int], lost: Sequence[int])
     return [settlements[place][0] for place in sorted(order[number - 1] for number in lost)]
 
 
-def _kept(keep: float) -> int:
-    return microseconds(keep) if keep > 0 else 0
-
-
 def _words(lease: Lease, outcome: Outcome) -> Words:
     member, claim = lease.ref, lease.claim
     match outcome:
-        case Done(result):
-            return ["Done", _kept(lease.job.keep), 1, member, claim, result or b""]
+        case Done():
+            return _successes([(lease, outcome)], lease.job.keep, [0])
         case Retried(delay, failure, whole_key):
             return ["HeldBack" if whole_key else "Retried", member, claim, _delay(delay), _failure(failure)]
         case Dead(reason, failure):
