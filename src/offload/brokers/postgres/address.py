@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 import psycopg
@@ -37,6 +39,15 @@ class Address:
     listen: str | None = None
     """Where to listen for notifications; None: nowhere."""
     timeout: float = TIMEOUT
+    seeks: bool = False
+    """Whether the driver looks for the primary: among several hosts, or by target_session_attrs."""
+    written: Event = field(default_factory=Event, compare=False, repr=False)
+    """Set once a client of this process found a server here that takes writes."""
+
+    @property
+    def fails_over(self) -> bool:
+        """Whether a server here that only reads is a failover, which passes, and no mistake in the URL."""
+        return self.seeks or self.written.is_set()
 
 
 def address(url: str) -> Address:
@@ -52,7 +63,7 @@ def address(url: str) -> Address:
     if not dsn.startswith("postgresql://"):  # without a host, `urlunsplit` leaves out the slashes
         dsn = dsn.replace("postgresql:", "postgresql://", 1)
     try:
-        conninfo_to_dict(dsn)
+        known = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:  # whose words may hold the password
         raise BadDeclaration(f"{_shown(dsn)!r}: libpq cannot read this URL; check its host, port and options") from None
     pgbouncer = _switch(url, options, "pgbouncer", default=False)
@@ -67,7 +78,13 @@ def address(url: str) -> Address:
         pgbouncer=pgbouncer,
         listen=options.get("listen", None if pgbouncer else dsn),
         timeout=_seconds(url, options),
+        seeks="target_session_attrs" in known or has_several_hosts(known),
     )
+
+
+def has_several_hosts(known: Mapping[str, Any]) -> bool:
+    """Whether libpq's options name more than one server."""
+    return any("," in str(known.get(name, "")) for name in ("host", "hostaddr"))
 
 
 def _check_credentials(url: str) -> None:

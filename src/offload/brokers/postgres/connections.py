@@ -12,11 +12,11 @@ from time import monotonic
 from typing import Any, LiteralString, TypeAlias, TypeVar, cast
 
 import psycopg
-from psycopg import AsyncConnection, pq
+from psycopg import AsyncConnection, errors, pq
 from psycopg.conninfo import conninfo_to_dict
 
 from offload.broker import Work
-from offload.brokers.postgres.address import Address
+from offload.brokers.postgres.address import Address, has_several_hosts
 from offload.brokers.postgres.errors import AGAIN, translated
 from offload.brokers.postgres.work import Operation, Transaction, told
 from offload.errors import BrokerError
@@ -68,6 +68,8 @@ def keywords(address: Address) -> dict[str, Any]:
         "tcp_user_timeout": SILENCE_MS,
         "client_encoding": "utf8",
     }
+    if has_several_hosts(known):
+        ours["target_session_attrs"] = "read-write"  # libpq would stay with the first that answers, a standby as well
     return {name: value for name, value in ours.items() if name not in known}
 
 
@@ -140,6 +142,9 @@ class Link:
                 except TimeoutError as error:
                     await self._drop()
                     raise BrokerError(f"{self._address.place}: no answer for {LONGEST_CALL:g} s") from error
+                except (errors.ReadOnlySqlTransaction, errors.FeatureNotSupported):  # the second: unlogged tables on a standby
+                    await self._drop()  # the next connection may find the primary
+                    raise
                 finally:
                     if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:  # a plain number, never the enum's own value
                         await self._drop()

@@ -10,7 +10,7 @@ from functools import partial
 from offload.brokers.postgres import migrating
 from offload.brokers.postgres.address import Address
 from offload.brokers.postgres.connections import Link, connected
-from offload.brokers.postgres.errors import translated
+from offload.brokers.postgres.errors import only_reads, translated
 from offload.brokers.postgres.rows import moment, stored
 from offload.brokers.postgres.wake import Ear
 from offload.brokers.postgres.work import Operation, T, Transaction, Work, statements
@@ -54,9 +54,11 @@ class Database:
         await self.step(self._begin)
 
     def _begin(self, tx: Transaction) -> Work[None]:
-        now, standby = yield from tx.row("clock")
+        now, standby, reads = yield from tx.row("clock")
         if standby:
-            raise BrokerUnusable(f"{self.address.place}: this server is a standby, which takes no jobs; connect to the primary")
+            raise only_reads("this server is a standby", self.address)
+        if not reads:
+            self.address.written.set()
         self.clock.read(moment(now))
 
     async def migrate(self) -> tuple[int, int]:

@@ -639,8 +639,8 @@ select
 from beat
 
 -- name: clock
--- The server's time, in microseconds since 1970; whether it only reads.
-select (extract(epoch from clock_timestamp()) * 1000000)::bigint, pg_is_in_recovery()
+-- The server's time, in microseconds since 1970; whether it is a standby; whether it only reads.
+select (extract(epoch from clock_timestamp()) * 1000000)::bigint, pg_is_in_recovery(), current_setting('transaction_read_only')::boolean
 
 -- name: add_session
 insert into offload.sessions (id, info, beat, beat_at, started_at) values (%(id)s, %(info)s, 0, %(now)s, %(now)s)
