@@ -32,6 +32,8 @@ LAST_WAIT = 5.0
 """Seconds that closing waits for what is under way."""
 LONGEST_CALL = 60.0
 """Seconds after which a server that is connected but does not answer is given up; longer than locks and strife are waited for."""
+GRACE = 0.1
+"""Seconds for which what a caller gave up may end by itself before the server is told to cancel it."""
 LONGEST_STRIFE = 30.0
 """Seconds for which an operation is run again that other transactions undid."""
 PREPARED = 500
@@ -112,6 +114,13 @@ class Link:
             then()
         else:
             self._under_way.add_done_callback(lambda _: then())
+
+    def give_up(self) -> None:
+        """Cancel what is under way, as nobody waits for it: also on the server, where it may wait for a lock for long."""
+        task = self._under_way
+        if task is not None and not task.done():
+            timer = asyncio.get_running_loop().call_later(GRACE, task.cancel)
+            task.add_done_callback(lambda _: timer.cancel())
 
     async def run(self, operation: Operation[T]) -> T:
         """Run an operation in a transaction of its own; again as long as other transactions undo it."""

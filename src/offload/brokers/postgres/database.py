@@ -18,7 +18,11 @@ from offload.clock import ServerClock
 from offload.errors import BrokerUnusable
 
 MOST_LINKS = 4
-"""The most connections at once for what producers and people ask; workers have some of their own besides."""
+"""The most connections at once for what changes jobs; workers have some of their own besides."""
+MOST_KEYED = 3
+"""The most of them for what may wait for unique keys, which a caller's open transaction may hold: one is left for all else."""
+MOST_ASKING = 2
+"""The most connections at once, besides, for what waits for nobody: reads, and who sleeps."""
 
 
 class Database:
@@ -27,10 +31,13 @@ class Database:
     def __init__(self, address: Address, clock: ServerClock) -> None:
         self.address = address
         self.clock = clock
-        self.ear = Ear(address, self.step)
+        self.ear = Ear(address, self.ask)
         self._statements = statements(address.schema)
         self._idle: list[Link] = []
         self._turns = asyncio.Semaphore(MOST_LINKS)
+        self._asking = asyncio.Semaphore(MOST_ASKING)
+        self.keyed = asyncio.Semaphore(MOST_KEYED)
+        """To be had around what may wait for unique keys."""
         self._links: list[Link] = []
         self._unprepared: BrokerUnusable | None = None
 
@@ -100,24 +107,40 @@ class Database:
 
     async def run(self, operation: Operation[T]) -> T:
         """Run an operation in a transaction."""
-        return await self._lent(lambda link: link.run(operation))
+        return await self._lent(self._turns, lambda link: link.run(operation))
 
     async def step(self, operation: Operation[T]) -> T:
         """Run an operation whose statements are each a transaction of their own."""
-        return await self._lent(lambda link: link.step(operation))
+        return await self._lent(self._turns, lambda link: link.step(operation))
 
-    async def _lent(self, act: Callable[[Link], Awaitable[T]]) -> T:
-        """Act on a connection that is free. A caller who gives up leaves it, and its turn, to what it began."""
-        await self._turns.acquire()
+    async def ask(self, operation: Operation[T]) -> T:
+        """As `step`, for what waits for no lock of others, so that it waits for none who does."""
+        return await self._lent(self._asking, lambda link: link.step(operation))
+
+    async def ask_together(self, operation: Operation[T]) -> T:
+        """As `ask`, in a transaction."""
+        return await self._lent(self._asking, lambda link: link.run(operation))
+
+    async def change(self, operation: Operation[T]) -> T:
+        """As `run`, for what may wait for unique keys."""
+        async with self.keyed:
+            return await self.run(operation)
+
+    async def _lent(self, turns: asyncio.Semaphore, act: Callable[[Link], Awaitable[T]]) -> T:
+        """Act on a connection that is free. That of a caller who gives up is free once what it began was cancelled."""
+        await turns.acquire()
         link = self._lend()
         try:
             return await act(link)
+        except asyncio.CancelledError:
+            link.give_up()
+            raise
         finally:
-            link.when_free(partial(self._freed, link))
+            link.when_free(partial(self._freed, link, turns))
 
-    def _freed(self, link: Link) -> None:
+    def _freed(self, link: Link, turns: asyncio.Semaphore) -> None:
         self._idle.append(link)
-        self._turns.release()
+        turns.release()
 
     def _lend(self) -> Link:
         return self._idle.pop() if self._idle else self.link()
