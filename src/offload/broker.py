@@ -216,7 +216,8 @@ class Store(Broker):
     async def finished(self, ids: Sequence[str], timeout: float) -> dict[str, Record]:
         """Wait until all of `ids` are terminal or unknown, or `timeout` seconds have passed. Returns the terminal records.
 
-        Woken by notification with polling behind it.
+        Woken by notification with polling behind it. A server that is away is waited for as long as by `enqueue`; then it raises
+        BrokerError.
         """
 
     @abstractmethod
