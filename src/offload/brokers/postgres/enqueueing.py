@@ -50,7 +50,7 @@ def store_new(tx: Transaction, jobs: Sequence[Job], *, strict: bool) -> Work[boo
     rows = text([job_row(job) for job in jobs])
     count = len(jobs) + len(holds)
     name = "add_new_strict" if strict else "add_new"
-    number = yield from tx.value(name, jobs=rows, holds=text(holds), now=tx.now, channel=tx.channel)
+    number = yield from tx.value(name, jobs=rows, holds=text(holds), now=tx.now, channel=tx.channel, joint=tx.joint)
     if 0 < number < count:
         raise Doubt
     return number == count
@@ -107,6 +107,7 @@ def enqueue_on(tx: Transaction, jobs: Sequence[Job]) -> Work[list[str]]:
     """Store jobs in a transaction of the caller's, which goes on whatever others do meanwhile."""
     if not jobs:
         return []
+    tx.joint = True
     for attempt in range(MOST_TRIES):
         yield from tx.do("savepoint")
         try:

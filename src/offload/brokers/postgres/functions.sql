@@ -155,9 +155,9 @@ begin
     if expires is not null then
         insert into offload.expiring (expires_at, n) values (expires, number);
     end if;
+    -- Whoever sleeps now: this transaction may commit much later.
     perform pg_notify(place.nspname, 'work')
-    from offload.store s join pg_class c on c.oid = s.tableoid join pg_namespace place on place.oid = c.relnamespace
-    where exists (select from offload.sleepers w where w.what = 'work' and w.until > clock_timestamp());
+    from offload.store s join pg_class c on c.oid = s.tableoid join pg_namespace place on place.oid = c.relnamespace;
     return enqueue.id;
 end
 $function$;
