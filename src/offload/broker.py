@@ -398,7 +398,10 @@ def broker_class(url: str) -> type[Broker]:
     """
     from importlib.metadata import entry_points  # a third of the time that `import offload` would take
 
-    scheme = urlsplit(url).scheme
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError:  # for brackets without their like; the engine says so without showing the password
+        scheme = url.partition(":")[0].lower()
     known = {point.name: point for point in entry_points(group="offload.brokers")}
     if scheme not in known and scheme in PLANNED:
         raise BrokerNotInstalled(
