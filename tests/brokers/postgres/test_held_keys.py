@@ -12,10 +12,10 @@ from tests.brokers.postgres.conftest import Ask, Opens
 from tests.conftest import Eventually
 
 from offload.broker import Work
-from offload.brokers.postgres import PostgresBroker
+from offload.brokers.postgres import PostgresBroker, connections
 from offload.brokers.postgres.fetching import Fetching
 from offload.brokers.postgres.session import PostgresSession
-from offload.errors import UniqueConflict
+from offload.errors import BrokerBusy, UniqueConflict
 from offload.job import Conflict, Dead, Done, Job, Outcome, Pulse, Release, Retried, State, UniqueKey, Until
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import ROOM, claim, claim_one, ids, info, job, rule, settle, state, tick_job
@@ -311,3 +311,18 @@ async def test_who_gives_up_waiting_for_a_key_leaves_nothing_waiting(
         await broker.enqueue([job(clock, "other", unique=UniqueKey("other"))])
     caller.rollback()
     assert await broker.counts() == {"default": {State.READY: 1}}
+
+
+async def test_a_lock_that_others_hold_for_long_is_told_as_what_it_is(
+    broker: PostgresBroker, clock: TestClock, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_PIN", "set lock_timeout = '50ms'")
+    monkeypatch.setattr(connections, "LONGEST_STRIFE", 0.2)
+    await broker.enqueue([job(clock, "a")])
+    caller.execute("lock table jobs")
+    async with asyncio.timeout(SOON):
+        link = broker.opened.link()
+        with pytest.raises(BrokerBusy, match="is one of them open for long"):
+            await link.run(lambda tx: tx.do("rows_by_id", ids='["a"]'))
+        with pytest.raises(BrokerBusy, match="lock timeout"):
+            await link.step(lambda tx: tx.do("rows_by_id", ids='["a"]'))

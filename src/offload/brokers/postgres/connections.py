@@ -19,7 +19,7 @@ from offload.broker import Work
 from offload.brokers.postgres.address import Address, has_several_hosts
 from offload.brokers.postgres.errors import AGAIN, translated
 from offload.brokers.postgres.work import Operation, Transaction, told
-from offload.errors import BrokerError
+from offload.errors import BrokerBusy, BrokerError
 
 T = TypeVar("T")
 Connection: TypeAlias = AsyncConnection[tuple[Any, ...]]
@@ -191,7 +191,7 @@ class Link:
                     raise
                 if monotonic() > deadline:
                     words = f"other transactions undid this one for {LONGEST_STRIFE:g} s ({error!r}); is one of them open for long?"
-                    raise BrokerError(f"{self._address.place}: {words}") from error
+                    raise BrokerBusy(f"{self._address.place}: {words}") from error
                 await asyncio.sleep(random.uniform(0, wait))
                 wait = min(2 * wait, 0.1)
             except BaseException:

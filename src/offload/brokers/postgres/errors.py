@@ -11,15 +11,11 @@ from psycopg import errors
 
 from offload.brokers.postgres.address import Address
 from offload.brokers.postgres.work import Doubt, quoted
-from offload.errors import BrokerError, BrokerUnusable
+from offload.errors import BrokerBusy, BrokerError, BrokerUnusable
 
-AGAIN = (
-    errors.DeadlockDetected,
-    errors.SerializationFailure,
-    errors.LockNotAvailable,
-    errors.UniqueViolation,
-    Doubt,
-)
+STRIFE = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
+"""What others do that hold locks, or change the same rows."""
+AGAIN = (*STRIFE, errors.UniqueViolation, Doubt)
 """What another transaction caused: rolled back and run again, it goes another way."""
 
 _ADVICE: dict[type[psycopg.Error], str] = {
@@ -71,6 +67,8 @@ def told(error: psycopg.Error, address: Address) -> BrokerError:
     for kind, advice in _ADVICE.items():
         if isinstance(error, kind):
             return BrokerUnusable(f"{address.place}: {words}; {advice.replace('{schema}', quoted(address.schema))}")
+    if isinstance(error, STRIFE):
+        return BrokerBusy(f"{address.place}: {words}")
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
         for sign, advice in _REFUSALS:
             if sign in words:
