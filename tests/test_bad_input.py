@@ -121,6 +121,24 @@ def test_one_wrong_job_of_many_is_refused_before_any_is_enqueued(app: Offload, a
     assert app.counts() == {}
 
 
+def test_an_id_or_a_name_that_no_store_could_index_is_refused_at_once(app: Offload, add: Any) -> None:
+    longest, longer = "x" * 200, "x" * 201
+    add.using(id=longest, queue=longest).enqueue(1)
+    app.enqueue(longest)
+
+    def work() -> None: ...
+
+    for call in (
+        lambda: add.using(id=longer),
+        lambda: add.using(queue=longer),
+        lambda: app.task(queue=longer)(work),
+        lambda: app.task(name=longer)(work),
+        lambda: app.enqueue(longer),
+    ):
+        with pytest.raises(BadDeclaration, match=r"has 201 characters, of at most 200: use a hash of it"):
+            call()
+
+
 def test_a_payload_that_is_too_large_says_what_to_do(app: Offload) -> None:
     @app.task
     def store(text: str) -> None: ...

@@ -344,6 +344,13 @@ class TestProxy:
         with Proxy(server.port) as proxy, pytest.raises(ValueError, match="does not lead to port"):
             proxy.through("redis://127.0.0.1:1/0")
 
+    def test_a_port_that_only_begins_alike_is_another(self, server: RedisServer) -> None:
+        with Proxy(server.port) as proxy:
+            other = f"redis://127.0.0.1:{server.port}1"
+            assert proxy.through(f"{other},127.0.0.1:{server.port}") == f"{other},127.0.0.1:{proxy.port}"
+            with pytest.raises(ValueError, match="does not lead to port"):
+                proxy.through(other)
+
     def test_a_cut_ends_a_call_that_waits(self, server: RedisServer) -> None:
         with Proxy(server.port) as proxy:
             ended: list[BaseException] = []

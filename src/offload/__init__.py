@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from offload.errors import (
         BadDeclaration,
         BadPayload,
+        BrokerBusy,
         BrokerError,
         BrokerNotInstalled,
         BrokerUnusable,
@@ -49,6 +50,7 @@ __all__ = [
     "AsyncTask",
     "BadDeclaration",
     "BadPayload",
+    "BrokerBusy",
     "BrokerError",
     "BrokerNotInstalled",
     "BrokerUnusable",

@@ -23,7 +23,7 @@ from offload.events import Event, EventName, F
 from offload.handle import Handle
 from offload.job import KEEP_SUCCEEDED, MOST_ATOMIC, Draft, Isolation, Job, OnDead, Schedule
 from offload.limits import Key, Limits, Unique
-from offload.options import Changes
+from offload.options import Changes, short
 from offload.portal import portal, refuse_inside_loop, sync
 from offload.producer import Producer
 from offload.retry import RetryPolicy
@@ -316,6 +316,7 @@ class ByName:
             return self._changes.applied(task.job(*args, **kwargs), task.unique)
         if args:
             raise BadPayload(f"task {name!r} is not registered here, so the names of its parameters are unknown: pass keyword arguments")
+        short(name, "app.enqueue(...): the name of the task")
         return self._changes.applied(Draft(task=name, payload=encode_plain(kwargs, f"task {name}")), None)
 
     async def aenqueue(self, name: str, /, *args: Any, **kwargs: Any) -> Handle[Any]:

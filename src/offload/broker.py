@@ -216,7 +216,8 @@ class Store(Broker):
     async def finished(self, ids: Sequence[str], timeout: float) -> dict[str, Record]:
         """Wait until all of `ids` are terminal or unknown, or `timeout` seconds have passed. Returns the terminal records.
 
-        Woken by notification with polling behind it.
+        Woken by notification with polling behind it. A server that is away is waited for as long as by `enqueue`; then it raises
+        BrokerError.
         """
 
     @abstractmethod
@@ -397,7 +398,10 @@ def broker_class(url: str) -> type[Broker]:
     """
     from importlib.metadata import entry_points  # a third of the time that `import offload` would take
 
-    scheme = urlsplit(url).scheme
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError:  # for brackets without their like; the engine says so without showing the password
+        scheme = url.partition(":")[0].lower()
     known = {point.name: point for point in entry_points(group="offload.brokers")}
     if scheme not in known and scheme in PLANNED:
         raise BrokerNotInstalled(

@@ -19,6 +19,10 @@ PAUSE = (0.1, 0.5)
 """Seconds between two tries to open a broker that is away: from, to."""
 
 
+SECRETS = ("password", "secret", "scram_")
+"""By what the names of a URL's options tell that their values are secret."""
+
+
 class Opening:
     """A client and the promise that it is open."""
 
@@ -177,7 +181,7 @@ def without_secrets(url: str) -> str:
 
 def _without_secret(option: str) -> str:
     name, equals, value = option.partition("=")
-    secret = "password" in name.lower() or "@" in value or "%40" in value  # an address in it may hold a password of its own
+    secret = any(sign in name.lower() for sign in SECRETS) or "@" in value or "%40" in value  # an address may hold a password of its own
     return f"{name}{equals}***" if secret else option
 
 

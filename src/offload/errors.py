@@ -9,6 +9,7 @@ OffloadError
 ├── IdConflict           the id was used before with another payload
 ├── BrokerError          the broker could not be reached or answered oddly (`__cause__` is the driver's error)
 │   ├── BrokerNotInstalled  the engine, or a package that it needs, is missing
+│   ├── BrokerBusy       it answers, but what others hold or do there kept this from being done
 │   └── BrokerUnusable   as it is set up it will not work, however often it is tried
 │       └── SchemaTooNew     the database was written by a newer Offload
 ├── SessionLost          the worker's session is gone; its leases are void
@@ -86,6 +87,10 @@ class BrokerError(OffloadError):
 
 class BrokerNotInstalled(BrokerError):
     """The engine, or a package that it needs, is missing; the message names the extra, and what to use now."""
+
+
+class BrokerBusy(BrokerError):
+    """The broker answers, but other transactions kept this one from being done: they hold a lock for long, or undid it again and again."""
 
 
 class BrokerUnusable(BrokerError):

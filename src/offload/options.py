@@ -20,6 +20,8 @@ from offload.retry import RetryPolicy
 R = TypeVar("R")
 
 HIGHEST_PRIORITY = 100
+LONGEST_NAME = 200
+"""The most characters of an id and of the names of queues and tasks: what every store can index."""
 IN_NO_QUEUE = re.compile(r"[\s,:*\0]")
 """What the name of a queue must not hold: `-q vip:3,default` reads lists and weights, and a shell reads the others."""
 
@@ -71,6 +73,8 @@ class Changes:
             raise BadDeclaration(f"using(id={self.id!r}) must be a text, such as 'signup-7'")
         if self.id is not None and not self.id:
             raise BadDeclaration("using(id='') is empty; leave it out to have one made")
+        if self.id is not None:
+            short(self.id, "using(id=...)")
         if self.queue is not None:
             queue_of(self.queue, "using(queue=...)")
         if self.priority is not None:
@@ -131,6 +135,13 @@ def name_of(name: Any) -> str:
     """The name of a task. Raises BadDeclaration."""
     if not isinstance(name, str) or not name.strip():
         raise BadDeclaration(f"@app.task(name=...) must be a text that is not empty, not {name!r}")
+    return short(name, "@app.task(name=...)")
+
+
+def short(name: str, what: str) -> str:
+    """A name or id that is not too long. Raises BadDeclaration."""
+    if len(name) > LONGEST_NAME:
+        raise BadDeclaration(f"{what}, {name[:40]!r}..., has {len(name):,} characters, of at most {LONGEST_NAME}: use a hash of it")
     return name
 
 
@@ -140,7 +151,7 @@ def queue_of(queue: Any, what: str) -> str:
         raise BadDeclaration(f"{what} must be a name that is not empty, not {queue!r}")
     if IN_NO_QUEUE.search(queue):
         raise BadDeclaration(f"{what} {queue!r} could not be named by `offload worker -q`: leave out white space, ',', ':', '*' and NUL")
-    return queue
+    return short(queue, what)
 
 
 def on_dead_of(on_dead: Any, what: str) -> OnDead:

@@ -1,4 +1,4 @@
-"""The primary under Sentinels is killed under load: a replica takes over, all go on by themselves, and losses are as documented."""
+"""The primary is killed under load: a replica takes over, all go on by themselves, and losses are as documented."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.chaos.places import SOAK, Place
 from tests.conftest import Starts
 
 from offload import State
-from offload.testing.servers import Sentinels, sentinel
+from offload.testing.servers import PostgresServer, Sentinels, postgres, sentinel
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
@@ -67,3 +67,47 @@ def test_a_failover_under_load_needs_nobody(stage: Stage, sentinels: Sentinels) 
     assert "Traceback" not in stage.log()
     how = "replicated" if replicated else "unconfirmed"
     print(f"{len(jobs)} {how} jobs, {FAILOVERS} failovers, {len(lost)} accepted and lost, {len(again)} ran again")
+
+
+@pytest.fixture
+def primary(started: Starts[PostgresServer]) -> PostgresServer:
+    return started(lambda: postgres(durable=True))
+
+
+@pytest.fixture
+def standby(started: Starts[PostgresServer], primary: PostgresServer) -> PostgresServer:
+    """A standby of `primary`, for which its commits wait from now on."""
+    standby = started(lambda: postgres(durable=True))
+    primary.database("shop")
+    standby.follow(primary)
+    primary.ask("alter system set synchronous_standby_names = '*'")
+    primary.ask("select pg_reload_conf()")
+    return standby
+
+
+@pytest.mark.parametrize("attributes", ["", "?target_session_attrs=read-write"], ids=["hosts alone", "read-write"])
+def test_a_standby_of_postgresql_that_is_promoted_is_found(
+    tmp_path: Path, primary: PostgresServer, standby: PostgresServer, attributes: str
+) -> None:
+    url = f"postgresql://postgres@127.0.0.1:{primary.port},127.0.0.1:{standby.port}/shop{attributes}"
+    stage = Stage(tmp_path, Place("postgresql", url), CHAOS_SESSION_TIMEOUT="2")
+    try:
+        stage.until(lambda: standby.ask("select 1 from pg_stat_wal_receiver where status = 'streaming'"), 30, "the standby follows")
+        stage.produce(1, chunk=5, pause=0.02)
+        workers = [stage.start("worker") for _ in range(2)]
+        stage.until(lambda: len(stage.ran()) >= 300, 60, "enough jobs ran")
+        primary.kill()
+        stage.until(lambda: stage.log().count("does not answer") >= 2, 30, "both workers meet a standby alone")
+        before, stored = len(stage.ran()), accepted(stage)
+        standby.ask("select pg_promote()")
+        stage.until(lambda: len(stage.ran()) > before + 100, 60, "workers go on by themselves")
+        stage.until(lambda: accepted(stage) > stored + 100, 60, "the producer goes on by itself")
+        assert [worker.poll() for worker in workers] == [None, None]
+        jobs = stage.enough()
+        stage.until(lambda: set(stage.counts()) == {State.SUCCEEDED}, 60, "all succeed")
+        assert stage.counts() == {State.SUCCEEDED: len(jobs)}
+        assert jobs <= set(stage.ran())
+        assert "a call was refused" not in stage.log(), "a failover shorter than `timeout` is none for producers"
+        assert "Traceback" not in stage.log()
+    finally:
+        stage.close()

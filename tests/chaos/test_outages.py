@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 from tests.chaos.accounts import accepted, each_ran_once, said_once_each_time
 from tests.chaos.conftest import MANY, Stage
 from tests.chaos.places import SERVERS, SOAK
+
+from offload import BrokerError, Offload, State
+from offload.worker import Worker
 
 pytestmark = [pytest.mark.process, pytest.mark.parametrize("place", SERVERS, indirect=True)]
 
@@ -48,3 +54,26 @@ def test_a_server_killed_under_load_loses_nothing_that_it_accepted(stage: Stage)
     assert min(refusals) >= PATIENCE, [line for line in stage.log().splitlines() if "a call was refused" in line]
     assert max(refusals) < PATIENCE + BUSY
     print(f"{len(jobs)} jobs, {OUTAGES} outages, {len(refusals)} calls refused after {min(refusals):.2f} to {max(refusals):.2f} s")
+
+
+def test_who_waits_for_a_result_waits_as_long_as_an_enqueue_would(stage: Stage) -> None:
+    patient, impatient = (Offload(f"{stage.url}{'&' if '?' in stage.url else '?'}timeout={seconds}") for seconds in (60, 1))
+    with closing(patient), closing(impatient), ThreadPoolExecutor() as pool:
+
+        @patient.task(name="answer")
+        async def answer() -> int:
+            return 42
+
+        handles = [answer.enqueue() for _ in range(2)]
+        assert impatient.counts() == {"default": {State.READY: 2}}
+        waiting = [pool.submit(handle.result, timeout=300) for handle in handles]
+        given_up = pool.submit(impatient.handle(handles[0].id).result, timeout=300)
+        died = time.monotonic()
+        stage.server.kill()
+        error = given_up.exception(60)
+        assert isinstance(error, BrokerError)
+        assert PATIENCE <= time.monotonic() - died < PATIENCE + BUSY
+        assert not any(each.done() for each in waiting)
+        stage.server.start()
+        asyncio.run(Worker(patient).drain())
+        assert [each.result(60) for each in waiting] == [42, 42]

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from offload import BrokerError
+from offload import BrokerBusy, BrokerError
 from offload.worker import patience
 from offload.worker.patience import Outage, Patience
 
@@ -62,6 +62,31 @@ def test_an_outage_that_lasts_is_told_of_each_minute(time: Time, caplog: pytest.
         (logging.ERROR, "upkeep: the broker does not answer (no connection); trying until it does"),
         (logging.ERROR, "upkeep: the broker has not answered for 60 s (no connection); still trying"),
         (logging.ERROR, "upkeep: the broker has not answered for 120 s (no connection); still trying"),
+    ]
+
+
+def test_other_transactions_that_are_in_the_way_are_no_outage(time: Time, caplog: pytest.LogCaptureFixture) -> None:
+    outage = Outage()
+    settling, upkeep = Patience("settling", outage), Patience("upkeep", outage)
+    busy = BrokerBusy("a lock is held")
+    for _ in range(13):
+        settling.failed(busy)
+        time.now += 5
+    settling.succeeded()
+    assert said(caplog) == [
+        (logging.ERROR, "settling: others hold it up at the broker (a lock is held); trying until it gets through"),
+        (logging.ERROR, "settling: others have held it up at the broker for 60 s (a lock is held); still trying"),
+        (logging.WARNING, "settling: gets through again, after 13 tries in 65.0 s"),
+    ]
+    settling.failed(busy)
+    upkeep.failed(AWAY)
+    settling.failed(busy)
+    settling.succeeded()
+    upkeep.succeeded()
+    assert [line for _, line in said(caplog)] == [
+        "settling: others hold it up at the broker (a lock is held); trying until it gets through",
+        "upkeep: the broker does not answer (no connection); trying until it does",
+        "upkeep: the broker answers again, after 3 tries in 0.0 s",
     ]
 
 

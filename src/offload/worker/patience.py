@@ -7,7 +7,7 @@ import random
 import threading
 from time import monotonic
 
-from offload.errors import BrokerUnusable
+from offload.errors import BrokerBusy, BrokerUnusable
 
 log = logging.getLogger("offload.worker")
 
@@ -30,6 +30,8 @@ class Outage:
         self._failed: dict[str, float] = {}
         """The parts that do not get through, and when each last tried, in seconds, monotonic."""
         self._tries = 0
+        self._busy = False
+        """Whether all that failed met no more than other transactions, while the broker answers."""
         self._began = self._told = 0.0
 
     @property
@@ -42,12 +44,16 @@ class Outage:
         with self._lock:
             now = monotonic()
             self._tries += 1
-            if not self._failed:
+            busy = isinstance(error, BrokerBusy)
+            if not self._failed or (self._busy and not busy):
                 self._began = self._told = now
-                log.error("%s: the broker does not answer (%s); trying until it does", part, error)
+                self._busy = busy
+                what = "others hold it up at the broker" if busy else "the broker does not answer"
+                log.error("%s: %s (%s); trying until %s", part, what, error, "it gets through" if busy else "it does")
             elif now - self._told >= REMIND_EVERY:
                 self._told = now
-                log.error("%s: the broker has not answered for %.0f s (%s); still trying", part, now - self._began, error)
+                what = "others have held it up at the broker" if self._busy else "the broker has not answered"
+                log.error("%s: %s for %.0f s (%s); still trying", part, what, now - self._began, error)
             self._failed[part] = now
 
     def left_to(self, part: str) -> None:
@@ -64,7 +70,8 @@ class Outage:
             self._failed = {name: at for name, at in self._failed.items() if name != part and now - at < FORGET_AFTER}
             if not self._failed:
                 tries = f"{self._tries:,} {'try' if self._tries == 1 else 'tries'}"
-                log.warning("%s: the broker answers again, after %s in %.1f s", part, tries, now - self._began)
+                what = "gets through again" if self._busy else "the broker answers again"
+                log.warning("%s: %s, after %s in %.1f s", part, what, tries, now - self._began)
                 self._tries = 0
 
 

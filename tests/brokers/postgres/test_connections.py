@@ -7,12 +7,15 @@ import asyncio
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Conninfo
 from tests.brokers.postgres.conftest import Opens
 from tests.conftest import Eventually
 
+from offload import Offload
 from offload.brokers.postgres import PostgresBroker
 from offload.brokers.postgres.address import Address, address
 from offload.brokers.postgres.errors import told
+from offload.clients import without_secrets
 from offload.errors import BadDeclaration, BrokerError, BrokerUnusable
 from offload.job import State
 from offload.testing.clock import TestClock
@@ -53,6 +56,44 @@ async def test_an_option_that_makes_no_sense_is_refused(option: str) -> None:
     with pytest.raises(BadDeclaration) as caught:
         address(f"postgresql://me:secret@h/d?{option}")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rest", "named"),
+    [
+        ("h/d?sslmode=foo", "sslmode is disable, allow, prefer, require, verify-ca or verify-full, not 'foo'"),
+        ("h/d?target_session_attrs=writable", "target_session_attrs is any"),
+        ("h/d?connect_timeout=abc", "connect_timeout is a whole number, not 'abc'"),
+        ("h/d?keepalives_idle=", "keepalives_idle is a whole number"),
+        ("h:notaport/d", "a port is a number from 1 to 65535, not 'notaport'"),
+        ("h:70000/d", "a port is a number"),
+        ("a:5432,b:x/d", "a port is a number from 1 to 65535, not 'x'"),
+        ("[::1/d", "an IPv6 address stands in brackets"),
+        ("h/d?listen=postgresql://me:secret@h:x/d", "a port is a number"),
+        ("h/d?listen=h", "`listen`"),
+    ],
+)
+async def test_what_libpq_would_refuse_at_every_connection_is_refused_at_once(rest: str, named: str) -> None:
+    with pytest.raises(BadDeclaration) as caught:
+        Offload(f"postgresql://me:secret@{rest}")
+    assert named in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "rest", ["h/d?connect_timeout=3&sslmode=require&keepalives=0", "a:5432,b/d", "a,b:6000/d", "[::1]:5432/d", "/d", ""]
+)
+async def test_what_libpq_takes_is_taken(rest: str) -> None:
+    assert address(f"postgresql://{rest}").dsn.startswith(f"postgresql://{rest.partition('?')[0]}")
+
+
+async def test_what_may_be_secret_is_not_shown() -> None:
+    secret = {option.keyword.decode() for option in Conninfo.get_defaults() if option.dispchar == b"*"}
+    assert {"password", "sslpassword"} <= secret
+    for name in secret | ({"scram_client_key", "scram_server_key"} & {option.keyword.decode() for option in Conninfo.get_defaults()}):
+        url = f"postgresql://me@h/d?{name}=hush&application_name=shop"
+        assert address(url).place == "postgresql://me@h/d?application_name=shop"
+        assert without_secrets(url) == f"postgresql://me@h/d?{name}=***&application_name=shop"
 
 
 async def test_an_option_that_nobody_knows_is_named_with_the_known_ones() -> None:

@@ -194,7 +194,11 @@ async def test_two_at_once_store_one(
         ("'t', run_at => 'infinity'", "between the years 1970 and 9999"),
         ("'t', run_at => '-infinity'", "between the years 1970 and 9999"),
         ("'t', keep => null", "cannot be null"),
-        ("'t', keep => '9000 years'", "keep is at most 1000 years"),
+        ("'t', keep => '9000 years'", "keep is from 0 to 1000 years"),
+        ("'t', keep => '-1 day'", "keep is from 0 to 1000 years"),
+        ("'t', id => repeat('x', 201)", "have at most 200 characters"),
+        ("'t', queue => repeat('x', 201)", "have at most 200 characters"),
+        ("repeat('x', 201)", "have at most 200 characters"),
         ("'t', expires_in => '9000 years'", "between the years 1970 and 9999"),
         ("'t', run_at => '20000-01-01Z'", "between the years 1970 and 9999"),
         ("'t', run_at => '1869-01-01Z'", "between the years 1970 and 9999"),
@@ -245,3 +249,11 @@ async def test_the_guide_says_what_works(opens: Opens, server: PostgresServer, f
     assert {"confirm-4711", "confirm-4712", "granted"} == (await broker.get(["confirm-4711", "confirm-4712", "granted"])).keys()
     table = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
     assert table == taken, "the guide's table is of other arguments than the function takes"
+
+
+async def test_the_same_arguments_in_another_order_are_the_same_job(broker: PostgresBroker, ask: Ask) -> None:
+    payload = b'{"user_id":7,"at":{"zone":"UTC","day":1}}'  # in the order of Python's parameters, which is not jsonb's
+    await broker.enqueue([Job(id="x", task="greet", payload=payload, enqueued_at=datetime.now(UTC))])
+    assert ask("""select enqueue('greet', '{"at": {"day": 1, "zone": "UTC"}, "user_id": 7}', id => 'x')""") == [("x",)]
+    with pytest.raises(psycopg.errors.UniqueViolation, match="another task or payload"):
+        ask("""select enqueue('greet', '{"at": {"day": 2, "zone": "UTC"}, "user_id": 7}', id => 'x')""")

@@ -258,6 +258,45 @@ async def test_a_database_that_only_reads_takes_no_jobs(broker: PostgresBroker, 
     await reader.close()
 
 
+def turn_read_only(server: PostgresServer, database: str, on: bool) -> None:
+    """Turn a database read-only, or back, as managed services do in a failover: all connections to it end."""
+    server.ask(f"alter database {database} set default_transaction_read_only = {'on' if on else 'off'}")
+    server.ask(f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{database}'")
+
+
+async def test_a_database_that_turns_read_only_is_waited_for_by_who_has_worked_with_it(server: PostgresServer, clock: TestClock) -> None:
+    database = server.database().rpartition("/")[2]
+    broker = PostgresBroker.connect(f"{server.url_of(database)}?timeout=30", clock)
+    await broker.open()
+    turn = partial(turn_read_only, server, database)
+    async with broker.session(info()) as session:
+        await broker.enqueue([job(clock, "a")])
+        (held,) = await claim(session)
+        turn(True)
+        for call in (partial(session.settle, [(held, Done())]), session.maintain, partial(claim, session)):
+            while True:  # the first may meet no more than its connection's end
+                with pytest.raises(BrokerError) as raised:
+                    await call()
+                assert not isinstance(raised.value, BrokerUnusable)
+                if "read-only" in str(raised.value):
+                    break
+        other = broker.client()
+        await other.open()  # as a loop that begins in mid-failover does
+        late = [asyncio.ensure_future(each.enqueue([job(clock, name)])) for each, name in ((broker, "b"), (other, "c"))]
+        done, _ = await asyncio.wait(late, timeout=0.3)
+        assert not done, "they try for as long as `timeout` says"
+        turn(False)
+        assert await asyncio.gather(*late) == [["b"], ["c"]]
+        assert await again(lambda: session.settle([(held, Done())])) == []
+    await other.close()
+    await broker.close()
+
+
+async def test_a_standby_named_by_mistake_is_told_at_once(url: str, server: PostgresServer, clock: TestClock) -> None:
+    assert "asks for a standby" in await refused(f"{url}&target_session_attrs=read-only", clock)
+    assert "asks for a standby" in await refused(f"{url}&target_session_attrs=standby", clock)
+
+
 async def test_a_schema_that_was_dropped_under_a_worker_is_told(broker: PostgresBroker, clock: TestClock, ask: Ask, schema: str) -> None:
     async with broker.session(info()) as session:
         ask(f"drop schema {schema} cascade")

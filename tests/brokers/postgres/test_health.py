@@ -119,3 +119,30 @@ async def test_a_clock_that_is_wrong_is_told(broker: PostgresBroker, skew: timed
     assert text == f"this machine's clock is 3.0 s {said} the server's"
     broker.opened.clock.skew = skew / 2
     assert not [text for _, text, _ in (await broker.inspect()).notes if "clock" in text]
+
+
+async def test_a_role_that_may_not_look_at_others_is_told_so(
+    server: PostgresServer, fresh_name: str, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(health, "LONG", 0.01)
+    url, role = server.database(), f"shop_{fresh_name}"
+    server.ask(f"create role {role} login")
+    server.ask(f"create schema offload authorization {role}", url.rpartition("/")[2])
+    broker = PostgresBroker.connect(url.replace("postgres@", f"{role}@"), SystemClock())
+    await broker.open()
+    assert await notes(broker) == {}, "nobody else is there"
+    with psycopg.connect(url) as holder:
+        holder.execute("set transaction isolation level repeatable read")
+        holder.execute("select 1 from pg_class")
+        [(text, advice)] = (await notes(broker)).items()
+        assert text == "whether transactions of other roles are open for long cannot be seen: postgres is connected"
+        assert "grant pg_read_all_stats" in advice
+        server.ask(f"grant pg_read_all_stats to {role}")
+
+        async def named() -> bool:
+            return any(re.match(r"a transaction is open for \d+ s: process ", text) for text in await notes(broker))
+
+        await eventually(named)
+    await broker.close()
+    server.ask(f"drop owned by {role} cascade", url.rpartition("/")[2])
+    server.ask(f"drop role {role}")

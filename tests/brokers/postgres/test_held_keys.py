@@ -8,14 +8,14 @@ from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 import pytest
-from tests.brokers.postgres.conftest import Ask
+from tests.brokers.postgres.conftest import Ask, Opens
 from tests.conftest import Eventually
 
 from offload.broker import Work
-from offload.brokers.postgres import PostgresBroker
+from offload.brokers.postgres import PostgresBroker, connections
 from offload.brokers.postgres.fetching import Fetching
 from offload.brokers.postgres.session import PostgresSession
-from offload.errors import UniqueConflict
+from offload.errors import BrokerBusy, UniqueConflict
 from offload.job import Conflict, Dead, Done, Job, Outcome, Pulse, Release, Retried, State, UniqueKey, Until
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import ROOM, claim, claim_one, ids, info, job, rule, settle, state, tick_job
@@ -268,3 +268,61 @@ async def test_a_claim_goes_with_care_where_jobs_keep_going_back_to_their_places
         monkeypatch.setattr(session._claims, "step", busy)
         fetching = Fetching(session._claims, session.id, info())
         assert ids(await fetching.fetch(["default"], 1, ROOM)) == ["a"]
+
+
+async def test_who_waits_for_a_key_holds_up_nothing_that_does_not(
+    opens: Opens, url: str, clock: TestClock, caller: Caller, ask: Ask, eventually: Eventually
+) -> None:
+    broker = await opens(f"{url}&timeout=3600")
+    carried_out(caller, broker.enqueue_on([keyed(clock, "holder")]))  # and not committed
+    stuck = [asyncio.ensure_future(broker.enqueue([keyed(clock, f"{n}")])) for n in range(10)]
+    stuck += [asyncio.ensure_future(broker.enqueue([keyed(clock, f"r{n}", conflict="replace")])) for n in range(10)]
+
+    async def blocked() -> bool:
+        return bool(ask(BLOCKED))
+
+    await eventually(blocked)
+    async with asyncio.timeout(SOON):
+        assert await broker.enqueue([job(clock, "plain")]) == ["plain"]
+        assert (await broker.get(["plain"]))["plain"].state is State.READY
+        assert await broker.counts() == {"default": {State.READY: 1}}
+        async with broker.session(info()) as session:
+            assert ids(await claim(session)) == ["plain"]
+            await session.wait(0)  # which asks to be notified, by what the whole client shares
+        assert await broker.finished(["plain"], 0) == {}
+        assert not any(each.done() for each in stuck)
+    caller.commit()
+    assert {id for (id,) in await asyncio.gather(*stuck)} == {"holder"}
+
+
+async def test_who_gives_up_waiting_for_a_key_leaves_nothing_waiting(
+    opens: Opens, url: str, clock: TestClock, caller: Caller, ask: Ask, eventually: Eventually
+) -> None:
+    broker = await opens(f"{url}&timeout=0.3")
+    carried_out(caller, broker.enqueue_on([keyed(clock, "holder")]))
+    given_up = await asyncio.gather(*(broker.enqueue([keyed(clock, f"{n}", conflict="replace")]) for n in range(4)), return_exceptions=True)
+    assert all("may hold the unique key" in str(error) for error in given_up), given_up
+
+    async def nothing_waits() -> bool:
+        return not ask(BLOCKED)
+
+    async with asyncio.timeout(SOON):
+        await eventually(nothing_waits)
+        await broker.enqueue([job(clock, "other", unique=UniqueKey("other"))])
+    caller.rollback()
+    assert await broker.counts() == {"default": {State.READY: 1}}
+
+
+async def test_a_lock_that_others_hold_for_long_is_told_as_what_it_is(
+    broker: PostgresBroker, clock: TestClock, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_PIN", "set lock_timeout = '50ms'")
+    monkeypatch.setattr(connections, "LONGEST_STRIFE", 0.2)
+    await broker.enqueue([job(clock, "a")])
+    caller.execute("lock table jobs")
+    async with asyncio.timeout(SOON):
+        link = broker.opened.link()
+        with pytest.raises(BrokerBusy, match="is one of them open for long"):
+            await link.run(lambda tx: tx.do("rows_by_id", ids='["a"]'))
+        with pytest.raises(BrokerBusy, match="lock timeout"):
+            await link.step(lambda tx: tx.do("rows_by_id", ids='["a"]'))

@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 from time import monotonic
 
+import psycopg
 import pytest
 from tests.brokers.postgres.conftest import Ask, Opens
+from tests.brokers.postgres.test_held_keys import carried_out
+from tests.conftest import Eventually
 
-from offload.brokers.postgres import wake
+from offload.brokers.postgres import PostgresBroker, wake
 from offload.brokers.postgres.wake import POLL_DEAF
-from offload.testing.contract.fixtures import PATIENCE
+from offload.job import UniqueKey
+from offload.testing.clock import TestClock
+from offload.testing.contract.fixtures import PATIENCE, job
+from offload.testing.servers import PostgresServer
 from offload.testing.servers.process import free_port
 
 pytestmark = pytest.mark.anyio
@@ -43,3 +49,35 @@ async def test_who_sleeps_looks_again_when_notifications_begin_to_arrive(opens: 
     async with asyncio.timeout(PATIENCE):
         await ear.sleep("work", ear.count("work"), 3_600.0, look)
     assert asked in ([False, True], [True])
+
+
+@pytest.mark.parametrize("by", ["python", "python, one by one", "sql"])
+async def test_who_falls_asleep_while_a_caller_s_transaction_is_open_is_woken_by_its_commit(
+    broker: PostgresBroker, clock: TestClock, server: PostgresServer, schema: str, ask: Ask, monkeypatch: pytest.MonkeyPatch,
+    eventually: Eventually, by: str,
+) -> None:  # fmt: skip
+    for name in ("POLL", "POLL_DEAF"):
+        monkeypatch.setattr(wake, name, 3_600.0)
+    ear = broker.opened.ear
+    heard = ear.count("work")
+
+    async def nothing() -> bool:
+        return False
+
+    async def asleep() -> bool:
+        return bool(ask("select 1 from sleepers where what = 'work'"))
+
+    with psycopg.connect(server.url) as caller:
+        assert not ask("select 1 from sleepers")
+        match by:
+            case "python":
+                carried_out(caller, broker.enqueue_on([job(clock, "a")]))
+            case "python, one by one":
+                carried_out(caller, broker.enqueue_on([job(clock, "a", unique=UniqueKey("k")), job(clock, "b", unique=UniqueKey("k"))]))
+            case _:
+                caller.execute(f"select \"{schema}\".enqueue('t')".encode())
+        sleeper = asyncio.ensure_future(ear.sleep("work", heard, 3_600.0, nothing))
+        await eventually(asleep)
+        caller.commit()
+        async with asyncio.timeout(PATIENCE):
+            await sleeper

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Generator, Sequence
-from contextlib import contextmanager
+import random
+from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
+from contextlib import contextmanager, suppress
 from time import monotonic
+from typing import TypeVar
 
 from offload.brokers.postgres.database import Database
 from offload.brokers.postgres.reading import ended, get
-from offload.errors import BrokerError
+from offload.errors import BrokerError, BrokerUnusable
 from offload.job import Record
+
+T = TypeVar("T")
 
 RECHECK = 1.0
 """Seconds after which it looks again though nothing was heard."""
@@ -18,6 +22,8 @@ LINGER = 1.0
 """Seconds for which it goes on asking for notifications when nobody waits, for the next one often comes at once."""
 REST = 4.0
 """How many times as long as a look took it rests before the next, so that looking stays below a fifth of the time."""
+PAUSE = (0.1, 0.5)
+"""Seconds between two tries while the server is away: from, to."""
 SHORT = 0.002
 """Seconds: after a look shorter than this it need not rest."""
 
@@ -37,7 +43,7 @@ class Awaited:
         deadline = monotonic() + timeout  # real time also under a test's clock: it is the caller who waits
         while True:
             with self.watching(ids) as ends:
-                records = await self._database.step(lambda tx: get(tx, ids))
+                records = await self._tried(lambda: self._database.ask(lambda tx: get(tx, ids)))
                 unfinished = [ends[id] for id, record in records.items() if not record.state.terminal]
                 left = deadline - monotonic()
                 if left <= 0 or not unfinished:
@@ -74,7 +80,7 @@ class Awaited:
         try:
             while await self._awaits():
                 while self._waiting:
-                    await ear.sleep("ended", ear.count("ended"), RECHECK, self._resolve)
+                    await self._tried(lambda: ear.sleep("ended", ear.count("ended"), RECHECK, self._resolve))
                     if self._took > SHORT:
                         await asyncio.sleep(min(REST * self._took, RECHECK))
         except Exception as error:  # noqa: BLE001  it belongs to all who wait
@@ -89,14 +95,29 @@ class Awaited:
             try:
                 await asyncio.wait_for(self._arrival.wait(), LINGER)
             except TimeoutError:
-                await self._database.ear.awake("ended")
+                with suppress(BrokerError):  # who is asked to notify stops by itself
+                    await self._database.ear.awake("ended")
         return bool(self._waiting)
+
+    async def _tried(self, act: Callable[[], Awaitable[T]]) -> T:
+        """Act, again while the server is away, for as long as an enqueue would be tried. Raises BrokerError."""
+        deadline: float | None = None
+        while True:
+            try:
+                return await act()
+            except BrokerUnusable:
+                raise
+            except BrokerError:
+                deadline = deadline or monotonic() + self._database.address.timeout
+                if monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(random.uniform(*PAUSE))
 
     async def _resolve(self) -> bool:
         """Look once and tell whose job has ended. True when nobody waits any more."""
         started = monotonic()
         ids = list(self._waiting)
-        for id in await self._database.step(lambda tx: ended(tx, ids)) if ids else ():
+        for id in await self._database.ask(lambda tx: ended(tx, ids)) if ids else ():
             for future in self._waiting.pop(id, set()):
                 if not future.done():
                     future.set_result(None)

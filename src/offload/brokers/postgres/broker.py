@@ -143,27 +143,27 @@ class PostgresBroker(SqlStore):
 
     async def get(self, ids: Sequence[str]) -> dict[str, Record]:
         """Records by id."""
-        return await self.opened.step(lambda tx: reading.get(tx, ids))
+        return await self.opened.ask(lambda tx: reading.get(tx, ids))
 
     async def find(self, filter: Filter, limit: int, after: str | None = None) -> list[Record]:
         """Records that match; see `Store.find`."""
-        return await self.opened.run(lambda tx: reading.find(tx, filter, limit, after))
+        return await self.opened.ask_together(lambda tx: reading.find(tx, filter, limit, after))
 
     async def counts(self) -> dict[str, dict[State, int]]:
         """Numbers by queue and state."""
-        return await self.opened.run(reading.counts)
+        return await self.opened.ask_together(reading.counts)
 
     async def cancel(self, ids: Sequence[str]) -> set[str]:
         """Cancel jobs; see `Store.cancel`."""
-        return await self.opened.run(lambda tx: cancelling.cancel(tx, ids))
+        return await self.opened.change(lambda tx: cancelling.cancel(tx, ids))
 
     async def retry(self, ids: Sequence[str], payload: bytes | None = None) -> set[str]:
         """Revive jobs; see `Store.retry`."""
-        return await self.opened.run(lambda tx: control.retry(tx, ids, payload))
+        return await self.opened.change(lambda tx: control.retry(tx, ids, payload))
 
     async def delete(self, ids: Sequence[str]) -> set[str]:
         """Delete jobs; see `Store.delete`."""
-        return await self.opened.run(lambda tx: control.delete(tx, ids))
+        return await self.opened.change(lambda tx: control.delete(tx, ids))
 
     async def pause(self, queue: str) -> None:
         """Pause a queue."""
@@ -175,7 +175,7 @@ class PostgresBroker(SqlStore):
 
     async def paused(self) -> set[str]:
         """The paused queues."""
-        return await self.opened.step(reading.paused)
+        return await self.opened.ask(reading.paused)
 
     async def finished(self, ids: Sequence[str], timeout: float) -> dict[str, Record]:
         """Wait for jobs to end; see `Store.finished`."""
@@ -186,31 +186,31 @@ class PostgresBroker(SqlStore):
     async def standing(self, id: str) -> Standing | None:
         """The facts about one job."""
         now = self.opened.clock.now()
-        return await self.opened.step(lambda tx: reading.standing(tx, id, now))
+        return await self.opened.ask(lambda tx: reading.standing(tx, id, now))
 
     async def schedules(self) -> list[ScheduleRecord]:
         """All schedules, by name."""
-        return await self.opened.step(planning.records)
+        return await self.opened.ask(planning.records)
 
     async def schedule(self, schedule: Schedule, next_at: datetime | None) -> None:
         """Store a dynamic schedule."""
-        await self.opened.run(lambda tx: planning.put(tx, schedule, next_at, declared=False))
+        await self.opened.change(lambda tx: planning.put(tx, schedule, next_at, declared=False))
 
     async def unschedule(self, name: str) -> bool:
         """Remove a schedule."""
-        return await self.opened.run(lambda tx: planning.remove(tx, name))
+        return await self.opened.change(lambda tx: planning.remove(tx, name))
 
     async def pause_schedule(self, name: str, paused: bool, next_at: datetime | None = None) -> bool:
         """Pause or resume a schedule."""
-        return await self.opened.run(lambda tx: planning.pause(tx, name, next_at, paused=paused))
+        return await self.opened.change(lambda tx: planning.pause(tx, name, next_at, paused=paused))
 
     async def fire(self, name: str, job: Job) -> str | None:
         """Enqueue an extra job of a schedule."""
-        return await self.opened.run(lambda tx: planning.fire(tx, name, job))
+        return await self.opened.change(lambda tx: planning.fire(tx, name, job))
 
     async def limits(self) -> list[LimitRecord]:
         """What keys allow, and who holds them."""
-        return await self.opened.run(gating.limits)
+        return await self.opened.ask_together(gating.limits)
 
     async def set_limit(self, key: str, change: LimitChange) -> None:
         """Change what a key allows."""
@@ -218,13 +218,13 @@ class PostgresBroker(SqlStore):
 
     async def sessions(self) -> list[SessionRecord]:
         """The live sessions, oldest first."""
-        return await self.opened.step(reading.sessions)
+        return await self.opened.ask(reading.sessions)
 
     async def inspect(self) -> Facts:
         """What `doctor` judges by."""
         database = self.opened
-        facts = await database.run(lambda tx: reading.facts(tx, database.clock.now(), SCHEMA))
-        notes = await database.step(lambda tx: health.health(tx, database.skew))
+        facts = await database.ask_together(lambda tx: reading.facts(tx, database.clock.now(), SCHEMA))
+        notes = await database.ask(lambda tx: health.health(tx, database.skew))
         schema = "" if self.address.schema == USUAL_SCHEMA else f" in the schema {self.address.schema!r}"
         return replace(facts, place=f"{self.address.place}{schema}", notes=notes)
 

@@ -12,14 +12,14 @@ from time import monotonic
 from typing import Any, LiteralString, TypeAlias, TypeVar, cast
 
 import psycopg
-from psycopg import AsyncConnection, pq
+from psycopg import AsyncConnection, errors, pq
 from psycopg.conninfo import conninfo_to_dict
 
 from offload.broker import Work
-from offload.brokers.postgres.address import Address
+from offload.brokers.postgres.address import Address, has_several_hosts
 from offload.brokers.postgres.errors import AGAIN, translated
 from offload.brokers.postgres.work import Operation, Transaction, told
-from offload.errors import BrokerError
+from offload.errors import BrokerBusy, BrokerError
 
 T = TypeVar("T")
 Connection: TypeAlias = AsyncConnection[tuple[Any, ...]]
@@ -32,6 +32,8 @@ LAST_WAIT = 5.0
 """Seconds that closing waits for what is under way."""
 LONGEST_CALL = 60.0
 """Seconds after which a server that is connected but does not answer is given up; longer than locks and strife are waited for."""
+GRACE = 0.1
+"""Seconds for which what a caller gave up may end by itself before the server is told to cancel it."""
 LONGEST_STRIFE = 30.0
 """Seconds for which an operation is run again that other transactions undid."""
 PREPARED = 500
@@ -68,6 +70,8 @@ def keywords(address: Address) -> dict[str, Any]:
         "tcp_user_timeout": SILENCE_MS,
         "client_encoding": "utf8",
     }
+    if has_several_hosts(known):
+        ours["target_session_attrs"] = "read-write"  # libpq would stay with the first that answers, a standby as well
     return {name: value for name, value in ours.items() if name not in known}
 
 
@@ -111,6 +115,13 @@ class Link:
         else:
             self._under_way.add_done_callback(lambda _: then())
 
+    def give_up(self) -> None:
+        """Cancel what is under way, as nobody waits for it: also on the server, where it may wait for a lock for long."""
+        task = self._under_way
+        if task is not None and not task.done():
+            timer = asyncio.get_running_loop().call_later(GRACE, task.cancel)
+            task.add_done_callback(lambda _: timer.cancel())
+
     async def run(self, operation: Operation[T]) -> T:
         """Run an operation in a transaction of its own; again as long as other transactions undo it."""
         return await self._alone(lambda connection: self._transact(connection, operation))
@@ -140,6 +151,9 @@ class Link:
                 except TimeoutError as error:
                     await self._drop()
                     raise BrokerError(f"{self._address.place}: no answer for {LONGEST_CALL:g} s") from error
+                except (errors.ReadOnlySqlTransaction, errors.FeatureNotSupported):  # the second: unlogged tables on a standby
+                    await self._drop()  # the next connection may find the primary
+                    raise
                 finally:
                     if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:  # a plain number, never the enum's own value
                         await self._drop()
@@ -177,7 +191,7 @@ class Link:
                     raise
                 if monotonic() > deadline:
                     words = f"other transactions undid this one for {LONGEST_STRIFE:g} s ({error!r}); is one of them open for long?"
-                    raise BrokerError(f"{self._address.place}: {words}") from error
+                    raise BrokerBusy(f"{self._address.place}: {words}") from error
                 await asyncio.sleep(random.uniform(0, wait))
                 wait = min(2 * wait, 0.1)
             except BaseException:

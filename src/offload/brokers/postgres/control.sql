@@ -299,6 +299,13 @@ select 'slot', slot_name, null, concat_ws(', ', slot_type, case when active then
 from pg_replication_slots where xmin is not null and (not active or age(xmin) > 1000000)
 order by 3 desc nulls last, 2
 
+-- name: hidden_roles
+-- Of which roles the sessions in this database cannot be looked into, as rows of (name).
+select distinct usename::text from pg_stat_activity
+where datname = current_database() and usename is not null
+    and not pg_has_role('pg_read_all_stats', 'usage') and not pg_has_role(usesysid, 'usage')
+order by 1
+
 -- name: tables
 -- Tables of this schema that are not vacuumed, or that hold many dead rows, as rows of (name, dead, live, vacuumed by itself).
 select c.relname, coalesce(s.n_dead_tup, 0), coalesce(s.n_live_tup, 0), vacuumed

@@ -10,7 +10,7 @@ from functools import partial
 from offload.brokers.postgres import migrating
 from offload.brokers.postgres.address import Address
 from offload.brokers.postgres.connections import Link, connected
-from offload.brokers.postgres.errors import translated
+from offload.brokers.postgres.errors import only_reads, translated
 from offload.brokers.postgres.rows import moment, stored
 from offload.brokers.postgres.wake import Ear
 from offload.brokers.postgres.work import Operation, T, Transaction, Work, statements
@@ -18,7 +18,11 @@ from offload.clock import ServerClock
 from offload.errors import BrokerUnusable
 
 MOST_LINKS = 4
-"""The most connections at once for what producers and people ask; workers have some of their own besides."""
+"""The most connections at once for what changes jobs; workers have some of their own besides."""
+MOST_KEYED = 3
+"""The most of them for what may wait for unique keys, which a caller's open transaction may hold: one is left for all else."""
+MOST_ASKING = 2
+"""The most connections at once, besides, for what waits for nobody: reads, and who sleeps."""
 
 
 class Database:
@@ -27,10 +31,13 @@ class Database:
     def __init__(self, address: Address, clock: ServerClock) -> None:
         self.address = address
         self.clock = clock
-        self.ear = Ear(address, self.step)
+        self.ear = Ear(address, self.ask)
         self._statements = statements(address.schema)
         self._idle: list[Link] = []
         self._turns = asyncio.Semaphore(MOST_LINKS)
+        self._asking = asyncio.Semaphore(MOST_ASKING)
+        self.keyed = asyncio.Semaphore(MOST_KEYED)
+        """To be had around what may wait for unique keys."""
         self._links: list[Link] = []
         self._unprepared: BrokerUnusable | None = None
 
@@ -54,9 +61,11 @@ class Database:
         await self.step(self._begin)
 
     def _begin(self, tx: Transaction) -> Work[None]:
-        now, standby = yield from tx.row("clock")
+        now, standby, reads = yield from tx.row("clock")
         if standby:
-            raise BrokerUnusable(f"{self.address.place}: this server is a standby, which takes no jobs; connect to the primary")
+            raise only_reads("this server is a standby", self.address)
+        if not reads:
+            self.address.written.set()
         self.clock.read(moment(now))
 
     async def migrate(self) -> tuple[int, int]:
@@ -98,24 +107,40 @@ class Database:
 
     async def run(self, operation: Operation[T]) -> T:
         """Run an operation in a transaction."""
-        return await self._lent(lambda link: link.run(operation))
+        return await self._lent(self._turns, lambda link: link.run(operation))
 
     async def step(self, operation: Operation[T]) -> T:
         """Run an operation whose statements are each a transaction of their own."""
-        return await self._lent(lambda link: link.step(operation))
+        return await self._lent(self._turns, lambda link: link.step(operation))
 
-    async def _lent(self, act: Callable[[Link], Awaitable[T]]) -> T:
-        """Act on a connection that is free. A caller who gives up leaves it, and its turn, to what it began."""
-        await self._turns.acquire()
+    async def ask(self, operation: Operation[T]) -> T:
+        """As `step`, for what waits for no lock of others, so that it waits for none who does."""
+        return await self._lent(self._asking, lambda link: link.step(operation))
+
+    async def ask_together(self, operation: Operation[T]) -> T:
+        """As `ask`, in a transaction."""
+        return await self._lent(self._asking, lambda link: link.run(operation))
+
+    async def change(self, operation: Operation[T]) -> T:
+        """As `run`, for what may wait for unique keys."""
+        async with self.keyed:
+            return await self.run(operation)
+
+    async def _lent(self, turns: asyncio.Semaphore, act: Callable[[Link], Awaitable[T]]) -> T:
+        """Act on a connection that is free. That of a caller who gives up is free once what it began was cancelled."""
+        await turns.acquire()
         link = self._lend()
         try:
             return await act(link)
+        except asyncio.CancelledError:
+            link.give_up()
+            raise
         finally:
-            link.when_free(partial(self._freed, link))
+            link.when_free(partial(self._freed, link, turns))
 
-    def _freed(self, link: Link) -> None:
+    def _freed(self, link: Link, turns: asyncio.Semaphore) -> None:
         self._idle.append(link)
-        self._turns.release()
+        turns.release()
 
     def _lend(self) -> Link:
         return self._idle.pop() if self._idle else self.link()

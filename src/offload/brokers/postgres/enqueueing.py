@@ -50,7 +50,7 @@ def store_new(tx: Transaction, jobs: Sequence[Job], *, strict: bool) -> Work[boo
     rows = text([job_row(job) for job in jobs])
     count = len(jobs) + len(holds)
     name = "add_new_strict" if strict else "add_new"
-    number = yield from tx.value(name, jobs=rows, holds=text(holds), now=tx.now, channel=tx.channel)
+    number = yield from tx.value(name, jobs=rows, holds=text(holds), now=tx.now, channel=tx.channel, joint=tx.joint)
     if 0 < number < count:
         raise Doubt
     return number == count
@@ -64,24 +64,34 @@ async def enqueue(database: Database, jobs: Sequence[Job]) -> list[str]:
     """Store jobs in a transaction of their own; tried again while the server is away, for as long as its address says."""
     deadline = monotonic() + database.address.timeout
     wait = 0.05
+    keyed = any(job.unique is not None or job.schedule is not None for job in jobs)
     while True:
         try:
             async with asyncio.timeout(max(deadline - monotonic(), 0.1)):
-                if await _enqueue_new(database, jobs):
-                    return [job.id for job in jobs]
-                return await database.run(lambda tx: store(tx, jobs))
+                if not keyed:
+                    return await _enqueue(database, jobs)
+                async with database.keyed:
+                    return await _enqueue(database, jobs)
         except BrokerUnusable:
             raise
         except BrokerError:
             if monotonic() >= deadline:
                 raise
         except TimeoutError as error:
+            who = ": a transaction open for long may hold the unique key" if keyed else ""
             words = (
-                f"no answer for {database.address.timeout:g} s; the jobs may be stored all the same, and to enqueue them again does no harm"
+                f"no answer for {database.address.timeout:g} s{who}; the jobs may be stored all the same, and to enqueue them again does "
+                "no harm"
             )
             raise BrokerError(f"{database.address.place}: {words}") from error
         await asyncio.sleep(max(min(wait * random.uniform(0.5, 1.0), deadline - monotonic()), 0.0))
         wait = min(2 * wait, 1.0)
+
+
+async def _enqueue(database: Database, jobs: Sequence[Job]) -> list[str]:
+    if await _enqueue_new(database, jobs):
+        return [job.id for job in jobs]
+    return await database.run(lambda tx: store(tx, jobs))
 
 
 async def _enqueue_new(database: Database, jobs: Sequence[Job]) -> bool:
@@ -97,6 +107,7 @@ def enqueue_on(tx: Transaction, jobs: Sequence[Job]) -> Work[list[str]]:
     """Store jobs in a transaction of the caller's, which goes on whatever others do meanwhile."""
     if not jobs:
         return []
+    tx.joint = True
     for attempt in range(MOST_TRIES):
         yield from tx.do("savepoint")
         try:

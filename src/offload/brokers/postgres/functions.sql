@@ -39,6 +39,9 @@ begin
     elsif enqueue.id = '' or enqueue.unique_key = '' then
         raise exception 'enqueue: an id or unique_key that is empty means nothing; leave it out'
             using errcode = 'invalid_parameter_value';
+    elsif char_length(enqueue.id) > 200 or char_length(enqueue.queue) > 200 or char_length(enqueue.task) > 200 then
+        raise exception 'enqueue: id, queue and task have at most 200 characters each; use a hash'
+            using errcode = 'invalid_parameter_value';
     elsif enqueue.payload is null or jsonb_typeof(enqueue.payload) <> 'object' then
         raise exception 'enqueue: payload must be a JSON object of the arguments by name, not %', coalesce(enqueue.payload::text, 'null')
             using errcode = 'invalid_parameter_value';
@@ -68,8 +71,8 @@ begin
         or coalesce(moment + enqueue.expires_in, moment) not between '1970-01-01Z' and '9999-01-01Z' then  -- what Python cannot read
         raise exception 'enqueue: delay, run_at and expires_in must stay between the years 1970 and 9999'
             using errcode = 'invalid_parameter_value';
-    elsif enqueue.keep > interval '1000 years' then
-        raise exception 'enqueue: keep is at most 1000 years, not %', enqueue.keep using errcode = 'invalid_parameter_value';
+    elsif enqueue.keep not between interval '0' and interval '1000 years' then
+        raise exception 'enqueue: keep is from 0 to 1000 years, not %', enqueue.keep using errcode = 'invalid_parameter_value';
     elsif enqueue.timeout <= interval '0' then
         raise exception 'enqueue: timeout must be a positive interval, not %', enqueue.timeout using errcode = 'invalid_parameter_value';
     elsif enqueue.unique_until is null or enqueue.keep is null then
@@ -107,7 +110,7 @@ begin
     loop
         select j.task, j.payload into known from offload.jobs j where j.id = enqueue.id;
         if found then
-            if known.task = enqueue.task and known.payload = body then
+            if known.task = enqueue.task and known.payload::jsonb = enqueue.payload then  -- jsonb has an order of its own
                 return enqueue.id;
             end if;
             raise exception 'enqueue: job id % was already used with another task or payload', quote_literal(enqueue.id)
@@ -155,9 +158,9 @@ begin
     if expires is not null then
         insert into offload.expiring (expires_at, n) values (expires, number);
     end if;
+    -- Whoever sleeps now: this transaction may commit much later.
     perform pg_notify(place.nspname, 'work')
-    from offload.store s join pg_class c on c.oid = s.tableoid join pg_namespace place on place.oid = c.relnamespace
-    where exists (select from offload.sleepers w where w.what = 'work' and w.until > clock_timestamp());
+    from offload.store s join pg_class c on c.oid = s.tableoid join pg_namespace place on place.oid = c.relnamespace;
     return enqueue.id;
 end
 $function$;

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from offload.broker import Work
 from offload.brokers.postgres.work import Transaction
+from offload.keys import few
 
 Note: TypeAlias = tuple[Literal["error", "warning", "info"], str, str]
 
@@ -57,6 +58,11 @@ def health(tx: Transaction, skew: timedelta | None) -> Work[tuple[Note, ...]]:
     if not vacuums:
         notes.append(("warning", "the server runs with autovacuum = off", "Tables of jobs grow without end, and workers get slower."))
     notes += [Holder(*row).note() for row in (yield from tx.rows("held_snapshots", longer=LONG))]
+    hidden = [name for (name,) in (yield from tx.rows("hidden_roles"))]
+    if hidden:
+        there = f"{few(hidden)} {'is' if len(hidden) == 1 else 'are'} connected"
+        text = f"whether transactions of other roles are open for long cannot be seen: {there}"
+        notes.append(("info", text, "`grant pg_read_all_stats` to the role that runs `offload doctor`, or run it as another."))
     for name, dead, live, vacuumed in (yield from tx.rows("tables", many=MANY_DEAD_ROWS)):
         if not vacuumed:
             notes.append(("warning", f"autovacuum is off for the table {name}", f"`alter table {name} reset (autovacuum_enabled)`."))

@@ -5,11 +5,10 @@
 -- deleted by their `ctid`.
 
 -- name: wake
--- Notify those who sleep until there is work, or until jobs have ended; nobody else costs a commit its speed.
-select pg_notify(%(channel)s, what) from (
-    select distinct what from offload.sleepers
-    where until > clock_timestamp() and ((what = 'work' and %(work)s) or (what = 'ended' and %(ended)s))
-) as who
+-- Notify those who sleep until there is work, or until jobs have ended; nobody else costs a commit its speed. Those of a transaction that
+-- is `joint`, a caller's, may sleep only by the time it commits.
+select pg_notify(%(channel)s, told.what) from (values ('work', %(work)s::boolean), ('ended', %(ended)s::boolean)) as told (what, so)
+where so and (%(joint)s::boolean or exists (select from offload.sleepers s where s.what = told.what and s.until > clock_timestamp()))
 
 -- name: rows
 -- Jobs with their states, as rows.JobColumns.
@@ -61,9 +60,8 @@ with input as materialized (
     insert into offload.expiring (expires_at, n)
     select expires_at, n from input where expires_at is not null and exists (select from added)
 ), woken as (
-    select pg_notify(%(channel)s, what) from (
-        select distinct what from offload.sleepers where what = 'work' and until > clock_timestamp() and exists (select from added)
-    ) as who
+    select pg_notify(%(channel)s, 'work') where exists (select from added)
+        and (%(joint)s::boolean or exists (select from offload.sleepers where what = 'work' and until > clock_timestamp()))
 ), stored as (
     select (select count(*) from added) + (select count(*) from taken) as number
 )
@@ -639,8 +637,8 @@ select
 from beat
 
 -- name: clock
--- The server's time, in microseconds since 1970; whether it only reads.
-select (extract(epoch from clock_timestamp()) * 1000000)::bigint, pg_is_in_recovery()
+-- The server's time, in microseconds since 1970; whether it is a standby; whether it only reads.
+select (extract(epoch from clock_timestamp()) * 1000000)::bigint, pg_is_in_recovery(), current_setting('transaction_read_only')::boolean
 
 -- name: add_session
 insert into offload.sessions (id, info, beat, beat_at, started_at) values (%(id)s, %(info)s, 0, %(now)s, %(now)s)

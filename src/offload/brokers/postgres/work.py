@@ -75,6 +75,8 @@ class Transaction:
         """Set by what may have made jobs ready or changed what workers wait for."""
         self.ended = False
         """Set by what may have brought jobs to their end."""
+        self.joint = False
+        """Set where the transaction is a caller's, which may be open for long after this."""
         self.locks: set[int] = set()
         """The locks of gates that it has; see locking.py."""
         self.wanted: set[int] = set()
@@ -101,7 +103,7 @@ class Transaction:
     def tell(self) -> Work[None]:
         """Wake who sleeps, once this transaction commits. The last that every operation does."""
         if self.work or self.ended:
-            yield Statement(self._sql["wake"], {"channel": self.channel, "work": self.work, "ended": self.ended})
+            yield Statement(self._sql["wake"], {"channel": self.channel, "work": self.work, "ended": self.ended, "joint": self.joint})
 
 
 Operation: TypeAlias = Callable[[Transaction], Work[T]]

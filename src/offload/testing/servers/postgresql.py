@@ -62,6 +62,14 @@ class PostgresServer(Server):
         """Run one statement and return its rows, each value as text. Raises OSError when the server refuses or is down."""
         return ask_postgres(self.port, statement, database)
 
+    def follow(self, primary: PostgresServer) -> None:
+        """Become a standby of `primary`, with its data instead of one's own; `ask("select pg_promote()")` ends that."""
+        self.stop()
+        shutil.rmtree(self.data)
+        options = ["-h", "127.0.0.1", "-p", str(primary.port), "-U", "postgres", "-D", str(self.data), "-R", "-c", "fast", "--no-sync"]
+        self._carry_out("pg_basebackup", options)
+        self.start()
+
     def start(self) -> None:
         """As `Server.start`."""
         if not self.running:
@@ -99,10 +107,13 @@ class PostgresServer(Server):
 
     def _run_initdb(self) -> None:
         options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions"]
-        command = [str(self.programs / "initdb"), "-D", str(self.data), *options]
+        self._carry_out("initdb", ["-D", str(self.data), *options])
+
+    def _carry_out(self, program: str, options: list[str]) -> None:
+        command = [str(self.programs / program), *options]
         code = launch(command, self.folder, self.log, signal.SIGKILL, self.user).wait(120)
         if code:
-            raise ServerFailed(f"initdb ended with code {code}, and its log ends:\n{self.log.read_text(errors='replace')[-2000:]}")
+            raise ServerFailed(f"{program} ended with code {code}, and its log ends:\n{self.log.read_text(errors='replace')[-2000:]}")
 
     def _free_memory(self) -> None:
         """Give back the piece of shared memory that a killed server leaves: there are only so many on a machine."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 import struct
@@ -46,9 +47,10 @@ class Proxy:
 
     def through(self, url: str) -> str:
         """The URL of the server, changed so that it leads through this proxy. Raises ValueError where it names another port."""
-        if f":{self.target}" not in url:
+        through, found = re.subn(rf":{self.target}(?![0-9])", f":{self.port}", url, count=1)
+        if not found:
             raise ValueError(f"{url} does not lead to port {self.target}, before which this proxy stands")
-        return url.replace(f":{self.target}", f":{self.port}", 1)
+        return through
 
     @property
     def connections(self) -> int:
