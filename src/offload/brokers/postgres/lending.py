@@ -60,6 +60,8 @@ class Lender:
                 connection.execute(_AS_NEW, prepare=False)
                 self._idle.append(connection)
                 return
+            if _at_a_statement(connection.pgconn):
+                connection.cancel_safe(timeout=CANCEL_WITHIN)
         except psycopg.Error:
             pass  # it is closed, and the next who asks gets a new one
         connection.close()
@@ -88,6 +90,8 @@ class Lender:
                 await connection.execute(_AS_NEW, prepare=False)
                 self._aidle.append(connection)
                 return
+            if _at_a_statement(connection.pgconn):
+                await connection.cancel_safe(timeout=CANCEL_WITHIN)
         except psycopg.Error:
             pass  # as above
         await connection.close()
@@ -110,9 +114,16 @@ class Lender:
         self._left()
 
 
+def _at_a_statement(connection: pq.abc.PGconn) -> bool:
+    """Whether the server is; closed like that, it would go on with it and hold its locks."""
+    return connection.transaction_status == pq.TransactionStatus.ACTIVE
+
+
 def _let_go(idle: list[psycopg.Connection[Any]], aidle: list[psycopg.AsyncConnection[Any]], opener: int) -> None:
     let_go([connection.pgconn for connection in (*idle, *aidle)], opener)
 
 
 MOST_KEPT = 16
 """The most connections lent at once to each, threads and coroutines; who comes later waits."""
+CANCEL_WITHIN = 5.0
+"""Seconds for the server to take the request to end a statement."""
