@@ -17,6 +17,7 @@ from psycopg.rows import tuple_row
 from offload.brokers.postgres.address import Address
 from offload.brokers.postgres.connections import keywords, let_go, usable
 from offload.brokers.postgres.errors import translated
+from offload.brokers.postgres.work import T, Work
 
 _AS_NEW = "reset session authorization; reset all; discard temp; select pg_advisory_unlock_all()"
 """Undoes what a task may have set in the server's session. Prepared statements stay, for the driver counts on them."""
@@ -44,6 +45,16 @@ class Lender:
                     yield connection
             finally:
                 self._back(connection)
+
+    def read(self, work: Work[T]) -> T:
+        """Carry out statements that only read, on a connection made for it: those who ask may hold all that are lent."""
+        with translated(self._address), psycopg.connect(self._address.dsn, autocommit=True, **self._keywords()) as connection:
+            try:
+                statement = next(work)
+                while True:
+                    statement = work.send(connection.execute(statement.sql.encode(), statement.values or None).fetchall())
+            except StopIteration as end:
+                return end.value
 
     def _taken(self) -> psycopg.Connection[Any]:
         while self._idle:
