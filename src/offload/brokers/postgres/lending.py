@@ -19,8 +19,12 @@ from offload.brokers.postgres.connections import keywords, let_go, usable
 from offload.brokers.postgres.errors import translated
 from offload.brokers.postgres.work import T, Work
 
-_AS_NEW = "reset session authorization; reset all; discard temp; select pg_advisory_unlock_all()"
-"""Undoes what a task may have set in the server's session. Prepared statements stay, for the driver counts on them."""
+_AS_NEW = (
+    "reset session authorization; reset all; discard temp; close all; unlisten *; "
+    "select pg_advisory_unlock_all(); select exists (select from pg_prepared_statements where from_sql)"
+)
+"""Undoes what a task may have set in the server's session. Prepared statements stay, for the driver counts on its own; tells whether some
+are the task's."""
 
 
 class Lender:
@@ -68,9 +72,12 @@ class Lender:
     def _back(self, connection: psycopg.Connection[Any]) -> None:
         try:
             if self._kept(connection, len(self._idle)):
-                connection.execute(_AS_NEW, prepare=False)
-                self._idle.append(connection)
-                return
+                cursor = connection.execute(_AS_NEW, prepare=False)
+                while cursor.nextset():
+                    pass
+                if cursor.fetchone() == (False,) or self._address.pgbouncer:
+                    self._idle.append(connection)
+                    return
             if _at_a_statement(connection.pgconn):
                 connection.cancel_safe(timeout=CANCEL_WITHIN)
         except psycopg.Error:
@@ -82,6 +89,11 @@ class Lender:
         if self._closed or idle >= MOST_KEPT or connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
             return False
         connection.row_factory = tuple_row
+        if isinstance(connection, psycopg.Connection):
+            connection.cursor_factory, connection.server_cursor_factory = psycopg.Cursor, psycopg.ServerCursor
+        else:
+            connection.cursor_factory, connection.server_cursor_factory = psycopg.AsyncCursor, psycopg.AsyncServerCursor
+        connection._adapters = None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - made anew, from psycopg's own, when it is asked for
         return (connection.isolation_level, connection.read_only, connection.deferrable) == (None, None, None)
 
     @asynccontextmanager
@@ -98,9 +110,12 @@ class Lender:
     async def _aback(self, connection: psycopg.AsyncConnection[Any]) -> None:
         try:
             if self._kept(connection, len(self._aidle)):
-                await connection.execute(_AS_NEW, prepare=False)
-                self._aidle.append(connection)
-                return
+                cursor = await connection.execute(_AS_NEW, prepare=False)
+                while cursor.nextset():
+                    pass
+                if await cursor.fetchone() == (False,) or self._address.pgbouncer:
+                    self._aidle.append(connection)
+                    return
             if _at_a_statement(connection.pgconn):
                 await connection.cancel_safe(timeout=CANCEL_WITHIN)
         except psycopg.Error:
