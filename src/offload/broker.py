@@ -341,6 +341,14 @@ class SqlStore(Store):
     def atransaction(self) -> AbstractAsyncContextManager[Any]:
         """`transaction` for coroutines: psycopg's `AsyncConnection`; on SQLite sqlite3's `Connection`."""
 
+    async def read(self, work: Callable[[], Work[T]]) -> T:
+        """Carry out statements that only read, on PostgreSQL; on no connection of those that it lends, of which callers may hold all."""
+        raise NotImplementedError
+
+    def read_blocking(self, work: Callable[[], Work[T]]) -> T:
+        """The same from any thread, also one whose event loop runs."""
+        raise NotImplementedError
+
 
 ASKS: Mapping[Feature, Callable[[Job], bool]] = {
     Feature.PRIORITY: lambda job: job.priority != 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from types import TracebackType
@@ -15,6 +16,7 @@ from offload.clients import Clients
 from offload.connections import AsyncAdapter, SyncAdapter, adapter_of
 from offload.connections.adapter import InPlace
 from offload.connections.faults import cut, gone, passing
+from offload.connections.interrupting import interrupt, under_way
 from offload.connections.places import see_the_place, see_the_place_blocking, vouch
 from offload.errors import BadDeclaration, BrokerError, BrokerUnusable, LoopRunning, SessionLost, Snooze
 from offload.events import Event
@@ -46,6 +48,8 @@ class Completion:
         self._enqueued: list[Event] = []
         self._begun = False
         self._away = False
+        self._driver: Any = None
+        self._interrupting = threading.Lock()
         self.clients: Clients = attempt.task.producer.clients
         attempt.completion = self
 
@@ -85,6 +89,30 @@ class Completion:
         except Exception as error:
             self._away = own and gone(error) and cut(connection)
             raise
+
+    @contextmanager
+    def stoppable(self, adapter: SyncAdapter) -> Generator[None]:
+        """The time in which the task may wait for a statement, which `interrupt` ends; at its end no such request is on its way."""
+        self._driver = adapter.driver
+        try:
+            yield
+        finally:
+            with self._interrupting:
+                self._driver = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the task waits for a statement, as far as its driver tells."""
+        return under_way(self._driver)
+
+    def interrupt(self) -> None:
+        """Have the statement fail that the task waits for; from another thread, which may wait for the server meanwhile."""
+        if self._interrupting.acquire(blocking=False):  # or else it is being done
+            try:
+                if self._driver is not None:
+                    interrupt(self._driver)
+            finally:
+                self._interrupting.release()
 
     @property
     def _handed_back(self) -> int:
@@ -206,7 +234,7 @@ def _inside(attempt: Attempt, given: Any) -> Generator[Any]:
                 vouch(adapter, completion.clients)
             elif store is not None:
                 see_the_place_blocking(adapter, completion.clients, store)
-            with completion.joined(adapter):
+            with completion.joined(adapter), completion.stoppable(adapter):
                 yield connection if given is None else given
             completion.about_to_commit(store is None or adapter.run(completion.settling(store)))
         news = completion.committed()

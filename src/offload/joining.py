@@ -61,6 +61,11 @@ class InBlock(SyncAdapter):
         self.kind, self.dialect, self.library, self.source = adapter.kind, adapter.dialect, adapter.library, adapter.source
         self._adapter, self._block = adapter, block
 
+    @property
+    def driver(self) -> Any:
+        """As `SyncAdapter.driver`."""
+        return self._adapter.driver
+
     def execute(self, sql: str, values: Any = ()) -> Cursor:
         """As `SyncAdapter.execute`."""
         return self._adapter.execute(sql, values)

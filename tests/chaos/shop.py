@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from typing import Any
 
 from offload import Offload, Retry, current
+from offload.current import Attempt
 
 TIMEOUT = float(os.environ.get("CHAOS_SESSION_TIMEOUT", "15"))
+FREEZES = os.environ.get("CHAOS_FREEZES", "")
+"""The task whose first commit freezes its worker, between the recording of the success and the commit itself."""
 SOON = Retry(initial=0.1)
 
 app = Offload(os.environ.get("CHAOS_URL", "memory://"), session_timeout=TIMEOUT, heartbeat=TIMEOUT / 5)
@@ -51,3 +55,16 @@ def child_entry(n: int) -> None:
 async def receipt(n: int) -> int:
     """Enqueued by each entry, as part of it."""
     return n
+
+
+def _frozen(self: Attempt) -> None:
+    _committing(self)
+    if self.job.task == FREEZES and self.lease.claim == 1:
+        if self.job.task == child_entry.name:
+            os.kill(os.getppid(), signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+_committing = Attempt.committing
+if FREEZES:
+    Attempt.committing = _frozen

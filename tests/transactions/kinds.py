@@ -24,10 +24,13 @@ class Kind:
     opened: Callable[[str], Any]
     """A context manager, async where `is_async`, that gives a connection to the database at a URL."""
     is_async: bool = False
-    insert: Callable[[Any, int], Any] = lambda connection, n: connection.execute(INSERT.format(n))
+    execute: Callable[[Any, str], Any] = lambda connection, statement: connection.execute(statement)
     begin: Callable[[Any], Any] = lambda connection: None
     commit: Callable[[Any], Any] = lambda connection: connection.commit()
     rollback: Callable[[Any], Any] = lambda connection: connection.rollback()
+
+    def insert(self, connection: Any, n: int) -> Any:
+        return self.execute(connection, INSERT.format(n))
 
 
 def _path(url: str) -> str:
@@ -113,8 +116,8 @@ async def _async_scoped(engine: Any) -> AsyncIterator[Any]:
         await session.remove()
 
 
-def _sqlalchemy_insert(connection: Any, n: int) -> Any:
-    return connection.execute(text(INSERT.format(n)))
+def _sqlalchemy_execute(connection: Any, statement: str) -> Any:
+    return connection.execute(text(statement))
 
 
 def _django_connection(url: str) -> Any:
@@ -151,9 +154,9 @@ def _django(url: str) -> Iterator[Any]:
         connection.close()
 
 
-def _django_insert(connection: Any, n: int) -> None:
+def _django_execute(connection: Any, statement: str) -> None:
     with connection.cursor() as cursor:
-        cursor.execute(INSERT.format(n))
+        cursor.execute(statement)
 
 
 def _django_begin(connection: Any) -> None:
@@ -176,35 +179,35 @@ def _django_rollback(connection: Any) -> None:
 
 def _sqlalchemy(engine: str, driver: str) -> list[Kind]:
     return [
-        Kind(f"{driver}: Session", engine, _of_engine(driver, Session), insert=_sqlalchemy_insert),
-        Kind(f"{driver}: Connection", engine, _of_engine(driver, lambda made: made.connect()), insert=_sqlalchemy_insert),
+        Kind(f"{driver}: Session", engine, _of_engine(driver, Session), execute=_sqlalchemy_execute),
+        Kind(f"{driver}: Connection", engine, _of_engine(driver, lambda made: made.connect()), execute=_sqlalchemy_execute),
     ]
 
 
 def _async_sqlalchemy(engine: str, driver: str) -> list[Kind]:
     return [
-        Kind(f"{driver}: AsyncSession", engine, _of_async_engine(driver, AsyncSession), is_async=True, insert=_sqlalchemy_insert),
+        Kind(f"{driver}: AsyncSession", engine, _of_async_engine(driver, AsyncSession), is_async=True, execute=_sqlalchemy_execute),
         Kind(
             f"{driver}: AsyncConnection",
             engine,
             _of_async_engine(driver, lambda made: made.connect()),
             is_async=True,
-            insert=_sqlalchemy_insert,
+            execute=_sqlalchemy_execute,
         ),
     ]
 
 
 def _in_django(engine: str) -> Kind:
-    return Kind(f"django on {engine}", engine, _django, False, _django_insert, _django_begin, _django_commit, _django_rollback)
+    return Kind(f"django on {engine}", engine, _django, False, _django_execute, _django_begin, _django_commit, _django_rollback)
 
 
 KINDS = [
     Kind("sqlite3", "sqlite", _sqlite3),
     Kind("aiosqlite", "sqlite", _aiosqlite, is_async=True),
     *_sqlalchemy("sqlite", "pysqlite"),
-    Kind("scoped_session", "sqlite", _of_engine("pysqlite", _scoped), insert=_sqlalchemy_insert),
+    Kind("scoped_session", "sqlite", _of_engine("pysqlite", _scoped), execute=_sqlalchemy_execute),
     *_async_sqlalchemy("sqlite", "aiosqlite"),
-    Kind("async_scoped_session", "sqlite", _of_async_engine("aiosqlite", _async_scoped), is_async=True, insert=_sqlalchemy_insert),
+    Kind("async_scoped_session", "sqlite", _of_async_engine("aiosqlite", _async_scoped), is_async=True, execute=_sqlalchemy_execute),
     _in_django("sqlite"),
     Kind("psycopg", "postgresql", _psycopg),
     Kind("async psycopg", "postgresql", _apsycopg, is_async=True),

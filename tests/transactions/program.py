@@ -143,6 +143,21 @@ def dies_after_commit(n: int) -> int:
     os.abort()
 
 
+ENDLESS = {
+    "postgresql": "select pg_sleep(60)",
+    "sqlite": "with recursive numbers(n) as (select 1 union all select n + 1 from numbers) select count(*) from numbers",
+}
+"""A statement that does not end while a test lasts."""
+
+
+@app.task(retry=NEVER, isolation="process", timeout=1)
+def waits_in_process(n: int, statement: str) -> None:
+    with current.transaction() as mine:
+        mine.execute(insert(n))
+        note.enqueue(n)
+        mine.execute(statement)
+
+
 @app.task(retry=NEVER)
 async def sync_in_coroutine() -> None:
     with current.transaction():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from importlib import import_module
@@ -19,7 +21,8 @@ from tests.transactions.conftest import Hand, Shop
 from tests.transactions.kinds import KINDS, Kind, _django_connection
 from tests.transactions.test_stopping import nobody_holds_a_lock, task_of
 
-from offload import BadDeclaration, Offload, Record, State, current
+from offload import BadDeclaration, Offload, Record, Retry, State, Worker, current
+from offload.brokers.postgres.lending import MOST_KEPT
 from offload.portal import portal
 
 OF = {kind.name: kind for kind in KINDS}
@@ -258,3 +261,36 @@ def test_a_class_of_connections_derived_from_sqlite3s_is_sqlite3s(shop: Shop, ki
         session.commit()
     engine.dispose()
     assert shop.jobs() == [1]
+
+
+@pytest.mark.parametrize("how", ["coroutines", "threads"])
+def test_as_many_blocks_as_are_lent_may_use_a_second_connection_at_once(fresh_database: Callable[[], str], how: str) -> None:
+    url = fresh_database()
+    with closing(Offload(url)) as app:
+
+        @app.task(name="note")
+        async def note() -> None: ...
+
+        inside = threading.Barrier(MOST_KEPT)
+        together = asyncio.Barrier(MOST_KEPT)
+
+        @app.task(name="coroutines", retry=Retry(max_retries=0), timeout=20)
+        async def in_coroutine() -> None:
+            async with current.atransaction(), await psycopg.AsyncConnection.connect(url) as other:
+                await together.wait()
+                await note.using(connection=other).aenqueue()
+
+        @app.task(name="threads", retry=Retry(max_retries=0), timeout=20)
+        def in_thread() -> None:
+            with current.transaction(), psycopg.connect(url) as other:
+                inside.wait(20)
+                note.using(connection=other).enqueue()
+
+        async def drain() -> None:
+            async with app:
+                await Worker(app, threads=MOST_KEPT).drain()
+
+        task = {"coroutines": in_coroutine, "threads": in_thread}[how]
+        handles = app.enqueue_many([task.job() for _ in range(MOST_KEPT)])
+        asyncio.run(drain())
+        assert {handle.record().state for handle in handles} == {State.SUCCEEDED}

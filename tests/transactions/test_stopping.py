@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.transactions import program
 from tests.transactions.conftest import Shop
+from tests.transactions.kinds import KINDS, Kind
 
 from offload import Retry, State, current
 from offload.worker import executor
@@ -69,6 +70,52 @@ def test_a_time_limit_while_a_coroutine_has_its_block_open_rolls_back(shop: Shop
     assert record.state is State.DEAD
     assert shop.marks() == []
     nobody_holds_a_lock(shop)
+
+
+def nothing_goes_on(shop: Shop) -> None:
+    """Neither a lock nor a statement is left."""
+    nobody_holds_a_lock(shop)
+    if not shop.url.startswith("sqlite"):
+        assert program.sql(shop.url, "select query from pg_stat_activity where state = 'active' and query like 'select pg_sleep%'") == []
+
+
+def test_a_time_limit_ends_the_statement_that_a_thread_waits_for(shop: Shop, engine: str) -> None:
+    def slow(n: int) -> None:
+        with current.transaction() as mine:
+            mine.execute(program.insert(n))
+            program.note.enqueue(n)
+            mine.execute(program.ENDLESS[engine])
+
+    with task_of(shop, slow, timeout=0.5) as task:
+        record = shop.ran(task.enqueue(7))
+    assert record.state is State.DEAD
+    assert record.errors[0].type == "TimeoutError"
+    assert (shop.marks(), shop.jobs()) == ([], [])
+    nothing_goes_on(shop)
+
+
+@pytest.mark.process
+def test_a_time_limit_ends_the_statement_that_a_child_process_waits_for(shop: Shop, engine: str) -> None:
+    record = shop.ran(program.waits_in_process.enqueue(7, program.ENDLESS[engine]))
+    assert record.state is State.DEAD
+    assert record.errors[0].type == "TimeoutError"
+    assert (shop.marks(), shop.jobs()) == ([], [])
+    nothing_goes_on(shop)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.is_async], ids=lambda kind: kind.name)
+def test_a_time_limit_ends_a_statement_on_a_connection_of_the_tasks_own(shop: Shop, kind: Kind) -> None:
+    def slow(n: int) -> None:
+        with kind.opened(shop.url) as given, current.transaction(given):
+            kind.insert(given, n)
+            kind.execute(given, program.ENDLESS[kind.engine])
+
+    with task_of(shop, slow, timeout=0.5) as task:
+        record = shop.ran(task.enqueue(7))
+    assert record.state is State.DEAD
+    assert record.errors[0].type == "TimeoutError"
+    assert shop.marks() == []
+    nothing_goes_on(shop)
 
 
 def slow_ends(shop: Shop, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

@@ -45,6 +45,11 @@ class Adapter(ABC):
 class SyncAdapter(Adapter):
     """A connection whose calls block. Used in the caller's thread."""
 
+    @property
+    @abstractmethod
+    def driver(self) -> Any:
+        """The connection of the driver, which other threads may interrupt."""
+
     @abstractmethod
     def execute(self, sql: str, values: Any = ()) -> Cursor:
         """Run one statement. Raises the driver's errors."""

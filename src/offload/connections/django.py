@@ -66,6 +66,12 @@ class DjangoAdapter(SyncAdapter):
     def __init__(self, connection: Any) -> None:
         self._connection = self.source = connection
 
+    @property
+    def driver(self) -> Any:
+        """The connection of psycopg or psycopg2, opened by now."""
+        self._connection.ensure_connection()
+        return self._connection.connection
+
     def execute(self, sql: str, values: Any = ()) -> Cursor:
         """Run one statement."""
         with self._connection.cursor() as cursor:

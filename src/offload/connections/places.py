@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 from offload.broker import SqlStore, Statement, Work
-from offload.connections import Adapter, AsyncAdapter, SyncAdapter, adapter_of
+from offload.connections import Adapter, AsyncAdapter, SyncAdapter
 from offload.errors import BadDeclaration
 
 ASK = Statement(
@@ -50,10 +50,7 @@ async def see_the_place(adapter: AsyncAdapter, app: object, store: SqlStore) -> 
         return
     here = await adapter.run(_asked())
     if here != _places.get(app):
-        async with store.atransaction() as connection:
-            own = adapter_of(connection)
-            assert isinstance(own, AsyncAdapter)
-            _places[app] = await own.run(_asked())
+        _places[app] = await store.read(_asked)
     _compare(adapter, here, app)
 
 
@@ -63,10 +60,7 @@ def see_the_place_blocking(adapter: SyncAdapter, app: object, store: SqlStore) -
         return
     here = adapter.run(_asked())
     if here != _places.get(app):
-        with store.transaction() as connection:
-            own = adapter_of(connection)
-            assert isinstance(own, SyncAdapter)
-            _places[app] = own.run(_asked())
+        _places[app] = store.read_blocking(_asked)
     _compare(adapter, here, app)
 
 

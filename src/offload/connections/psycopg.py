@@ -36,6 +36,11 @@ class PsycopgAdapter(SyncAdapter):
     def __init__(self, connection: Connection[Any]) -> None:
         self._connection = self.source = connection
 
+    @property
+    def driver(self) -> Any:
+        """The connection itself."""
+        return self._connection
+
     def execute(self, sql: str, values: Any = ()) -> Cursor:
         """Run one statement; rows are tuples, and values have names, whatever the connection's factories."""
         with PsycopgCursor(self._connection, row_factory=tuple_row) as cursor:

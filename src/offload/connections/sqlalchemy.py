@@ -116,6 +116,11 @@ class SqlalchemyAdapter(SyncAdapter):
         self.source = _engine(given)
         self._given = given
 
+    @property
+    def driver(self) -> Any:
+        """The connection of the driver."""
+        return _connection(self._given).connection.driver_connection
+
     def execute(self, sql: str, values: Any = ()) -> Cursor:
         """Run one statement."""
         with _without_values():

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from offload.task import Task
 
 PR_SET_PDEATHSIG = 1
+MOST_SPARED = 3
+"""So many signals, a second apart, a statement has time to end."""
 
 
 class Parent:
@@ -83,9 +85,11 @@ class Parent:
                     self.inbox.put(message)
                 case Kept(stored):
                     self.answers.put(stored)
-                case Stop():
-                    if self.attempt is not None:
-                        self.attempt.asked_to_stop = True
+                case Stop(now):
+                    if (attempt := self.attempt) is not None:
+                        attempt.asked_to_stop = True
+                        if now and attempt.completion is not None:
+                            attempt.completion.interrupt()
                 case Start():
                     raise RuntimeError("a child process is started once")
         os._exit(0)
@@ -103,12 +107,21 @@ class ChildAttempt(Attempt):
         self.state = state
         self.steps = dict(run.steps)
         self.asked_to_stop = False
+        self.spared = 0
+        """How many signals it was not ended by, because the statement that it waited for was."""
         self._parent = parent
 
     @property
     def cancelled(self) -> bool:
         """True once it was asked to stop."""
         return self.asked_to_stop
+
+    def spares(self) -> bool:
+        """Whether the end of a statement is to end it, and not a signal; not for ever, for the server may be out of reach."""
+        if self.spared >= MOST_SPARED or self.completion is None or not self.completion.waits:
+            return False
+        self.spared += 1
+        return True
 
     def report(self, progress: Progress) -> None:
         """Pass progress on to the worker."""
@@ -148,9 +161,15 @@ class Runner:
         self._coroutine: asyncio.Task[Any] | None = None
 
     def terminated(self, _number: int, _frame: FrameType | None) -> None:
-        """SIGTERM: end the attempt where it stands; with none under way, end the process."""
+        """SIGTERM: end the attempt where it stands; with none under way, end the process.
+
+        Where psycopg waits for a statement, the statement is ended instead: that leaves the connection able to roll back.
+        """
+        attempt = self._parent.attempt
         if self._coroutine is not None:
             self._loop.call_soon_threadsafe(self._coroutine.cancel)
+        elif self._in_task and attempt is not None and attempt.spares():
+            return
         elif self._in_task:
             self._in_task = False
             raise AttemptStopped
@@ -178,7 +197,9 @@ class Runner:
             value = self._call(task.function, args, kwargs)
         except AttemptStopped:
             raise
-        except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
+        except BaseException as error:
+            if attempt.spared:
+                raise AttemptStopped from error
             return after(error, task.retry, lease, now(), random.random())
         try:
             return Done(task.arguments.encode_result(value))

@@ -176,6 +176,7 @@ class Children:
         """SIGTERM, which ends the task where it stands, or SIGKILL."""
         if isinstance(attempt.place, Child):
             attempt.place.killed = True
+            attempt.place.send(Stop(now=True))
             attempt.place.signal(signal.SIGKILL if hard else signal.SIGTERM)
 
     async def close(self) -> None:

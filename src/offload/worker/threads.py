@@ -67,11 +67,15 @@ class Threads:
             attempt.stuck = True
 
     def stop(self, attempt: LocalAttempt) -> None:
-        """Raise AttemptStopped in the thread of `attempt`, where it still runs the task."""
+        """Raise AttemptStopped in the thread of `attempt`, where it still runs the task; a statement that it waits for is ended."""
         with self._guard:
-            if isinstance(attempt.place, int) and not attempt.shielded:
-                attempt.thrown = True
-                throw(attempt.place)
+            if not isinstance(attempt.place, int) or attempt.shielded:
+                return
+            attempt.thrown = True
+            throw(attempt.place)
+            completion = attempt.completion
+        if completion is not None:
+            threading.Thread(target=completion.interrupt, name="offload-interrupt", daemon=True).start()
 
     def _next(self) -> LocalAttempt | None:
         with self._ready:

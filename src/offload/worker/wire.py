@@ -39,6 +39,9 @@ class Run(msgspec.Struct, frozen=True, tag=True):
 class Stop(msgspec.Struct, frozen=True, tag=True):
     """The attempt was asked to stop; `current.cancelled` turns true. Force comes as signals."""
 
+    now: bool = False
+    """With a signal: a statement that the task waits for is ended, of which the signal might not be heard."""
+
 
 class Kept(msgspec.Struct, frozen=True, tag=True):
     """Whether a step's result was stored."""

@@ -7,6 +7,7 @@ import asyncio
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from psycopg.types.string import TextLoader
 from tests.brokers.postgres.conftest import Ask, Opens
 
 from offload.brokers.postgres.address import address
@@ -54,3 +55,37 @@ async def test_what_a_task_sets_on_a_lent_connection_does_not_reach_the_next(ope
         row = await (await connection.execute("show search_path")).fetchone()
         assert row == ('"$user", public',)
         assert connection.pgconn.backend_pid == first
+
+
+@pytest.mark.anyio
+async def test_what_a_task_leaves_on_a_lent_connection_is_gone_for_the_next(opens: Opens) -> None:
+    broker = await opens()
+    left = (
+        "select (select count(*) from pg_cursors where is_holdable), (select count(*) from pg_listening_channels()),"
+        " (select count(*) from pg_prepared_statements where from_sql)"
+    )
+    async with broker.atransaction() as connection:
+        await connection.execute("declare held cursor with hold for select 1")
+        await connection.execute("listen something")
+        connection.cursor_factory = psycopg.AsyncClientCursor
+        connection.adapters.register_loader("int4", TextLoader)
+        first = connection.pgconn.backend_pid
+    async with broker.atransaction() as connection:
+        assert await (await connection.execute(left)).fetchone() == (0, 0, 0)
+        assert await (await connection.execute("select 1")).fetchone() == (1,)
+        assert (connection.cursor_factory, connection.pgconn.backend_pid) == (psycopg.AsyncCursor, first)
+        await connection.execute("prepare mine as select 1")
+    with broker.transaction() as connection:
+        connection.execute("declare held cursor with hold for select 1")
+        connection.cursor_factory = psycopg.ClientCursor
+        connection.adapters.register_loader("int4", TextLoader)
+        first = connection.pgconn.backend_pid
+    with broker.transaction() as connection:
+        assert connection.execute(left).fetchone() == (0, 0, 0)
+        assert connection.execute("select 1").fetchone() == (1,)
+        assert (connection.cursor_factory, connection.pgconn.backend_pid) == (psycopg.Cursor, first)
+        connection.execute("prepare mine as select 1")
+    async with broker.atransaction() as connection:
+        assert await (await connection.execute(left)).fetchone() == (0, 0, 0)
+    with broker.transaction() as connection:
+        assert connection.execute(left).fetchone() == (0, 0, 0)

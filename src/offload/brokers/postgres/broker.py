@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from typing import Any, ClassVar, Self
@@ -19,7 +19,7 @@ from offload.brokers.postgres.lending import Lender
 from offload.brokers.postgres.migrating import SCHEMA
 from offload.brokers.postgres.moves import Moves
 from offload.brokers.postgres.session import PostgresSession
-from offload.brokers.postgres.work import Transaction
+from offload.brokers.postgres.work import T, Transaction
 from offload.clock import Clock, ServerClock
 from offload.errors import BrokerError
 from offload.gates import changed_by
@@ -130,6 +130,14 @@ class PostgresBroker(SqlStore):
         """`transaction` for coroutines."""
         async with self._lender.alent() as connection:
             yield connection
+
+    async def read(self, work: Callable[[], Work[T]]) -> T:
+        """Carry out statements that only read; see `SqlStore.read`."""
+        return await self.opened.step(lambda _: work())
+
+    def read_blocking(self, work: Callable[[], Work[T]]) -> T:
+        """The same from any thread."""
+        return self._lender.read(work())
 
     @asynccontextmanager
     async def session(self, worker: WorkerInfo) -> AsyncGenerator[PostgresSession]:

@@ -163,11 +163,13 @@ with gone as (
 )
 select coalesce(json_agg(n), '[]')::text from gone
 
--- name: drop_dead_session
+-- name: lock_dead_session
 -- Only while its beat number is the one seen, and no claim or settle of it is under way.
-delete from offload.sessions where id = (
-    select id from offload.sessions where id = %(id)s and beat = %(beat)s::bigint for update skip locked
-) returning id
+select id from offload.sessions where id = %(id)s and beat = %(beat)s::bigint for update skip locked
+
+-- name: shut_session
+-- It is over for its worker, whose beats and claims do not find it any more; for others it stays dead until all that it held is rescued.
+update offload.sessions set era = -1 where id = %(id)s
 
 -- name: runs_of
 -- What a session runs.

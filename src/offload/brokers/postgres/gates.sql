@@ -10,9 +10,6 @@ select pg_advisory_xact_lock(value::bigint) from json_array_elements_text(%(lock
 select coalesce(json_agg(lock), '[]')::text
 from (select value::bigint as lock from json_array_elements_text(%(locks)s::json)) as asked where not pg_try_advisory_xact_lock(lock)
 
--- name: isolation
-select current_setting('transaction_isolation')
-
 -- name: at_gates
 -- What workers declare, and whether jobs wait to be let in.
 select coalesce((select json_object_agg(id, value::json) from offload.rules), '{}')::text, exists (select from offload.arrivals)

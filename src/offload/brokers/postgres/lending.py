@@ -17,9 +17,14 @@ from psycopg.rows import tuple_row
 from offload.brokers.postgres.address import Address
 from offload.brokers.postgres.connections import keywords, let_go, usable
 from offload.brokers.postgres.errors import translated
+from offload.brokers.postgres.work import T, Work
 
-_AS_NEW = "reset session authorization; reset all; discard temp; select pg_advisory_unlock_all()"
-"""Undoes what a task may have set in the server's session. Prepared statements stay, for the driver counts on them."""
+_AS_NEW = (
+    "reset session authorization; reset all; discard temp; close all; unlisten *; "
+    "select pg_advisory_unlock_all(); select exists (select from pg_prepared_statements where from_sql)"
+)
+"""Undoes what a task may have set in the server's session. Prepared statements stay, for the driver counts on its own; tells whether some
+are the task's."""
 
 
 class Lender:
@@ -45,6 +50,16 @@ class Lender:
             finally:
                 self._back(connection)
 
+    def read(self, work: Work[T]) -> T:
+        """Carry out statements that only read, on a connection made for it: those who ask may hold all that are lent."""
+        with translated(self._address), psycopg.connect(self._address.dsn, autocommit=True, **self._keywords()) as connection:
+            try:
+                statement = next(work)
+                while True:
+                    statement = work.send(connection.execute(statement.sql.encode(), statement.values or None).fetchall())
+            except StopIteration as end:
+                return end.value
+
     def _taken(self) -> psycopg.Connection[Any]:
         while self._idle:
             connection = self._idle.pop()  # atomic under the interpreter lock
@@ -57,9 +72,14 @@ class Lender:
     def _back(self, connection: psycopg.Connection[Any]) -> None:
         try:
             if self._kept(connection, len(self._idle)):
-                connection.execute(_AS_NEW, prepare=False)
-                self._idle.append(connection)
-                return
+                cursor = connection.execute(_AS_NEW, prepare=False)
+                while cursor.nextset():
+                    pass
+                if cursor.fetchone() == (False,) or self._address.pgbouncer:
+                    self._idle.append(connection)
+                    return
+            if _at_a_statement(connection.pgconn):
+                connection.cancel_safe(timeout=CANCEL_WITHIN)
         except psycopg.Error:
             pass  # it is closed, and the next who asks gets a new one
         connection.close()
@@ -69,6 +89,11 @@ class Lender:
         if self._closed or idle >= MOST_KEPT or connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
             return False
         connection.row_factory = tuple_row
+        if isinstance(connection, psycopg.Connection):
+            connection.cursor_factory, connection.server_cursor_factory = psycopg.Cursor, psycopg.ServerCursor
+        else:
+            connection.cursor_factory, connection.server_cursor_factory = psycopg.AsyncCursor, psycopg.AsyncServerCursor
+        connection._adapters = None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - made anew, from psycopg's own, when it is asked for
         return (connection.isolation_level, connection.read_only, connection.deferrable) == (None, None, None)
 
     @asynccontextmanager
@@ -85,9 +110,14 @@ class Lender:
     async def _aback(self, connection: psycopg.AsyncConnection[Any]) -> None:
         try:
             if self._kept(connection, len(self._aidle)):
-                await connection.execute(_AS_NEW, prepare=False)
-                self._aidle.append(connection)
-                return
+                cursor = await connection.execute(_AS_NEW, prepare=False)
+                while cursor.nextset():
+                    pass
+                if await cursor.fetchone() == (False,) or self._address.pgbouncer:
+                    self._aidle.append(connection)
+                    return
+            if _at_a_statement(connection.pgconn):
+                await connection.cancel_safe(timeout=CANCEL_WITHIN)
         except psycopg.Error:
             pass  # as above
         await connection.close()
@@ -110,9 +140,16 @@ class Lender:
         self._left()
 
 
+def _at_a_statement(connection: pq.abc.PGconn) -> bool:
+    """Whether the server is; closed like that, it would go on with it and hold its locks."""
+    return connection.transaction_status == pq.TransactionStatus.ACTIVE
+
+
 def _let_go(idle: list[psycopg.Connection[Any]], aidle: list[psycopg.AsyncConnection[Any]], opener: int) -> None:
     let_go([connection.pgconn for connection in (*idle, *aidle)], opener)
 
 
 MOST_KEPT = 16
 """The most connections lent at once to each, threads and coroutines; who comes later waits."""
+CANCEL_WITHIN = 5.0
+"""Seconds for the server to take the request to end a statement."""

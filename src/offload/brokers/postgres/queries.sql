@@ -571,9 +571,13 @@ with held as materialized (
 select coalesce(json_agg(json_build_array(n, claim, attempt, crashes, pos, ready_at, started_at, worker, cancel)), '[]')::text from held
 
 -- name: end_session_leases
--- Take all leases from a session. Returns them, as settling.Held, in the order of their numbers.
-with held as (
-    delete from offload.running where session = %(session)s returning *
+-- Take all leases from a session but those that another transaction has locked. Returns them, as settling.Held, in the order of their
+-- numbers.
+with held as materialized (
+    select n, claim, attempt, crashes, pos, ready_at, started_at, worker, cancel from offload.running
+    where session = %(session)s for update skip locked
+), ended as (
+    delete from offload.running where n = any(array(select n from held))
 )
 select coalesce(json_agg(json_build_array(n, claim, attempt, crashes, pos, ready_at, started_at, worker, cancel) order by n), '[]')::text
 from held
@@ -627,7 +631,7 @@ select coalesce(json_agg(n), '[]')::text from held
 -- name: beat
 -- Raise the beat number. Returns the others' numbers by id, the leases whose cancellation was asked for, and the server's time.
 with beat as (
-    update offload.sessions set beat = beat + 1, beat_at = %(now)s where id = %(id)s returning 1
+    update offload.sessions set beat = beat + 1, beat_at = %(now)s where id = %(id)s and era >= 0 returning 1
 )
 select
     (select json_object_agg(id, beat) from offload.sessions where id <> %(id)s)::text,
@@ -647,7 +651,7 @@ on conflict do nothing
 -- name: retain
 -- Make claims void that were asked for before: the era that begins. Waits for those under way. No row when the session is gone.
 update offload.sessions set era = era + 1
-where id = (select id from offload.sessions where id = %(id)s for update) returning era
+where id = (select id from offload.sessions where id = %(id)s and era >= 0 for update) returning era
 
 -- name: leases_but
 -- Leases of a session but for those, as [n, claim], that it knows of: as [n, claim, attempt].
@@ -697,6 +701,20 @@ delete from offload.sleepers where id = %(id)s
 -- name: drop_sleepers
 -- Those who died in their sleep.
 delete from offload.sleepers where until < clock_timestamp() - interval '1 minute'
+
+-- name: soon
+-- What is locked from here on is held for 10 s at most by a transaction that nothing more is heard of; for less where its session says
+-- so. Returns the isolation level.
+select current_setting('transaction_isolation'), set_config(
+    'idle_in_transaction_session_timeout',
+    case
+        when current_setting('idle_in_transaction_session_timeout')::interval between interval '1 ms' and interval '10 s'
+        then current_setting('idle_in_transaction_session_timeout') else '10s'
+    end, true)
+
+-- name: not_for_long
+-- Wait for a lock for a second at most, in this transaction.
+select set_config('lock_timeout', '1s', true)
 
 -- name: savepoint
 savepoint offload

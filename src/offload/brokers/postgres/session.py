@@ -43,6 +43,7 @@ class PostgresSession(Session):
         self._info = info
         self._link = database.link()
         self._claims = database.link()  # a connection of their own: a settle may wait for a lock, and claims must not wait with it
+        self._rescues = database.link()  # open only while they last
         self._fetching = Fetching(self._claims, id, info)
         self._heard = 0
         self._places: tuple[int, int] | None = None
@@ -172,7 +173,11 @@ class PostgresSession(Session):
     async def maintain(self) -> Upkeep:
         """One round of upkeep; see `Session.maintain`."""
         dead, self._dead = self._dead, []
-        return await upkeep.maintain(self._link.run, self._link.step, dead)
+        try:
+            return await upkeep.maintain(self._link.run, self._link.step, self._rescues.run, dead)
+        finally:
+            if dead:
+                await self._rescues.close()
 
     async def due(self) -> list[Due]:
         """The schedules whose tick has come."""
@@ -205,6 +210,7 @@ class PostgresSession(Session):
                 await self._link.run(self._leave)
         finally:
             await self._database.unlink(self._claims)
+            await self._database.unlink(self._rescues)
             await self._database.unlink(self._link)
             if self._pulse is not None:
                 self._pulse.abandon()

@@ -92,11 +92,13 @@ def settle(tx: Transaction, session: str, settlements: Settlements, marked: Abst
 
 
 def settle_on(tx: Transaction, session: str, lease: Lease, outcome: Outcome) -> Work[bool]:
-    """Settle one lease in a transaction of the caller's, right before its commit. False, and nothing done, when it is lost."""
-    if gated(lease.job):
-        isolation = yield from tx.value("isolation")
-        if isolation != "read committed":
-            raise BrokerError(f"job {lease.job.id} has order_by or limits: its transaction must be READ COMMITTED, not {isolation.upper()}")
+    """Settle one lease in a transaction of the caller's, right before its commit. False, and nothing done, when it is lost.
+
+    A worker that is frozen or cut off before the commit comes holds no lock for long that others need to rescue its jobs.
+    """
+    isolation = yield from tx.value("soon")
+    if isolation != "read committed" and gated(lease.job):
+        raise BrokerError(f"job {lease.job.id} has order_by or limits: its transaction must be READ COMMITTED, not {isolation.upper()}")
     for _ in range(MOST_TRIES):
         yield from tx.do("savepoint")
         try:

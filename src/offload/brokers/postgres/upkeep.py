@@ -5,10 +5,12 @@ Every piece is a transaction of its own, so that none holds locks while another 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
+from psycopg.errors import LockNotAvailable
 
 from offload.broker import Work
 from offload.brokers.postgres import gating, locking
@@ -21,8 +23,11 @@ from offload.brokers.postgres.planning import LOOK_EVERY, prune
 from offload.brokers.postgres.rows import SECOND, JobColumns, extra_of, jobs_by_number
 from offload.brokers.postgres.settling import held_rows
 from offload.brokers.postgres.work import Operation, Transaction, text
+from offload.errors import BrokerError, BrokerUnusable
 from offload.gates import gated, wants_of
 from offload.job import State, Touched, Upkeep
+
+log = logging.getLogger("offload.worker")
 
 T = TypeVar("T")
 
@@ -87,11 +92,19 @@ class Moments(NamedTuple):
         return min(max(wait, 0.0), LONGEST_WAIT)
 
 
-async def maintain(run: Runner, step: Runner, dead: Sequence[tuple[str, int]]) -> Upkeep:
-    """One round; `step` runs what is one statement. `dead` are sessions with the beat numbers at which they stopped."""
+async def maintain(run: Runner, step: Runner, apart: Runner, dead: Sequence[tuple[str, int]]) -> Upkeep:
+    """One round; `step` runs what is one statement, `apart` what may wait for locks, so that nobody waits behind it.
+
+    `dead` are sessions with the beat numbers at which they stopped. What could not be rescued is found dead by the next beat again.
+    """
     touched: list[Touched] = []
     for session, beat in dead:
-        touched += await run(_rescue_of(session, beat))
+        try:
+            touched += await apart(_rescue_of(session, beat))
+        except BrokerUnusable:
+            raise
+        except BrokerError as error:
+            log.warning("session %s is not rescued yet, which the next beat tries again: %s", session, error)
     moments = await step(look)
     if moments.come(moments.wakes):
         await run(_wake)
@@ -187,14 +200,22 @@ def _forget(tx: Transaction) -> Work[int]:
 
 def _rescue_of(session: str, beat: int) -> Operation[list[Touched]]:
     def operation(tx: Transaction) -> Work[list[Touched]]:
-        return (yield from rescue(tx, session, beat))
+        yield from tx.do("not_for_long")
+        try:
+            return (yield from rescue(tx, session, beat))
+        except LockNotAvailable as error:
+            raise BrokerError("another transaction holds what its jobs hold") from error
 
     return operation
 
 
 def rescue(tx: Transaction, session: str, beat: int) -> Work[list[Touched]]:
-    """End a dead session, if it has not shown life since, and hand on what it ran."""
-    if not (yield from tx.do("drop_dead_session", id=session, beat=beat)):
+    """End a dead session, if it has not shown life since, and hand on what it ran.
+
+    But for leases that are locked, as a transaction does that is about to end a job and comes to no commit: then the session is over
+    for its worker, and stays dead for others until that lock is free.
+    """
+    if not (yield from tx.do("lock_dead_session", id=session, beat=beat)):
         return []
     ns = _numbers((yield from tx.value("runs_of", session=session)))
     rows = yield from jobs_by_number(tx, ns)
@@ -202,6 +223,7 @@ def rescue(tx: Transaction, session: str, beat: int) -> Work[list[Touched]]:
     yield from locking.lock(tx, locking.gates_of(jobs.values()))
     keys = Keys(tx)
     leases = held_rows((yield from tx.value("end_session_leases", session=session)))
+    yield from tx.do("drop_session" if len(leases) == len(ns) else "shut_session", id=session)
     yield from keys.lock_of_claimed(jobs[held.n] for held in leases if held.cancel)
     touched: list[Touched] = []
     endings: list[Ending] = []
