@@ -132,6 +132,12 @@ def _keys(order_by: str | None, limits: tuple[Limit, ...]) -> tuple[str, tuple[W
     return wants[0].gate if order_by is not None else "\n".join(want.gate for want in wants), wants
 
 
+def lone_want(job: Keyed) -> Want | None:
+    """What a job needs where that is one turn or one slot and nothing else, as mostly; what it leaves concerns one gate then."""
+    wants = wants_of(job)
+    return wants[0] if len(wants) == 1 and not isinstance(wants[0].limit, RateLimit) else None
+
+
 def held_back_by(job: Keyed) -> tuple[str, ...]:
     """The gates that are shut when an attempt of the job asks to hold back its whole key."""
     wants = wants_of(job)
@@ -368,12 +374,9 @@ class Ledger:
 
     def slots(self, want: Want) -> int:
         """How many may hold a slot: what a person has set, else what workers declare, else what the job says."""
-        gate, limit = self.gates[want.gate], want.limit
-        if gate.n is not None:
-            return gate.n
-        assert isinstance(limit, SlotLimit)
-        declared = self.rules.get(f"slot {limit.rule}")
-        return declared.n if isinstance(declared, SlotLimit) else limit.n
+        gate = self.gates[want.gate]
+        assert want.limit is not None
+        return slots_of(want.limit, self.rules) if gate.n is None else gate.n
 
     def rate(self, want: Want) -> tuple[int, int]:
         """The interval and burst of a token gate, in the same order."""
@@ -535,6 +538,51 @@ class Ledger:
         changed = self.changes.waiting
         ours = [member for member, waits in changed.values() if waits and member.lane == id and before < member.seat <= lane.read_to]
         lane.line = sorted([*lane.line, *(member for member in line if member.n not in changed), *ours])
+
+
+class Succession(NamedTuple):
+    """What comes after the holders of a gate, as far as it was read."""
+
+    complex: bool
+    """Whether more is known of the gate than who holds it and who waits in the lane of its name."""
+    held: int
+    heirs: Sequence[int | None]
+    """The first in that lane; None for one who does not want the very same as the holders that leave."""
+
+
+def heirs(leaving: Iterable[Want], successions: Mapping[str, Succession], depth: int, rules: Mapping[str, Limit]) -> list[int] | None:
+    """Who passes when jobs leave that need no more than each of these, in their order: what `Ledger.leave` comes to, without a ledger.
+
+    None where it takes more care, as others may be concerned, or more than `depth` heirs of a gate.
+    """
+    passing: list[int] = []
+    inside: dict[str, int] = {}
+    passed: dict[str, int] = {}
+    for want in leaving:
+        gate = successions[want.gate]
+        if gate.complex:
+            return None
+        held, nth = inside.get(want.gate, gate.held) - 1, passed.get(want.gate, 0)
+        width = 1 if want.limit is None else slots_of(want.limit, rules)
+        while nth < len(gate.heirs):
+            heir = gate.heirs[nth]
+            if heir is None:
+                return None
+            if held >= width:
+                break
+            passing.append(heir)
+            held, nth = held + 1, nth + 1
+        if nth == depth:
+            return None
+        inside[want.gate], passed[want.gate] = held, nth
+    return passing
+
+
+def slots_of(limit: Limit, rules: Mapping[str, Limit]) -> int:
+    """How many may hold a slot that no person has changed: what workers declare, else what the job says."""
+    assert isinstance(limit, SlotLimit)
+    declared = rules.get(f"slot {limit.rule}")
+    return declared.n if isinstance(declared, SlotLimit) else limit.n
 
 
 def round_of(serving: int | None, last: int | None) -> int:

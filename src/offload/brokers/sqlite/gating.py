@@ -60,12 +60,10 @@ class Own(NamedTuple):
 
 Told = tuple[int | None, int | None, int | None, int, int, int, int | None]
 GateRow = tuple[str, Told | None, list[tuple[int, int]], list[Place]]
-HeirRow = tuple[str, int, int, tuple[int, str, int, str, int, int, int, int | None, str | None] | None]
 LineRow = tuple[int, int, str, int, str, int, int, int, int | None, str | None]
 LaneRow = tuple[str, str | None, list[LineRow]]
 
 _gates = msgspec.json.Decoder(list[GateRow]).decode
-_heirs = msgspec.json.Decoder(list[HeirRow]).decode
 _lanes = msgspec.json.Decoder(list[LaneRow]).decode
 _line = msgspec.json.Decoder(list[LineRow]).decode
 _places = msgspec.json.Decoder(list[Place]).decode
@@ -91,12 +89,7 @@ class Gates:
 
     def __init__(self, tx: Transaction, now: int, passed: Callable[[Member], None]) -> None:
         self._tx = tx
-        self._rules = _rules(tx.value("rules"))
-        self._passed = passed
-        self._ledger = Ledger(now, self._rules, passed)
-        self._heirs: dict[str, tuple[int, Any]] = {}
-        self._handed: list[tuple[str, int, int | None]] = []
-        self._unparked: list[int] = []
+        self._ledger = Ledger(now, _rules(tx.value("rules")), passed)
         self._stored: set[str] = set()
         """The lanes that stood in the table `lanes`."""
         self._dues: list[tuple[int, int | None]] = []
@@ -114,35 +107,6 @@ class Gates:
         lanes = dict.fromkeys(id for id in (*(each.lane for each in members), *waiting) if id not in self._ledger.lanes)
         if lanes:
             self._answer(Need("lanes", list(lanes)))
-
-    def expect_heirs(self, gates: Sequence[str]) -> bool:
-        """Read who comes after the holders of gates, each of which will be left once. False when these take more care."""
-        rows = _heirs(self._tx.value("heirs", gates=text(list(gates))))
-        if any(complex or (heir is not None and len(wants_of(read_extra(heir[3]))) > 1) for _, complex, _, heir in rows):
-            return False
-        self._heirs = {gate: (held, heir) for gate, _, held, heir in rows}
-        return True
-
-    def hand_over(self, n: int, want: Want) -> bool:
-        """What `leave` comes to where nobody but the next in its lane can be concerned. False when it takes more care."""
-        found = self._heirs.pop(want.gate, None)
-        if found is None:
-            return False
-        held, heir = found
-        self._handed.append((want.gate, n, None))
-        if heir is not None and held - 1 < self._width(want, heir[3]):
-            self._handed.append((want.gate, heir[0], 1))
-            self._unparked.append(heir[0])
-            self._passed(Member(0, heir[0], want.gate, (), Own(heir[1], heir[2], Past(*heir[4:]), read_extra(heir[3]).fair_by)))
-        return True
-
-    def _width(self, want: Want, extra: str) -> int:
-        """How many may hold a gate that nobody has changed, as far as this job is concerned."""
-        own = next((each.limit for each in wants_of(read_extra(extra)) if each.gate == want.gate), None)
-        if not isinstance(own, SlotLimit):
-            return 1
-        declared = self._rules.get(f"slot {own.rule}")
-        return declared.n if isinstance(declared, SlotLimit) else own.n
 
     def waits(self, n: int, due: int | None) -> None:
         """Note the time of a job that waits in its lane from now on."""
@@ -180,12 +144,11 @@ class Gates:
     def write(self) -> None:
         """Write what has changed."""
         tx, changes = self._tx, self._ledger.changes
-        held = [*((gate, n, cost) for (gate, n), cost in changes.held.items()), *self._handed]
-        if held:
-            tx.do("drop_slots", pairs=text([(gate, n) for gate, n, cost in held if cost is None or (gate, n) in changes.held]))
-            tx.add("add_slots", [each for each in held if each[2] is not None])
-        if changes.waiting or self._unparked:
-            tx.do("drop_parked", ns=text([*changes.waiting, *self._unparked]))
+        if changes.held:
+            tx.do("drop_slots", pairs=text(list(changes.held)))
+            tx.add("add_slots", [(gate, n, cost) for (gate, n), cost in changes.held.items() if cost is not None])
+        if changes.waiting:
+            tx.do("drop_parked", ns=text(list(changes.waiting)))
             tx.add("add_parked", [(each.n, each.lane, each.seat, *each.own.past) for each, waits in changes.waiting.values() if waits])
         if self._dues:
             tx.do("note_parked", dues=text(self._dues))

@@ -11,7 +11,7 @@ import msgspec
 from offload.brokers.sqlite.gating import Gates, Own, Past, member, seats
 from offload.brokers.sqlite.rows import Extra, JobColumns, placed, text
 from offload.brokers.sqlite.transaction import Transaction
-from offload.gates import KINDS, Member, changed_by, gated, held_back_by, member_of, round_of, wants_of
+from offload.gates import KINDS, Member, changed_by, gated, held_back_by, member_of, round_of
 from offload.job import Job, Kind, LimitChange, State
 
 NO_PAST = Past()
@@ -120,7 +120,7 @@ class Moves:
 
     def leave(self, n: int, job: Job, kinds: Sequence[Kind] = KINDS) -> None:
         """Let go of what a job holds; who waited for that passes."""
-        if gated(job) and not self.gates.hand_over(n, wants_of(job)[0]):
+        if gated(job):
             self.gates.run(lambda ledger: ledger.leave(self._member(n, job), kinds))
 
     def withdraw(self, n: int, job: Job) -> None:
