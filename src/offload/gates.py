@@ -132,6 +132,11 @@ def _keys(order_by: str | None, limits: tuple[Limit, ...]) -> tuple[str, tuple[W
     return wants[0].gate if order_by is not None else "\n".join(want.gate for want in wants), wants
 
 
+def holds(job: Keyed) -> bool:
+    """Whether a job that runs holds any gate; of a rate it has taken its token for good."""
+    return job.order_by is not None or any(isinstance(limit, SlotLimit) for limit in job.limits)
+
+
 def lone_want(job: Keyed) -> Want | None:
     """What a job needs where that is one turn or one slot and nothing else, as mostly; what it leaves concerns one gate then."""
     wants = wants_of(job)

@@ -6,7 +6,7 @@ is read and changed under the lock of its turn, or else of the gate where it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple, assert_never
@@ -72,13 +72,11 @@ class Own(NamedTuple):
 
 Told = tuple[int | None, int | None, int | None, bool, int, int, int | None]
 GateRow = tuple[str, Told | None, list[tuple[int, int]], list[Place]]
-HeirRow = tuple[str, bool, int, tuple[int, str, int, str, int, int, int, int | None, str | None, int] | None]
 LineRow = tuple[int, int, str, int, str, int, int, int, int | None, str | None]
 LaneRow = tuple[str, str | None, list[LineRow]]
 Facts = tuple[int, str | None, list[str], bool]
 
 _gates = msgspec.json.Decoder(list[GateRow]).decode
-_heirs = msgspec.json.Decoder(list[HeirRow]).decode
 _lanes = msgspec.json.Decoder(list[LaneRow]).decode
 _line = msgspec.json.Decoder(list[LineRow]).decode
 _places = msgspec.json.Decoder(list[Place]).decode
@@ -118,9 +116,6 @@ class Gates:
         """Whether what is true of all gates was read."""
         self._rules: dict[str, Limit] = {}
         self._ledger = Ledger(tx.now, self._rules, self._let_pass)
-        self._heirs: dict[str, tuple[int, Any]] = {}
-        self._handed: list[tuple[str, int, int | None]] = []
-        self._unparked: list[int] = []
         self._stored: set[str] = set()
         """The lanes that stood in the table `lanes`."""
         self._wakes: dict[str, int | None] = {}
@@ -162,38 +157,6 @@ class Gates:
         lanes = dict.fromkeys(id for id in (*(each.lane for each in members), *waiting) if id not in self._ledger.lanes)
         if lanes:
             yield from self._answer(Need("lanes", list(lanes)))
-
-    def expect_heirs(self, gates: Mapping[str, int]) -> Work[bool]:
-        """Read who comes after the holders of gates, each of which will be left once. False when these take more care."""
-        if any(gate in self._ledger.gates or gate in self._ledger.lanes for gate in gates):
-            return False
-        yield from locking.have(self._tx, list(gates))
-        rows = _heirs((yield from self._tx.value("heirs", gates=text(list(gates.items())))))
-        if any(complex or (heir is not None and len(wants_of(read_extra(heir[3]))) > 1) for _, complex, _, heir in rows):
-            return False
-        self._heirs = {gate: (held, heir) for gate, _, held, heir in rows}
-        return True
-
-    def hand_over(self, n: int, want: Want) -> bool:
-        """What `leave` comes to where nobody but the next in its lane can be concerned. False when it takes more care."""
-        found = self._heirs.pop(want.gate, None)
-        if found is None:
-            return False
-        held, heir = found
-        self._handed.append((want.gate, n, None))
-        if heir is not None and held - 1 < self._width(want, heir[3]):
-            self._handed.append((want.gate, heir[0], 1))
-            self._unparked.append(heir[0])
-            self._let_pass(Member(heir[9], heir[0], want.gate, (), Own(heir[1], heir[2], Past(*heir[4:9]))))
-        return True
-
-    def _width(self, want: Want, extra: str) -> int:
-        """How many may hold a gate that nobody has changed, as far as this job is concerned."""
-        own = next((each.limit for each in wants_of(read_extra(extra)) if each.gate == want.gate), None)
-        if not isinstance(own, SlotLimit):
-            return 1
-        declared = self._rules.get(f"slot {own.rule}")
-        return declared.n if isinstance(declared, SlotLimit) else own.n
 
     @property
     def wake_at(self) -> int | None:
@@ -245,7 +208,7 @@ class Gates:
     def write(self) -> Work[None]:
         """Write what has changed, and go on from there."""
         tx, changes = self._tx, self._ledger.changes
-        held = [*((gate, n, cost) for (gate, n), cost in changes.held.items()), *self._handed]
+        held = [(gate, n, cost) for (gate, n), cost in changes.held.items()]
         waiting = changes.waiting.values()
         lanes = [self._ledger.lanes[id] for id in changes.lanes]
         parked = {lane.id: (lane.id, lane.gate, lane.line[0].seat) for lane in lanes if lane.gate not in (None, lane.id)}
@@ -255,7 +218,7 @@ class Gates:
                 "put_gates",
                 left=text([(gate, n) for gate, n, cost in held if cost is None]),
                 held=text([each for each in held if each[2] is not None]),
-                passed=text([*(each.n for each, waits in waiting if not waits), *self._unparked]),
+                passed=text([each.n for each, waits in waiting if not waits]),
                 waiting=text([(each.n, each.lane, each.seat, *each.own.past) for each, waits in waiting if waits]),
                 empty=text([lane.id for lane in lanes if lane.id in self._stored and lane.id not in parked]),
                 lanes=text(list(parked.values())),
@@ -268,7 +231,7 @@ class Gates:
         self._stored.difference_update(lane.id for lane in lanes)
         self._stored.update(parked)
         self._ledger.changes = Changes()
-        self._heirs, self._handed, self._unparked, self._dues = {}, [], [], {}
+        self._dues = {}
 
 
 def _earlier(wake_at: int | None, before: int | None) -> bool:

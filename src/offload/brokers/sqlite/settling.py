@@ -10,11 +10,11 @@ import msgspec
 
 from offload.brokers.sqlite.endings import Ending, let_go, record_ends
 from offload.brokers.sqlite.gating import Past, member, seats
-from offload.brokers.sqlite.inheriting import Leaving, hand_over, heirs_of
 from offload.brokers.sqlite.moves import NO_PAST, Moves
 from offload.brokers.sqlite.rows import seconds, text
-from offload.brokers.sqlite.transaction import Doubt, Transaction
-from offload.gates import gated, lone_want
+from offload.brokers.sqlite.succeeding import Leaving, simple, succeeded
+from offload.brokers.sqlite.transaction import Transaction
+from offload.gates import gated, holds, lone_want
 from offload.job import Cancelled, Dead, Done, Job, Lease, Outcome, Release, Retried, State
 
 Settlements = Sequence[tuple[Lease, Outcome]]
@@ -41,10 +41,6 @@ class Held(NamedTuple):
 _held = msgspec.json.Decoder(list[Held]).decode
 
 
-MOST_GROUPS = 4
-"""The most sets of plain successes that one settle takes apart before one statement for all is cheaper."""
-
-
 def settle(tx: Transaction, now: int, session: str, settlements: Settlements, marked: AbstractSet[int]) -> list[Lease]:
     """Record outcomes; returns the leases that were lost.
 
@@ -56,9 +52,9 @@ def settle(tx: Transaction, now: int, session: str, settlements: Settlements, ma
     leaving: list[Leaving] = []
     others: list[tuple[Lease, Outcome]] = []
     for lease, outcome in settlements:
-        if tx.careful or type(outcome) is not Done or not _plain(lease, marked):
+        if tx.careful or type(outcome) is not Done or not simple(lease, marked):
             others.append((lease, outcome))
-        elif not gated(lease.job):
+        elif not holds(lease.job):
             plain.append((lease, outcome))
         elif (want := lone_want(lease.job)) is not None:
             plain.append((lease, outcome))
@@ -66,7 +62,7 @@ def settle(tx: Transaction, now: int, session: str, settlements: Settlements, ma
         else:
             others.append((lease, outcome))
     together = not others or not (leaving or _twice(settlements))  # those who come into line do so in the order of the settlements
-    if not together or not _succeeded(tx, now, session, plain, leaving):
+    if not together or not succeeded(tx, now, session, plain, leaving):
         others = list(settlements)
     return _settle(tx, now, session, others) if others else []
 
@@ -74,49 +70,6 @@ def settle(tx: Transaction, now: int, session: str, settlements: Settlements, ma
 def _twice(settlements: Settlements) -> bool:
     """Whether a lease is settled twice: the first of its outcomes counts."""
     return len({lease.ref for lease, _ in settlements}) < len(settlements)
-
-
-def _plain(lease: Lease, marked: AbstractSet[int]) -> bool:
-    """Whether success leaves nothing to be done but to record it, or to forget the job and nothing else, and to leave its gates."""
-    job = lease.job
-    if job.unique is not None or job.schedule is not None or type(lease.ref) is not int:
-        return False
-    return job.keep > 0 or (lease.claim == 1 and lease.ref not in marked)
-
-
-def _succeeded(tx: Transaction, now: int, session: str, successes: Sequence[tuple[Lease, Done]], leaving: Sequence[Leaving]) -> bool:
-    """Record successes, of which some leave gates. False, and nothing done, where it takes more care. Raises Doubt when some are lost."""
-    groups: dict[tuple[int, float], list[tuple[int, str | None]]] = {}
-    for lease, outcome in successes:
-        result = outcome.result
-        groups.setdefault((lease.claim, lease.job.keep), []).append((lease.ref, None if result is None else result.decode()))
-    if len(groups) > MOST_GROUPS:
-        return False
-    passing = heirs_of(tx, leaving) if leaving else []
-    if passing is None:
-        return False
-    for (claim, keep), results in groups.items():
-        _succeed(tx, now, session, claim, keep, results)
-    if leaving:
-        hand_over(tx, now, leaving, passing)
-    return True
-
-
-def _succeed(tx: Transaction, now: int, session: str, claim: int, keep: float, results: Sequence[tuple[int, str | None]]) -> None:
-    """End leases of one claim number and one time to keep. Raises Doubt when some are lost."""
-    numbers = text([n for n, _ in results])
-    if keep > 0:
-        told = [each for each in results if each[1] is not None]
-        if told:
-            tx.do("keep_results", results=text(told), session=session, claim=claim, now=now, forget_at=now + seconds(keep))
-        if len(told) < len(results):
-            untold = text([n for n, result in results if result is None])
-            tx.do("keep_done", ns=untold, session=session, claim=claim, now=now, forget_at=now + seconds(keep))
-    if tx.do("settle_plain", ns=numbers, session=session, claim=claim) != len(results):
-        raise Doubt
-    if keep <= 0:
-        tx.do("drop_jobs", ns=numbers)
-    tx.ended = True
 
 
 def _settle(tx: Transaction, now: int, session: str, settlements: Settlements) -> list[Lease]:
