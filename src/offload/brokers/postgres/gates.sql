@@ -21,7 +21,7 @@ select coalesce((select json_object_agg(id, value::json) from offload.rules), '{
 insert into offload.rules (id, value) values (%(id)s, %(value)s) on conflict (id) do update set value = excluded.value
 
 -- name: gates
--- Gates, as gating.GateRow: what is known of each, who holds it, and the first :depth lanes that are parked there. And what `at_gates` tells.
+-- Gates, as gates.rows.GateRow: what is known of each, who holds it, and the first :depth lanes that are parked there. And what `at_gates` tells.
 select coalesce(json_agg(json_build_array(
     asked.id,
     (select json_build_array(n, every, burst, paused, shut_until, tat, wake_at) from offload.gates where id = asked.id),

@@ -7,10 +7,10 @@ select json_group_object(id, json(value)) from rules
 insert into rules (id, value) values (:id, :value) on conflict (id) do update set value = :value
 
 -- name: gates
--- Gates, as gating.GateRow: what is known of each, who holds it, and the first :depth lanes that are parked there.
+-- Gates, as gates.rows.GateRow: what is known of each, who holds it, and the first :depth lanes that are parked there.
 select json_group_array(json_array(
     asked.value,
-    json((select json_array(n, interval, burst, paused, shut_until, tat, wake_at) from gates where id = asked.value)),
+    json((select json_array(n, interval, burst, json(iif(paused, 'true', 'false')), shut_until, tat, wake_at) from gates where id = asked.value)),
     json((select json_group_array(json_array(n, cost)) from slots where gate = asked.value)),
     json((select json_group_array(json_array(seat, id)) from (
         select seat, id from (
