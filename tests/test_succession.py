@@ -65,6 +65,13 @@ def test_where_more_is_known_of_a_gate_it_takes_more_care() -> None:
     assert heirs(holder.wants, {holder.lane: Succession(complex=True, held=1, heirs=[2])}, 2, {}) is None
 
 
+def test_where_those_who_leave_one_gate_say_different_numbers_of_it_it_takes_more_care() -> None:
+    [one, other] = members([SLOT, OTHER], first=1)
+    after = {one.lane: Succession(complex=False, held=2, heirs=[])}
+    assert heirs([*one.wants, *one.wants], after, 3, {}) == []
+    assert heirs([*one.wants, *other.wants], after, 3, {}) is None
+
+
 @pytest.mark.parametrize("gates", [1, 3])
 def test_each_gate_has_its_own_heirs_and_they_pass_in_the_order_in_which_gates_are_left(gates: int) -> None:
     holders = [member_of(Draft(task="t", order_by=f"k{n}"), n, n) for n in range(gates)]

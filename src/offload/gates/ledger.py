@@ -40,7 +40,7 @@ class Ledger:
         passes, stop = yield from self._look(lane, member)
         # Nothing is held while something else is waited for. Whoever passes thereby stands no longer before it, nor in its way.
         # Who stands behind another of his order gives back even his turn, or both would wait for each other.
-        if not passes and (yield from self.leave(member, KINDS if stop is None else ("slot", "token"))):
+        if not passes and self._holds(member) and (yield from self.leave(member, KINDS if stop is None else ("slot", "token"))):
             passes, stop = yield from self._look(lane, member)
         if passes:
             self._pass(member)
@@ -51,6 +51,9 @@ class Ledger:
         if stop is not None:
             yield from self._park(lane, stop)
         return False
+
+    def _holds(self, member: Member) -> bool:
+        return any(member.n in self.gates[want.gate].holders for want in member.wants)
 
     def _look(self, lane: Lane, member: Member) -> Steps[tuple[bool, str | None]]:
         """Whether a job may pass; if not, what stops it, or None where another stands before it in its lane."""

@@ -17,7 +17,7 @@ class Succession(NamedTuple):
     """Whether more is known of the gate than who holds it and who waits in the lane of its name."""
     held: int
     heirs: Sequence[int | None]
-    """The first in that lane; None for one who does not want the very same as the holders that leave."""
+    """The first in that lane; None for one who does not want the very same as a holder that leaves."""
 
 
 def heirs(leaving: Iterable[Want], successions: Mapping[str, Succession], depth: int, rules: Mapping[str, Limit]) -> list[int] | None:
@@ -26,11 +26,12 @@ def heirs(leaving: Iterable[Want], successions: Mapping[str, Succession], depth:
     None where it takes more care, as others may be concerned, or more than `depth` heirs of a gate.
     """
     passing: list[int] = []
+    wanted: dict[str, Want] = {}
     inside: dict[str, int] = {}
     passed: dict[str, int] = {}
     for want in leaving:
         gate = successions[want.gate]
-        if gate.complex:
+        if gate.complex or wanted.setdefault(want.gate, want) != want:
             return None
         held, nth = inside.get(want.gate, gate.held) - 1, passed.get(want.gate, 0)
         width = 1 if want.limit is None else slots_of(want.limit, rules)

@@ -94,9 +94,11 @@ class Moves:
     def arrive(self, jobs: Sequence[tuple[int, Job]]) -> None:
         """Jobs just stored whose time has come: each to the place of its number, as far as its gates let it pass."""
         self.seated({n: n for n, _ in jobs})
-        self.gates.expect([member(job, n, n, NO_PAST) for n, job in jobs if gated(job)])
+        members = {n: member(job, n, n, NO_PAST) for n, job in jobs if gated(job)}
+        if members:
+            self.gates.expect(list(members.values()))
         for n, job in jobs:
-            if gated(job) and not self._enter(member(job, n, n, NO_PAST)):
+            if n in members and not self._enter(members[n]):
                 continue
             if job.fair_by is None:
                 self._places.append((job.queue, placed(-job.priority), n, n, *NO_PAST[:3], self._now, None, None))

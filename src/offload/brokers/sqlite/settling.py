@@ -56,7 +56,7 @@ def settle(tx: Transaction, now: int, session: str, settlements: Settlements, ma
             others.append((lease, outcome))
         elif not holds(lease.job):
             plain.append((lease, outcome))
-        elif (want := lone_want(lease.job)) is not None:
+        elif lease.job.fair_by is None and (want := lone_want(lease.job)) is not None:
             plain.append((lease, outcome))
             leaving.append((lease.ref, want))
         else:
