@@ -44,7 +44,7 @@ def unread_lanes(ledger: Ledger, members: Iterable[Member], gates: Iterable[str]
 
 
 def new_rules(declared: Iterable[Limit], known: Mapping[str, Limit]) -> list[tuple[Limit, Limit | None]]:
-    """What a worker declares that changes anything, each with what was declared before. Two tasks may have one rule: the last one counts."""
+    """What a worker declares that changes anything, each with what was declared before. Of two with one rule the last counts."""
     rules = dict(known)
     found: list[tuple[Limit, Limit | None]] = []
     for limit in declared:
