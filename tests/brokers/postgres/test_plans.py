@@ -20,7 +20,7 @@ from offload.brokers.postgres.connections import SETTINGS
 from offload.brokers.postgres.database import Database
 from offload.brokers.postgres.session import PostgresSession
 from offload.brokers.postgres.work import Operation
-from offload.job import Done, Filter, Outcome, Retried
+from offload.job import Done, Filter, Outcome, Retried, SlotLimit
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import ROOM, claim, info, job
 from offload.testing.servers import PostgresServer
@@ -28,7 +28,7 @@ from offload.testing.servers import PostgresServer
 pytestmark = pytest.mark.anyio
 T = TypeVar("T")
 
-LARGE = {"jobs", "ready", "scheduled", "waiting", "running", "done", "expiring", "uniques", "errors", "steps"}
+LARGE = {"jobs", "ready", "scheduled", "waiting", "running", "done", "expiring", "uniques", "errors", "steps", "parked", "slots", "lanes"}
 LINE = 1_200
 BATCH = 100
 
@@ -47,6 +47,10 @@ SPREAD = (
     "insert into uniques (key, n, holder, until) select 'key-' || n, n, id, 'finished' from jobs where due is null and n % 4 = 0",
     "insert into expiring (expires_at, n) select due + 1000000000000, n from jobs where due is not null and n % 4 = 0",
     "insert into errors (n, claim, failure) select n, 1, '{}' from jobs where due is null and n % 8 = 0",
+    """insert into parked (n, lane, seat, claim, attempt, crashes)
+        select n, 'slot of old-' || n % 100, n, 0, 0, 0 from jobs where due is null and n % 2 = 1""",
+    "insert into slots (gate, n, cost) select 'slot of old-' || n % 1000, n, 1 from jobs where due is null and n % 2 = 0",
+    "insert into lanes (id, gate, seat) select 'lane ' || n, 'slot of far-' || n % 100, n from jobs where due is null and n % 8 = 1",
 )
 
 
@@ -170,6 +174,18 @@ async def costs(broker: PostgresBroker, clock: TestClock, connection: psycopg.Co
             link.cost()
             await session.maintain()
             found["nothing to maintain"] = link.cost()
+            limits = [(SlotLimit(f"k{n}", 1),) for n in range(BATCH)] * 3
+            await broker.enqueue([job(clock, queue="keyed", limits=each, keep=0) for each in limits])
+            leases = await session.fetch(["keyed"], BATCH, ROOM)
+            assert len(leases) == BATCH
+            found["claim keyed"] = link.cost()
+            assert await session.settle([(lease, Done()) for lease in leases]) == []
+            assert len(link.seen) == 3  # the locks of gates, the heirs, and all that is written
+            found["settle keyed"] = link.cost()
+            leases = await session.fetch(["keyed"], BATCH, ROOM)
+            link.cost()
+            assert await session.settle([(lease, Retried(60)) for lease in leases]) == []
+            found["settle keyed with care"] = link.cost()
     return found
 
 

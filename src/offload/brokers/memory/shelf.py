@@ -444,11 +444,15 @@ class Shelf:
             hold = self._keys.held(unique.key, self._clock.now())
             if hold is None or (hold.holder == entry.job.id and hold.unique.until not in until):
                 continue
+            if self._undo is not None:
+                self._remember_key(unique.key, self._undo)
             successor = self._keys.give_up(unique.key, entry.job.id)
             if successor is not None:
                 self._succeed(self.entries[successor], unique.key)
 
     def _succeed(self, entry: Entry, key: str) -> None:
+        if self._undo is not None:
+            self._remember_entry(entry.job.id, self._undo)
         blocked: str | None = None
         for unique in keys_of(entry.job):
             hold = self._keys.held(unique.key, self._clock.now())

@@ -18,7 +18,7 @@ select coalesce((select json_object_agg(id, value::json) from offload.rules), '{
 insert into offload.rules (id, value) values (%(id)s, %(value)s) on conflict (id) do update set value = excluded.value
 
 -- name: gates
--- Gates, as gating.GateRow: what is known of each, who holds it, and the first :depth lanes that are parked there. And what `at_gates` tells.
+-- Gates, as gates.rows.GateRow: what is known of each, who holds it, and the first :depth lanes that are parked there. And what `at_gates` tells.
 select coalesce(json_agg(json_build_array(
     asked.id,
     (select json_build_array(n, every, burst, paused, shut_until, tat, wake_at) from offload.gates where id = asked.id),
@@ -35,19 +35,78 @@ select coalesce(json_agg(json_build_array(
 from json_array_elements_text(%(ids)s::json) as asked (id)
 
 -- name: heirs
--- Of gates with a lane of the same name that a job is to leave, as [gate, n], as gating.HeirRow: whether there is more to know of them, how many hold them, and who is first
--- in that lane.
-select coalesce(json_agg(json_build_array(
-    asked.gate,
-    not exists (select from offload.slots where gate = asked.gate and n = asked.n)
-        or exists (select from offload.gates where id = asked.gate)
-        or exists (select from offload.lanes where gate = asked.gate) or exists (select from offload.lanes where id = asked.gate),
-    (select count(*) from offload.slots where gate = asked.gate),
-    (select json_build_array(p.n, j.queue, j.rank, j.extra, p.claim, p.attempt, p.crashes, p.started_at, p.worker, p.seat)
-        from (select * from offload.parked where lane = asked.gate order by seat limit 1) as p
-        cross join lateral (select queue, rank, extra from offload.jobs where n = p.n limit 1) as j)
-)), '[]')::text
-from (select value ->> 0 as gate, (value ->> 1)::bigint as n from json_array_elements(%(gates)s::json)) as asked
+-- Of :gates that the jobs :ns are to leave, as gates.Succession: the first :depth in the lane of the same name, null for those that do not
+-- want the very same. And what `at_gates` tells. Texts that differ only elsewhere are rare: only then they are read as JSON. Two of
+-- PostgreSQL's own JSON values for each gate would take a quarter longer.
+select '[' || coalesce(string_agg('[' ||
+    case when exists (select from offload.gates where id = l.gate)
+        or exists (select from offload.lanes where gate = l.gate) or exists (select from offload.lanes where id = l.gate)
+    then 'true,' else 'false,' end || (select count(*) from offload.slots where gate = l.gate) || ',[' || array_to_string(array(
+        select case
+            when h.extra = j.extra then p.n
+            when (h.extra::json -> 'limits')::text is not distinct from (j.extra::json -> 'limits')::text then p.n
+        end
+        from (select n from offload.parked where lane = l.gate order by seat limit %(depth)s) as p
+        cross join lateral (select extra from offload.jobs where n = p.n limit 1) as h
+    ), ',', 'null') || ']]', ','), '') || ']',
+    coalesce((select json_object_agg(id, value::json) from offload.rules), '{}')::text, exists (select from offload.arrivals)
+from rows from (json_array_elements_text(%(gates)s::json), unnest(%(ns)s::bigint[])) as l (gate, n)
+cross join lateral (select extra from offload.jobs where n = l.n limit 1) as j
+
+-- name: succeed_in_turn
+-- As `succeed`, with the gates that the jobs leave (null: none), while :heirs come to hold these and go to the ends of their ready lines.
+-- Nothing is done, and false returned, unless all :count leases are held.
+with input as materialized (
+    select * from rows from (
+        unnest(%(ns)s::bigint[], %(claims)s::integer[], %(forget)s::bigint[]),
+        json_array_elements_text(%(results)s::json), json_array_elements_text(%(gates)s::json)
+    ) as i (n, claim, forget_at, result, gate)
+), locked as materialized (
+    select r.*, i.forget_at, i.result, i.gate from input i cross join lateral (
+        select n, claim, attempt, crashes, started_at, worker from offload.running
+        where n = i.n and claim = i.claim and session = %(session)s limit 1 for update
+    ) as r
+), held as materialized (
+    select * from locked where (select count(*) from locked) = %(count)s
+), ended as (
+    delete from offload.running where n = any(array(select n from held))
+), kept as (
+    insert into offload.done (n, state, claim, attempt, crashes, started_at, worker, result, finished_at, forget_at)
+    select n, 'SUCCEEDED', claim, attempt, crashes, started_at, worker, result, %(now)s, forget_at from held where forget_at is not null
+), forgotten as (
+    delete from offload.jobs where n = any(array(select n from held where forget_at is null))
+), gone as (
+    delete from offload.slots where ctid = any(array(
+        select s.place from held h cross join lateral (
+            select ctid as place from offload.slots where gate = h.gate and n = h.n limit 1
+        ) as s
+    ))
+), heirs as materialized (
+    select nextval('offload.places') as pos, p.*, j.queue, j.rank from unnest(%(heirs)s::bigint[]) as h (n)
+    cross join lateral (
+        select ctid as place, n, lane, claim, attempt, crashes, started_at, worker from offload.parked where n = h.n limit 1
+    ) as p
+    cross join lateral (select queue, rank from offload.jobs where n = h.n limit 1) as j
+    where exists (select from held)
+), inherited as (
+    insert into offload.slots (gate, n, cost) select lane, n, 1 from heirs
+), unparked as (
+    delete from offload.parked where ctid = any(array(select place from heirs))
+), noted as materialized (
+    select jsonb_object_agg(n, pos) as by_n from heirs
+), updated as (
+    update offload.jobs j set pos = (t.by_n ->> j.n::text)::bigint from noted t where j.n = any(array(select n from heirs))
+), placed as (
+    insert into offload.ready (queue, rank, pos, n, claim, attempt, crashes, ready_at, started_at, worker)
+    select queue, rank, pos, n, claim, attempt, crashes, %(now)s, started_at, worker from heirs
+), woken as (
+    select pg_notify(%(channel)s, what) from (
+        select distinct what from offload.sleepers
+        where until > clock_timestamp()
+            and ((what = 'ended' and exists (select from held)) or (what = 'work' and exists (select from heirs)))
+    ) as who
+)
+select exists (select from held), (select count(*) from woken)
 
 -- name: parked_lanes
 -- The next :depth lanes that are parked at a gate.

@@ -1,4 +1,4 @@
--- Version 2: orders, concurrency limits and rates by key. See offload/gates.py for gates and lanes, and gating.py for who may change them.
+-- Version 2: orders, concurrency limits and rates by key. See offload/gates/ for gates and lanes, and gating.py for who may change them.
 
 alter table offload.jobs add column seat bigint;    -- its place in lanes, where that is not n
 

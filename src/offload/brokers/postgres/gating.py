@@ -6,23 +6,22 @@ is read and changed under the lock of its turn, or else of the gate where it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any, NamedTuple, assert_never
+from typing import NamedTuple, assert_never
 
 import msgspec
 
 from offload.broker import Work
 from offload.brokers.postgres import locking
 from offload.brokers.postgres.rows import read_extra
-from offload.brokers.postgres.work import Transaction, text
+from offload.brokers.postgres.work import T, Transaction, text
 from offload.gates import (
     LATENESS,
     MOST_HOLDERS,
     MOST_STRIKING,
     Changes,
-    Gate,
     Keyed,
     Lane,
     Ledger,
@@ -30,15 +29,22 @@ from offload.gates import (
     Need,
     Place,
     Steps,
-    T,
-    Want,
-    changes,
     key_of,
     kind_of,
-    limit_record,
     member_of,
     rule_id,
-    wants_of,
+)
+from offload.gates.rows import (
+    GateRow,
+    changed_gates,
+    gate_from,
+    in_order,
+    new_rules,
+    record_of,
+    stopping_first,
+    unread_gates,
+    unread_lanes,
+    written,
 )
 from offload.job import Job, Limit, LimitRecord, SlotLimit
 
@@ -70,15 +76,11 @@ class Own(NamedTuple):
     past: Past
 
 
-Told = tuple[int | None, int | None, int | None, bool, int, int, int | None]
-GateRow = tuple[str, Told | None, list[tuple[int, int]], list[Place]]
-HeirRow = tuple[str, bool, int, tuple[int, str, int, str, int, int, int, int | None, str | None, int] | None]
 LineRow = tuple[int, int, str, int, str, int, int, int, int | None, str | None]
 LaneRow = tuple[str, str | None, list[LineRow]]
 Facts = tuple[int, str | None, list[str], bool]
 
 _gates = msgspec.json.Decoder(list[GateRow]).decode
-_heirs = msgspec.json.Decoder(list[HeirRow]).decode
 _lanes = msgspec.json.Decoder(list[LaneRow]).decode
 _line = msgspec.json.Decoder(list[LineRow]).decode
 _places = msgspec.json.Decoder(list[Place]).decode
@@ -118,9 +120,6 @@ class Gates:
         """Whether what is true of all gates was read."""
         self._rules: dict[str, Limit] = {}
         self._ledger = Ledger(tx.now, self._rules, self._let_pass)
-        self._heirs: dict[str, tuple[int, Any]] = {}
-        self._handed: list[tuple[str, int, int | None]] = []
-        self._unparked: list[int] = []
         self._stored: set[str] = set()
         """The lanes that stood in the table `lanes`."""
         self._wakes: dict[str, int | None] = {}
@@ -153,47 +152,11 @@ class Gates:
 
     def expect(self, members: Sequence[Member], gates: Sequence[str] = ()) -> Work[None]:
         """Read at once what these will need."""
-        asked = (*(want.gate for each in members for want in each.wants), *gates)
-        wanted = dict.fromkeys(asked)
-        missing = [gate for gate in wanted if gate not in self._ledger.gates]
-        if missing:
+        wanted = [*(want.gate for each in members for want in each.wants), *gates]
+        if missing := unread_gates(self._ledger, wanted):
             yield from self._answer(Need("gates", missing))
-        waiting = [lane for id in wanted for _, lane in self._ledger.gates[id].parked]
-        lanes = dict.fromkeys(id for id in (*(each.lane for each in members), *waiting) if id not in self._ledger.lanes)
-        if lanes:
-            yield from self._answer(Need("lanes", list(lanes)))
-
-    def expect_heirs(self, gates: Mapping[str, int]) -> Work[bool]:
-        """Read who comes after the holders of gates, each of which will be left once. False when these take more care."""
-        if any(gate in self._ledger.gates or gate in self._ledger.lanes for gate in gates):
-            return False
-        yield from locking.have(self._tx, list(gates))
-        rows = _heirs((yield from self._tx.value("heirs", gates=text(list(gates.items())))))
-        if any(complex or (heir is not None and len(wants_of(read_extra(heir[3]))) > 1) for _, complex, _, heir in rows):
-            return False
-        self._heirs = {gate: (held, heir) for gate, _, held, heir in rows}
-        return True
-
-    def hand_over(self, n: int, want: Want) -> bool:
-        """What `leave` comes to where nobody but the next in its lane can be concerned. False when it takes more care."""
-        found = self._heirs.pop(want.gate, None)
-        if found is None:
-            return False
-        held, heir = found
-        self._handed.append((want.gate, n, None))
-        if heir is not None and held - 1 < self._width(want, heir[3]):
-            self._handed.append((want.gate, heir[0], 1))
-            self._unparked.append(heir[0])
-            self._let_pass(Member(heir[9], heir[0], want.gate, (), Own(heir[1], heir[2], Past(*heir[4:9]))))
-        return True
-
-    def _width(self, want: Want, extra: str) -> int:
-        """How many may hold a gate that nobody has changed, as far as this job is concerned."""
-        own = next((each.limit for each in wants_of(read_extra(extra)) if each.gate == want.gate), None)
-        if not isinstance(own, SlotLimit):
-            return 1
-        declared = self._rules.get(f"slot {own.rule}")
-        return declared.n if isinstance(declared, SlotLimit) else own.n
+        if lanes := unread_lanes(self._ledger, members, dict.fromkeys(wanted)):
+            yield from self._answer(Need("lanes", lanes))
 
     @property
     def wake_at(self) -> int | None:
@@ -229,7 +192,7 @@ class Gates:
 
     def _note_gates(self, rows: Sequence[GateRow]) -> None:
         for row in rows:
-            gate = _gate(row)
+            gate = gate_from(row)
             self._wakes[gate.id] = gate.wake_at
             self._ledger.read_gate(gate, row[3], len(row[3]) == DEPTH)
 
@@ -245,7 +208,7 @@ class Gates:
     def write(self) -> Work[None]:
         """Write what has changed, and go on from there."""
         tx, changes = self._tx, self._ledger.changes
-        held = [*((gate, n, cost) for (gate, n), cost in changes.held.items()), *self._handed]
+        held = [(gate, n, cost) for (gate, n), cost in changes.held.items()]
         waiting = changes.waiting.values()
         lanes = [self._ledger.lanes[id] for id in changes.lanes]
         parked = {lane.id: (lane.id, lane.gate, lane.line[0].seat) for lane in lanes if lane.gate not in (None, lane.id)}
@@ -255,11 +218,11 @@ class Gates:
                 "put_gates",
                 left=text([(gate, n) for gate, n, cost in held if cost is None]),
                 held=text([each for each in held if each[2] is not None]),
-                passed=text([*(each.n for each, waits in waiting if not waits), *self._unparked]),
+                passed=text([each.n for each, waits in waiting if not waits]),
                 waiting=text([(each.n, each.lane, each.seat, *each.own.past) for each, waits in waiting if waits]),
                 empty=text([lane.id for lane in lanes if lane.id in self._stored and lane.id not in parked]),
                 lanes=text(list(parked.values())),
-                gates=text([_row(gate) for gate in gates]),
+                gates=text([written(gate) for gate in gates]),
             )
         if self._dues:
             yield from tx.do("note_dues", dues=text(self._dues))
@@ -268,23 +231,11 @@ class Gates:
         self._stored.difference_update(lane.id for lane in lanes)
         self._stored.update(parked)
         self._ledger.changes = Changes()
-        self._heirs, self._handed, self._unparked, self._dues = {}, [], [], {}
+        self._dues = {}
 
 
 def _earlier(wake_at: int | None, before: int | None) -> bool:
     return wake_at is not None and (before is None or wake_at < before)
-
-
-def _gate(row: GateRow) -> Gate:
-    id, told, holders, _ = row
-    gate = Gate(id, kind_of(id), dict(holders))
-    if told is not None:
-        gate.n, gate.interval, gate.burst, gate.paused, gate.shut_until, gate.tat, gate.wake_at = told
-    return gate
-
-
-def _row(gate: Gate) -> tuple[Any, ...]:
-    return (gate.id, gate.n, gate.interval, gate.burst, gate.paused, gate.shut_until, gate.tat, gate.wake_at)
 
 
 def due(tx: Transaction) -> Work[tuple[list[str], bool]]:
@@ -297,11 +248,7 @@ def _under(tx: Transaction, limit: Limit, before: Limit | None) -> Work[list[str
     """The gates where somebody waits for whom a declaration changes anything."""
     kind = "slot of " if isinstance(limit, SlotLimit) else "token of "
     found = _heads((yield from tx.value("gates_under", kind=kind, beyond=f"{kind[:-1]}!")))
-    return sorted(gate for gate, extra in found if any(changes(limit, before, each) for each in _limits(gate, extra)))
-
-
-def _limits(gate: str, extra: str) -> list[Limit]:
-    return [want.limit for want in wants_of(read_extra(extra)) if want.gate == gate and want.limit is not None]
+    return changed_gates(limit, before, ((gate, read_extra(extra)) for gate, extra in found))
 
 
 def declare(tx: Transaction, limits: Sequence[Limit]) -> Work[list[str]]:
@@ -309,18 +256,13 @@ def declare(tx: Transaction, limits: Sequence[Limit]) -> Work[list[str]]:
 
     Whoever is at any gate goes by the rules that he read there. So all gates are locked, but only where a rule changes.
     """
-    known = yield from _known_rules(tx)
-    if all(known.get(rule_id(limit)) == limit for limit in limits):
+    if not new_rules(limits, (yield from _known_rules(tx))):
         return []
     yield from locking.lock_all(tx)
-    known = yield from _known_rules(tx)
     concerned: list[str] = []
-    for limit in limits:
-        before = known.get(rule_id(limit))
-        if before != limit:
-            known[rule_id(limit)] = limit
-            yield from tx.do("put_rule", id=rule_id(limit), value=text(limit))
-            concerned += yield from _under(tx, limit, before)
+    for limit, before in new_rules(limits, (yield from _known_rules(tx))):
+        yield from tx.do("put_rule", id=rule_id(limit), value=text(limit))
+        concerned += yield from _under(tx, limit, before)
     return concerned
 
 
@@ -336,7 +278,7 @@ def limits(tx: Transaction, gates: Sequence[str] | None = None) -> Work[list[Lim
     rows = _gates((yield from tx.value("gates", ids=text(list(ids)), depth=0)))
     facts = _facts((yield from tx.value("gate_facts", gates=text([row[0] for row in rows]), most=MOST_HOLDERS)))
     found = [_limit(tx.now, row, about, rules) for row, about in zip(rows, facts, strict=True)]
-    return found if gates is not None else sorted(found, key=lambda limit: (limit.key, limit.kind))
+    return found if gates is not None else in_order(found)
 
 
 def striking(tx: Transaction) -> Work[tuple[LimitRecord, ...]]:
@@ -346,18 +288,15 @@ def striking(tx: Transaction) -> Work[tuple[LimitRecord, ...]]:
 
 
 def _limit(now: int, row: GateRow, facts: Facts, rules: dict[str, Limit]) -> LimitRecord:
-    gate = _gate(row)
     waiting, extra, holders, dead = facts
-    wants: Sequence[Want] = () if extra is None else wants_of(read_extra(extra))
-    want = next((want for want in wants if want.gate == gate.id), None)
-    return limit_record(gate, want, rules, now, holders, len(gate.holders), waiting, dead=dead)
+    concerned = None if extra is None else read_extra(extra)
+    return record_of(row, rules, now, holders, waiting, concerned, dead=dead)
 
 
 def limits_of(tx: Transaction, job: Job, lane: str, seat: int) -> Work[tuple[tuple[LimitRecord, ...], int]]:
     """What the keys of a job in a lane allow, what stops it first, and how many go before it."""
     stop, before = yield from tx.row("lane_facts", lane=lane, seat=seat)
-    gates = sorted((want.gate for want in wants_of(job)), key=lambda gate: gate != stop)
-    return tuple((yield from limits(tx, gates if stop in gates else [stop, *gates]))), before
+    return tuple((yield from limits(tx, stopping_first(job, stop)))), before
 
 
 def forget(tx: Transaction) -> Work[None]:

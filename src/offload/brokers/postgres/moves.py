@@ -13,7 +13,7 @@ from offload.brokers.postgres.gating import Gates, Own, Past, member
 from offload.brokers.postgres.rows import JobColumns, jobs_by_number
 from offload.brokers.postgres.work import Transaction, text
 from offload.gates import KINDS, Keyed, Member, changed_by, gated, held_back_by, wants_of
-from offload.job import Job, Kind, LimitChange, RateLimit, State
+from offload.job import Job, Kind, LimitChange, State
 
 MOST_ARRIVALS = 1_000
 """The most jobs of callers' transactions that one operation lets in."""
@@ -204,7 +204,7 @@ class Moves:
         if not gates.open:
             first = list(dict.fromkeys(_gates_of(self._steps)))
             yield from locking.have(tx, first)
-            if (yield from gates.begin([] if _hand_over(self._steps) else first)):
+            if (yield from gates.begin(first)):
                 later, self._steps = self._steps, []
                 yield from self.let_in(tx)
                 self._steps += later
@@ -218,16 +218,10 @@ class Moves:
         """Have everybody come to the gates; what is left are the ends of ready lines."""
         gates = yield from self._opened(tx)
         steps, self._steps = self._steps, []
-        if not (yield from self._expect_heirs(gates, steps)):
-            yield from self._expect(tx, gates, steps)
+        yield from self._expect(tx, gates, steps)
         for step in steps:
             yield from self._do(gates, step)
         yield from gates.write()
-
-    def _expect_heirs(self, gates: Gates, steps: Sequence[Step]) -> Work[bool]:
-        """Whether nobody can be concerned but the next of each key, who is known then."""
-        left = _hand_over(steps)
-        return bool(left) and (yield from gates.expect_heirs(left))
 
     def _expect(self, tx: Transaction, gates: Gates, steps: Sequence[Step]) -> Work[None]:
         """Read at once what these steps will ask for."""
@@ -265,10 +259,9 @@ class Moves:
                 self._steps.append(step)
             case Enter():
                 yield from self._enter(gates, step)
-            case Leave(n, keyed, kinds):
-                if not gates.hand_over(n, wants_of(keyed)[0]):
-                    each = self._member(step)
-                    yield from gates.run(lambda ledger: ledger.leave(each, kinds))
+            case Leave(_, _, kinds):
+                each = self._member(step)
+                yield from gates.run(lambda ledger: ledger.leave(each, kinds))
             case Withdraw():
                 each = self._member(step)
                 yield from gates.run(lambda ledger: ledger.withdraw(each))
@@ -323,21 +316,6 @@ def _gates_of(steps: Iterable[Step]) -> Iterator[str]:
             yield from (want.gate for want in wants_of(step.keyed))
         elif not isinstance(step, End):
             yield step.gate
-
-
-def _hand_over(steps: Iterable[Step]) -> dict[str, int]:
-    """The gates that these steps leave, one each and nothing else, with who leaves; empty where they do anything else."""
-    left: dict[str, int] = {}
-    for step in steps:
-        if isinstance(step, End):
-            continue
-        if not isinstance(step, Leave) or step.kinds is not KINDS:
-            return {}
-        wants = wants_of(step.keyed)
-        if len(wants) != 1 or isinstance(wants[0].limit, RateLimit) or wants[0].gate in left:
-            return {}
-        left[wants[0].gate] = step.n
-    return left
 
 
 def put_off(tx: Transaction, jobs: Sequence[tuple[int, int | None]]) -> Work[None]:

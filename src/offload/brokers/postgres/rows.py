@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from offload.broker import Work
 from offload.brokers.postgres.work import Transaction, text
@@ -26,7 +27,7 @@ def stored(moment: datetime) -> int:
 
 def moment(stored: int) -> datetime:
     """The moment that `stored` stands for, in UTC."""
-    return EPOCH + timedelta(microseconds=stored)
+    return EPOCH + timedelta(0, 0, stored)
 
 
 def optional_moment(stored: int | None) -> datetime | None:
@@ -66,6 +67,13 @@ _extra = msgspec.json.Decoder(Extra).decode
 def read_extra(text: str) -> Extra:
     """What `jobs.extra` says."""
     return _extra(text)
+
+
+@lru_cache(8192)
+def _rare_fields(text: str) -> dict[str, Any]:
+    """What is rare about a job, as fields of a Job."""
+    extra = read_extra(text)
+    return {name: value for name in Extra.__struct_fields__ if (value := getattr(extra, name)) != getattr(NO_EXTRA, name)}
 
 
 _failure = msgspec.json.Decoder(Failure).decode
@@ -145,16 +153,6 @@ class ReadyRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     def job(self) -> Job:
         """The job."""
-        if self.extra is None:
-            return Job(
-                id=self.id,
-                task=self.task,
-                payload=self.payload.encode(),
-                enqueued_at=EPOCH + timedelta(0, 0, self.enqueued_at),
-                queue=self.queue,
-                priority=-self.rank,
-                keep=self.keep,
-            )
         return job_of(self)
 
 
@@ -251,26 +249,17 @@ def extra_of(row: Rare) -> Extra:
 
 
 def job_of(row: ReadyRow | JobColumns) -> Job:
-    """The job of a row that may have rare fields."""
-    extra = extra_of(row)
-    return Job(
+    """The job of a row: as most jobs are, and then what is rare about it."""
+    job = Job(
         id=row.id,
         task=row.task,
         payload=row.payload.encode(),
-        enqueued_at=moment(row.enqueued_at),
+        enqueued_at=EPOCH + timedelta(0, 0, row.enqueued_at),
         queue=row.queue,
         priority=-row.rank,
-        run_at=extra.run_at,
-        expires_at=extra.expires_at,
-        timeout=extra.timeout,
-        unique=extra.unique,
-        schedule=extra.schedule,
-        overlap=extra.overlap,
         keep=row.keep,
-        order_by=extra.order_by,
-        on_dead=extra.on_dead,
-        limits=extra.limits,
     )
+    return job if row.extra is None else replace(job, **_rare_fields(row.extra))
 
 
 def jobs_by_number(tx: Transaction, ns: Sequence[int]) -> Work[dict[int, JobColumns]]:

@@ -10,7 +10,7 @@ from math import inf
 import msgspec
 
 from offload.broker import Session, Work
-from offload.brokers.postgres import gating, planning, settling, upkeep
+from offload.brokers.postgres import gating, planning, settling, succeeding, upkeep
 from offload.brokers.postgres.connections import Link
 from offload.brokers.postgres.database import Database
 from offload.brokers.postgres.fetching import Fetching
@@ -93,8 +93,8 @@ class PostgresSession(Session):
         """Record outcomes; see `Session.settle`."""
         if not settlements:
             return []
-        if settling.all_plain(settlements, self._marked):
-            lost = await self._link.step(lambda tx: settling.succeed(tx, self.id, settlements))
+        if succeeding.all_plain(settlements, self._marked):
+            lost = await self._link.step(lambda tx: succeeding.succeed(tx, self.id, settlements))
         else:
             lost = await self._link.run(lambda tx: settling.settle(tx, self.id, settlements, self._marked))
         if self._marked:

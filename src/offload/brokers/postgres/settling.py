@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple, assert_never
 
@@ -15,10 +15,11 @@ from offload.brokers.postgres.gating import Past
 from offload.brokers.postgres.keys import Keys
 from offload.brokers.postgres.moves import Moves
 from offload.brokers.postgres.rows import jobs_by_number, seconds
+from offload.brokers.postgres.succeeding import distinct, plain, succeed, succeed_in_turn
 from offload.brokers.postgres.work import Doubt, Transaction, text
 from offload.errors import BrokerError
 from offload.gates import gated
-from offload.job import Cancelled, Dead, Done, Job, Lease, Outcome, Release, Retried, SlotLimit, State
+from offload.job import Cancelled, Dead, Done, Job, Lease, Outcome, Release, Retried, State
 
 MOST_TRIES = 10
 Settlements = Sequence[tuple[Lease, Outcome]]
@@ -44,41 +45,17 @@ class Held(NamedTuple):
 
 held_rows = msgspec.json.Decoder(list[Held]).decode
 _leases = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
-_numbers = msgspec.json.Decoder(list[int]).decode
-
-
-def plain(lease: Lease, outcome: Outcome, marked: AbstractSet[int]) -> bool:
-    """Whether there is nothing to be done but to record a success, or to forget the job and nothing else.
-
-    `marked` are the jobs that this session gave steps or progress.
-    """
-    job = lease.job
-    if type(outcome) is not Done or job.unique is not None or job.schedule is not None or _holds(job) or type(lease.ref) is not int:
-        return False
-    return job.keep > 0 or (lease.claim == 1 and lease.ref not in marked)
-
-
-def _holds(job: Job) -> bool:
-    """Whether a job that runs holds any gate; of a rate it has taken its token for good."""
-    return job.order_by is not None or any(isinstance(limit, SlotLimit) for limit in job.limits)
-
-
-def all_plain(settlements: Settlements, marked: AbstractSet[int]) -> bool:
-    """Whether one statement settles all."""
-    return all(plain(lease, outcome, marked) for lease, outcome in settlements) and _distinct(settlements)
-
-
-def _distinct(settlements: Settlements) -> bool:
-    return len({lease.ref for lease, _ in settlements}) == len(settlements)
 
 
 def settle(tx: Transaction, session: str, settlements: Settlements, marked: AbstractSet[int]) -> Work[list[Lease]]:
     """Record outcomes; returns the leases that were lost."""
+    if (yield from succeed_in_turn(tx, session, settlements, marked)):
+        return []
     easy: list[tuple[Lease, Outcome]] = []
     others: list[tuple[Lease, Outcome]] = []
     for lease, outcome in settlements:
         (easy if plain(lease, outcome, marked) else others).append((lease, outcome))
-    if not _distinct(settlements):
+    if not distinct(settlements):
         easy, others = [], list(settlements)
     lost: list[Lease] = []
     if others:
@@ -112,34 +89,6 @@ def settle_on(tx: Transaction, session: str, lease: Lease, outcome: Outcome) -> 
             yield from tx.do("release_savepoint")
             return not lost
     raise BrokerError(f"other transactions took keys of job {lease.job.id} {MOST_TRIES} times; try again")
-
-
-def succeed(tx: Transaction, session: str, settlements: Settlements) -> Work[list[Lease]]:
-    """Settle plain successes by one statement. Returns those that were lost."""
-    now = tx.now
-    leases = sorted([(lease.ref, lease.claim, lease.job.keep, outcome.result) for lease, outcome in settlements if type(outcome) is Done])
-    forget = [str(now + seconds(keep)) if keep > 0 else "null" for _, _, keep, _ in leases]
-    results = [None if result is None or keep <= 0 else result.decode() for _, _, keep, result in leases]
-    held = yield from tx.value(
-        "succeed",
-        ns=_array(str(n) for n, _, _, _ in leases),
-        claims=_array(str(claim) for _, claim, _, _ in leases),
-        forget=_array(forget),
-        results=text(results) if any(results) else "[]",
-        session=session,
-        now=now,
-        channel=tx.channel,
-    )
-    settled = _numbers(held)
-    if len(settled) == len(settlements):
-        return []
-    left = set(settled)
-    return [lease for lease, _ in settlements if lease.ref not in left]
-
-
-def _array(items: Iterable[str]) -> str:
-    """Numbers as PostgreSQL writes an array, which it reads much faster than JSON."""
-    return "{" + ",".join(items) + "}"
 
 
 def _settle(tx: Transaction, session: str, settlements: Settlements) -> Work[list[Lease]]:

@@ -7,10 +7,10 @@ select json_group_object(id, json(value)) from rules
 insert into rules (id, value) values (:id, :value) on conflict (id) do update set value = :value
 
 -- name: gates
--- Gates, as gating.GateRow: what is known of each, who holds it, and the first :depth lanes that are parked there.
+-- Gates, as gates.rows.GateRow: what is known of each, who holds it, and the first :depth lanes that are parked there.
 select json_group_array(json_array(
     asked.value,
-    json((select json_array(n, interval, burst, paused, shut_until, tat, wake_at) from gates where id = asked.value)),
+    json((select json_array(n, interval, burst, json(iif(paused, 'true', 'false')), shut_until, tat, wake_at) from gates where id = asked.value)),
     json((select json_group_array(json_array(n, cost)) from slots where gate = asked.value)),
     json((select json_group_array(json_array(seat, id)) from (
         select seat, id from (
@@ -22,16 +22,37 @@ select json_group_array(json_array(
 )) from json_each(:ids) as asked
 
 -- name: heirs
--- Of gates with a lane of the same name, as gating.HeirRow: whether there is more to know of them, how many hold them, and who is first
--- in that lane.
+-- Of gates that jobs are to leave, as [gate, n], as gates.Succession: the first :depth in the lane of the same name, null for those that do
+-- not want the very same. And what `rules` tells. Texts that differ only elsewhere are rare: only then they are read as JSON.
+with leaving as materialized (
+    select json_extract(value, '$[0]') as gate, json_extract(value, '$[1]') as n from json_each(:leaving)
+)
 select json_group_array(json_array(
-    asked.value,
-    exists (select 1 from gates where id = asked.value)
-        or exists (select 1 from lanes where gate = asked.value) or exists (select 1 from lanes where id = asked.value),
-    (select count(*) from slots where gate = asked.value),
-    json((select json_array(p.n, j.queue, j.rank, j.extra, p.claim, p.attempt, p.crashes, p.started_at, p.worker)
-        from parked p cross join jobs j on j.n = p.n where p.lane = asked.value order by p.seat limit 1))
-)) from json_each(:gates) as asked
+    json(iif(exists (select 1 from gates where id = l.gate)
+        or exists (select 1 from lanes where gate = l.gate) or exists (select 1 from lanes where id = l.gate), 'true', 'false')),
+    (select count(*) from slots where gate = l.gate),
+    json((
+        select json_group_array(case
+            when extra = j.extra then n
+            when json_extract(extra, '$.limits') is json_extract(j.extra, '$.limits') and json_extract(extra, '$.fair_by') is null then n
+        end) from (
+            select p.n, h.extra from parked p cross join jobs h on h.n = p.n where p.lane = l.gate order by p.seat limit :depth)))
+)), (select json_group_object(id, json(value)) from rules)
+from leaving l cross join jobs j on j.n = l.n
+
+-- name: leave_slots
+-- Jobs, each of which holds one of these :gates, leave it.
+delete from slots where gate in (select value from json_each(:gates)) and +n in (select value from json_each(:ns))
+
+-- name: inherit_slots
+-- Jobs that wait in lanes with the names of gates come to hold these.
+insert into slots (gate, n, cost) select lane, n, 1 from parked where n in (select value from json_each(:ns))
+
+-- name: inherit_ready
+-- Jobs that wait in lanes go to the ends of their ready lines, from the place :first on, in order.
+insert into ready (queue, rank, pos, n, claim, attempt, crashes, ready_at, started_at, worker)
+select j.queue, j.rank << 24, :first + h.key, j.n, p.claim, p.attempt, p.crashes, :now, p.started_at, p.worker
+from json_each(:ns) h cross join jobs j on j.n = h.value cross join parked p on p.n = h.value
 
 -- name: parked_lanes
 -- The next :depth lanes that are parked at a gate.

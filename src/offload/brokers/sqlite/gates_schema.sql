@@ -1,4 +1,4 @@
--- Version 2: orders, concurrency limits and rates by key. See offload/gates.py for gates and lanes.
+-- Version 2: orders, concurrency limits and rates by key. See offload/gates/ for gates and lanes.
 
 alter table jobs add column seat integer;   -- its place in lanes, where that is not n
 alter table jobs add column round integer;  -- the round in which it takes its turn by key

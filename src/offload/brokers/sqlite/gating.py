@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, assert_never
+from typing import NamedTuple, assert_never
 
 import msgspec
 
 from offload.brokers.sqlite.rows import read_extra, text
-from offload.brokers.sqlite.transaction import Transaction
+from offload.brokers.sqlite.transaction import T, Transaction
 from offload.gates import (
     LATENESS,
     MOST_HOLDERS,
     MOST_STRIKING,
-    Gate,
     Lane,
     Ledger,
     Member,
     Need,
     Place,
     Steps,
-    T,
-    Want,
     answered,
-    changes,
     key_of,
     kind_of,
-    limit_record,
     member_of,
     rule_id,
-    wants_of,
+)
+from offload.gates.rows import (
+    GateRow,
+    changed_gates,
+    gate_from,
+    in_order,
+    new_rules,
+    record_of,
+    stopping_first,
+    unread_gates,
+    unread_lanes,
+    written,
 )
 from offload.job import Job, Limit, LimitRecord, SlotLimit
 
@@ -58,14 +64,10 @@ class Own(NamedTuple):
     fair_by: str | None
 
 
-Told = tuple[int | None, int | None, int | None, int, int, int, int | None]
-GateRow = tuple[str, Told | None, list[tuple[int, int]], list[Place]]
-HeirRow = tuple[str, int, int, tuple[int, str, int, str, int, int, int, int | None, str | None] | None]
 LineRow = tuple[int, int, str, int, str, int, int, int, int | None, str | None]
 LaneRow = tuple[str, str | None, list[LineRow]]
 
 _gates = msgspec.json.Decoder(list[GateRow]).decode
-_heirs = msgspec.json.Decoder(list[HeirRow]).decode
 _lanes = msgspec.json.Decoder(list[LaneRow]).decode
 _line = msgspec.json.Decoder(list[LineRow]).decode
 _places = msgspec.json.Decoder(list[Place]).decode
@@ -91,12 +93,7 @@ class Gates:
 
     def __init__(self, tx: Transaction, now: int, passed: Callable[[Member], None]) -> None:
         self._tx = tx
-        self._rules = _rules(tx.value("rules"))
-        self._passed = passed
-        self._ledger = Ledger(now, self._rules, passed)
-        self._heirs: dict[str, tuple[int, Any]] = {}
-        self._handed: list[tuple[str, int, int | None]] = []
-        self._unparked: list[int] = []
+        self._ledger = Ledger(now, _rules(tx.value("rules")), passed)
         self._stored: set[str] = set()
         """The lanes that stood in the table `lanes`."""
         self._dues: list[tuple[int, int | None]] = []
@@ -107,42 +104,11 @@ class Gates:
 
     def expect(self, members: Sequence[Member]) -> None:
         """Read at once what these will need."""
-        missing = dict.fromkeys(want.gate for each in members for want in each.wants if want.gate not in self._ledger.gates)
+        missing = unread_gates(self._ledger, (want.gate for each in members for want in each.wants))
         if missing:
-            self._answer(Need("gates", list(missing)))
-        waiting = [lane for id in missing for _, lane in self._ledger.gates[id].parked]
-        lanes = dict.fromkeys(id for id in (*(each.lane for each in members), *waiting) if id not in self._ledger.lanes)
-        if lanes:
-            self._answer(Need("lanes", list(lanes)))
-
-    def expect_heirs(self, gates: Sequence[str]) -> bool:
-        """Read who comes after the holders of gates, each of which will be left once. False when these take more care."""
-        rows = _heirs(self._tx.value("heirs", gates=text(list(gates))))
-        if any(complex or (heir is not None and len(wants_of(read_extra(heir[3]))) > 1) for _, complex, _, heir in rows):
-            return False
-        self._heirs = {gate: (held, heir) for gate, _, held, heir in rows}
-        return True
-
-    def hand_over(self, n: int, want: Want) -> bool:
-        """What `leave` comes to where nobody but the next in its lane can be concerned. False when it takes more care."""
-        found = self._heirs.pop(want.gate, None)
-        if found is None:
-            return False
-        held, heir = found
-        self._handed.append((want.gate, n, None))
-        if heir is not None and held - 1 < self._width(want, heir[3]):
-            self._handed.append((want.gate, heir[0], 1))
-            self._unparked.append(heir[0])
-            self._passed(Member(0, heir[0], want.gate, (), Own(heir[1], heir[2], Past(*heir[4:]), read_extra(heir[3]).fair_by)))
-        return True
-
-    def _width(self, want: Want, extra: str) -> int:
-        """How many may hold a gate that nobody has changed, as far as this job is concerned."""
-        own = next((each.limit for each in wants_of(read_extra(extra)) if each.gate == want.gate), None)
-        if not isinstance(own, SlotLimit):
-            return 1
-        declared = self._rules.get(f"slot {own.rule}")
-        return declared.n if isinstance(declared, SlotLimit) else own.n
+            self._answer(Need("gates", missing))
+        if lanes := unread_lanes(self._ledger, members, missing):
+            self._answer(Need("lanes", lanes))
 
     def waits(self, n: int, due: int | None) -> None:
         """Note the time of a job that waits in its lane from now on."""
@@ -169,7 +135,7 @@ class Gates:
 
     def _read_gates(self, ids: Sequence[str]) -> None:
         for row in _gates(self._tx.value("gates", ids=text(list(ids)), depth=DEPTH)):
-            self._ledger.read_gate(_gate(row), row[3], len(row[3]) == DEPTH)
+            self._ledger.read_gate(gate_from(row), row[3], len(row[3]) == DEPTH)
 
     def _read_lanes(self, ids: Sequence[str]) -> None:
         for id, gate, line in _lanes(self._tx.value("lanes", ids=text(list(ids)), depth=DEPTH)):
@@ -180,12 +146,11 @@ class Gates:
     def write(self) -> None:
         """Write what has changed."""
         tx, changes = self._tx, self._ledger.changes
-        held = [*((gate, n, cost) for (gate, n), cost in changes.held.items()), *self._handed]
-        if held:
-            tx.do("drop_slots", pairs=text([(gate, n) for gate, n, cost in held if cost is None or (gate, n) in changes.held]))
-            tx.add("add_slots", [each for each in held if each[2] is not None])
-        if changes.waiting or self._unparked:
-            tx.do("drop_parked", ns=text([*changes.waiting, *self._unparked]))
+        if changes.held:
+            tx.do("drop_slots", pairs=text(list(changes.held)))
+            tx.add("add_slots", [(gate, n, cost) for (gate, n), cost in changes.held.items() if cost is not None])
+        if changes.waiting:
+            tx.do("drop_parked", ns=text(list(changes.waiting)))
             tx.add("add_parked", [(each.n, each.lane, each.seat, *each.own.past) for each, waits in changes.waiting.values() if waits])
         if self._dues:
             tx.do("note_parked", dues=text(self._dues))
@@ -197,21 +162,8 @@ class Gates:
         if changes.gates:
             gates = [self._ledger.gates[id] for id in changes.gates]
             tx.do("drop_gates", ids=text([gate.id for gate in gates]))
-            tx.add("add_gates", [_row(gate) for gate in gates])
+            tx.add("add_gates", [written(gate) for gate in gates])
             tx.work = True  # who sleeps may have to wake up at another time
-
-
-def _gate(row: GateRow) -> Gate:
-    id, told, holders, _ = row
-    gate = Gate(id, kind_of(id), dict(holders))
-    if told is not None:
-        gate.n, gate.interval, gate.burst, paused, gate.shut_until, gate.tat, gate.wake_at = told
-        gate.paused = bool(paused)
-    return gate
-
-
-def _row(gate: Gate) -> tuple[Any, ...]:
-    return (gate.id, gate.n, gate.interval, gate.burst, gate.paused, gate.shut_until, gate.tat, gate.wake_at)
 
 
 def seats(tx: Transaction, ns: Iterable[int]) -> dict[int, int]:
@@ -228,23 +180,15 @@ def _under(tx: Transaction, limit: Limit, before: Limit | None) -> list[str]:
     """The gates where somebody waits for whom a declaration changes anything."""
     kind = "slot of " if isinstance(limit, SlotLimit) else "token of "
     found = _heads(tx.value("gates_under", kind=kind, beyond=f"{kind[:-1]}!"))
-    return sorted(gate for gate, extra in found if any(changes(limit, before, each) for each in _limits(gate, extra)))
-
-
-def _limits(gate: str, extra: str) -> list[Limit]:
-    return [want.limit for want in wants_of(read_extra(extra)) if want.gate == gate and want.limit is not None]
+    return changed_gates(limit, before, ((gate, read_extra(extra)) for gate, extra in found))
 
 
 def declare(tx: Transaction, limits: Sequence[Limit]) -> list[str]:
     """Take over what a worker declares. Returns the gates where somebody may pass now."""
-    known = _rules(tx.value("rules"))
     concerned: list[str] = []
-    for limit in limits:
-        before = known.get(rule_id(limit))
-        if before != limit:
-            known[rule_id(limit)] = limit
-            tx.do("put_rule", id=rule_id(limit), value=text(limit))
-            concerned += _under(tx, limit, before)
+    for limit, before in new_rules(limits, _rules(tx.value("rules"))):
+        tx.do("put_rule", id=rule_id(limit), value=text(limit))
+        concerned += _under(tx, limit, before)
     return concerned
 
 
@@ -253,7 +197,7 @@ def limits(tx: Transaction, now: int, gates: Sequence[str] | None = None) -> lis
     ids = _names(tx.value("known_gates", now=now)) if gates is None else gates
     rules = _rules(tx.value("rules"))
     found = [_limit(tx, now, row, rules) for row in _gates(tx.value("gates", ids=text(list(ids)), depth=0))]
-    return found if gates is not None else sorted(found, key=lambda limit: (limit.key, limit.kind))
+    return found if gates is not None else in_order(found)
 
 
 def striking(tx: Transaction, now: int) -> tuple[LimitRecord, ...]:
@@ -263,18 +207,15 @@ def striking(tx: Transaction, now: int) -> tuple[LimitRecord, ...]:
 
 
 def _limit(tx: Transaction, now: int, row: GateRow, rules: dict[str, Limit]) -> LimitRecord:
-    gate = _gate(row)
-    waiting, extra, holders, dead = tx.row("gate_facts", gate=gate.id, most=MOST_HOLDERS)
-    wants: Sequence[Want] = () if extra is None else wants_of(read_extra(extra))
-    want = next((want for want in wants if want.gate == gate.id), None)
-    return limit_record(gate, want, rules, now, _names(holders), len(gate.holders), waiting, dead=bool(dead))
+    waiting, extra, holders, dead = tx.row("gate_facts", gate=row[0], most=MOST_HOLDERS)
+    concerned = None if extra is None else read_extra(extra)
+    return record_of(row, rules, now, _names(holders), waiting, concerned, dead=bool(dead))
 
 
 def limits_of(tx: Transaction, now: int, job: Job, lane: str, seat: int) -> tuple[tuple[LimitRecord, ...], int]:
     """What the keys of a job in a lane allow, what stops it first, and how many go before it."""
     stop, before = tx.row("lane_facts", lane=lane, seat=seat)
-    gates = sorted((want.gate for want in wants_of(job)), key=lambda gate: gate != stop)
-    return tuple(limits(tx, now, gates if stop in gates else [stop, *gates])), before
+    return tuple(limits(tx, now, stopping_first(job, stop))), before
 
 
 def forget(tx: Transaction, now: int) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from offload.brokers.sqlite.gating import Gates, Own, Past, member, seats
 from offload.brokers.sqlite.rows import Extra, JobColumns, placed, text
 from offload.brokers.sqlite.transaction import Transaction
-from offload.gates import KINDS, Member, changed_by, gated, held_back_by, member_of, round_of, wants_of
+from offload.gates import KINDS, Member, changed_by, gated, held_back_by, member_of, round_of
 from offload.job import Job, Kind, LimitChange, State
 
 NO_PAST = Past()
@@ -94,9 +94,11 @@ class Moves:
     def arrive(self, jobs: Sequence[tuple[int, Job]]) -> None:
         """Jobs just stored whose time has come: each to the place of its number, as far as its gates let it pass."""
         self.seated({n: n for n, _ in jobs})
-        self.gates.expect([member(job, n, n, NO_PAST) for n, job in jobs if gated(job)])
+        members = {n: member(job, n, n, NO_PAST) for n, job in jobs if gated(job)}
+        if members:
+            self.gates.expect(list(members.values()))
         for n, job in jobs:
-            if gated(job) and not self._enter(member(job, n, n, NO_PAST)):
+            if n in members and not self._enter(members[n]):
                 continue
             if job.fair_by is None:
                 self._places.append((job.queue, placed(-job.priority), n, n, *NO_PAST[:3], self._now, None, None))
@@ -120,7 +122,7 @@ class Moves:
 
     def leave(self, n: int, job: Job, kinds: Sequence[Kind] = KINDS) -> None:
         """Let go of what a job holds; who waited for that passes."""
-        if gated(job) and not self.gates.hand_over(n, wants_of(job)[0]):
+        if gated(job):
             self.gates.run(lambda ledger: ledger.leave(self._member(n, job), kinds))
 
     def withdraw(self, n: int, job: Job) -> None:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from offload.brokers.sqlite.transaction import Transaction
 from offload.job import Failure, Job, Limit, OnDead, Overlap, Progress, RateLimit, Record, State, UniqueKey
@@ -25,7 +26,7 @@ def stored(moment: datetime) -> int:
 
 def moment(stored: int) -> datetime:
     """The moment that `stored` stands for, in UTC."""
-    return EPOCH + timedelta(microseconds=stored)
+    return EPOCH + timedelta(0, 0, stored)
 
 
 def optional_moment(stored: int | None) -> datetime | None:
@@ -66,6 +67,13 @@ _read_extra = msgspec.json.Decoder(Extra).decode
 @lru_cache(8192)  # jobs of the same keys, and nothing else that is rare, have the same text
 def read_extra(text: str) -> Extra:
     return _read_extra(text)
+
+
+@lru_cache(8192)
+def _rare_fields(text: str) -> dict[str, Any]:
+    """What is rare about a job, as fields of a Job."""
+    extra = read_extra(text)
+    return {name: value for name in Extra.__struct_fields__ if (value := getattr(extra, name)) != getattr(NO_EXTRA, name)}
 
 
 @lru_cache(8192)
@@ -146,17 +154,7 @@ class ReadyRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     def job(self, queue: str) -> Job:
         """The job, which stands in `queue`."""
-        if self.extra is None:
-            return Job(
-                id=self.id,
-                task=self.task,
-                payload=self.payload.encode(),
-                enqueued_at=EPOCH + timedelta(0, 0, self.enqueued_at),
-                queue=queue,
-                priority=-(self.rank >> ROUND_BITS),
-                keep=self.keep,
-            )
-        return job_of(self, queue)
+        return _job(self, queue, -(self.rank >> ROUND_BITS))
 
 
 class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -196,7 +194,7 @@ class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     def job(self) -> Job:
         """The job."""
-        return job_of(self, self.queue)
+        return _job(self, self.queue, -self.rank)
 
     def record(self) -> Record:
         """All that is known of it."""
@@ -252,28 +250,18 @@ def extra_of(row: Rare) -> Extra:
     return NO_EXTRA if row.extra is None else read_extra(row.extra)
 
 
-def job_of(row: ReadyRow | JobColumns, queue: str) -> Job:
-    """The job of a row that may have rare fields."""
-    extra = extra_of(row)
-    return Job(
+def _job(row: ReadyRow | JobColumns, queue: str, priority: int) -> Job:
+    """The job of a row: as most jobs are, and then what is rare about it."""
+    job = Job(
         id=row.id,
         task=row.task,
         payload=row.payload.encode(),
-        enqueued_at=moment(row.enqueued_at),
+        enqueued_at=EPOCH + timedelta(0, 0, row.enqueued_at),
         queue=queue,
-        priority=-(row.rank >> ROUND_BITS) if isinstance(row, ReadyRow) else -row.rank,
-        run_at=extra.run_at,
-        expires_at=extra.expires_at,
-        timeout=extra.timeout,
-        unique=extra.unique,
-        schedule=extra.schedule,
-        overlap=extra.overlap,
+        priority=priority,
         keep=row.keep,
-        order_by=extra.order_by,
-        on_dead=extra.on_dead,
-        limits=extra.limits,
-        fair_by=extra.fair_by,
     )
+    return job if row.extra is None else replace(job, **_rare_fields(row.extra))
 
 
 def jobs_by_number(tx: Transaction, ns: Sequence[int]) -> dict[int, JobColumns]:

@@ -12,9 +12,10 @@ from offload.brokers.sqlite.endings import Ending, let_go, record_ends
 from offload.brokers.sqlite.gating import Past, member, seats
 from offload.brokers.sqlite.moves import NO_PAST, Moves
 from offload.brokers.sqlite.rows import seconds, text
-from offload.brokers.sqlite.transaction import Doubt, Transaction
-from offload.gates import gated, holds_on, wants_of
-from offload.job import Cancelled, Dead, Done, Job, Lease, Outcome, RateLimit, Release, Retried, State, keys_of
+from offload.brokers.sqlite.succeeding import Leaving, simple, succeeded
+from offload.brokers.sqlite.transaction import Transaction
+from offload.gates import gated, holds, lone_want
+from offload.job import Cancelled, Dead, Done, Job, Lease, Outcome, Release, Retried, State
 
 Settlements = Sequence[tuple[Lease, Outcome]]
 
@@ -40,54 +41,35 @@ class Held(NamedTuple):
 _held = msgspec.json.Decoder(list[Held]).decode
 
 
-MOST_GROUPS = 4
-"""The most sets of plain successes that one settle takes apart before one statement for all is cheaper."""
-
-
 def settle(tx: Transaction, now: int, session: str, settlements: Settlements, marked: AbstractSet[int]) -> list[Lease]:
     """Record outcomes; returns the leases that were lost.
 
-    `marked` are the jobs that this session gave steps or progress. Plain successes cost two or three statements whatever their
-    number; when one of those leases turns out lost, all is undone and done again with care.
+    `marked` are the jobs that this session gave steps or progress. Plain successes cost a few statements whatever their number, also
+    those of jobs with a key where nobody is concerned but the next of it; when one of those leases turns out lost, all is undone and
+    done again with care.
     """
-    plain: dict[tuple[int, float], list[tuple[int, str | None]]] = {}
+    plain: list[tuple[Lease, Done]] = []
+    leaving: list[Leaving] = []
     others: list[tuple[Lease, Outcome]] = []
     for lease, outcome in settlements:
-        if not tx.careful and type(outcome) is Done and _plain(lease, marked):
-            result = outcome.result
-            plain.setdefault((lease.claim, lease.job.keep), []).append((lease.ref, None if result is None else result.decode()))
+        if tx.careful or type(outcome) is not Done or not simple(lease, marked):
+            others.append((lease, outcome))
+        elif not holds(lease.job):
+            plain.append((lease, outcome))
+        elif lease.job.fair_by is None and (want := lone_want(lease.job)) is not None:
+            plain.append((lease, outcome))
+            leaving.append((lease.ref, want))
         else:
             others.append((lease, outcome))
-    if len(plain) > MOST_GROUPS or (plain and others and len({lease.ref for lease, _ in settlements}) < len(settlements)):
-        plain, others = {}, list(settlements)
-    for (claim, keep), results in plain.items():
-        _succeed(tx, now, session, claim, keep, results)
+    together = not others or not (leaving or _twice(settlements))  # those who come into line do so in the order of the settlements
+    if not together or not succeeded(tx, now, session, plain, leaving):
+        others = list(settlements)
     return _settle(tx, now, session, others) if others else []
 
 
-def _plain(lease: Lease, marked: AbstractSet[int]) -> bool:
-    """Whether success leaves nothing to be done but to record it, or to forget the job and nothing else."""
-    job = lease.job
-    if job.unique is not None or job.schedule is not None or gated(job) or type(lease.ref) is not int:
-        return False
-    return job.keep > 0 or (lease.claim == 1 and lease.ref not in marked)
-
-
-def _succeed(tx: Transaction, now: int, session: str, claim: int, keep: float, results: Sequence[tuple[int, str | None]]) -> None:
-    """End leases of one claim number and one time to keep. Raises Doubt when some are lost."""
-    numbers = text([n for n, _ in results])
-    if keep > 0:
-        told = [each for each in results if each[1] is not None]
-        if told:
-            tx.do("keep_results", results=text(told), session=session, claim=claim, now=now, forget_at=now + seconds(keep))
-        if len(told) < len(results):
-            untold = text([n for n, result in results if result is None])
-            tx.do("keep_done", ns=untold, session=session, claim=claim, now=now, forget_at=now + seconds(keep))
-    if tx.do("settle_plain", ns=numbers, session=session, claim=claim) != len(results):
-        raise Doubt
-    if keep <= 0:
-        tx.do("drop_jobs", ns=numbers)
-    tx.ended = True
+def _twice(settlements: Settlements) -> bool:
+    """Whether a lease is settled twice: the first of its outcomes counts."""
+    return len({lease.ref for lease, _ in settlements}) < len(settlements)
 
 
 def _settle(tx: Transaction, now: int, session: str, settlements: Settlements) -> list[Lease]:
@@ -144,26 +126,10 @@ def end_attempts(tx: Transaction, now: int, settled: Sequence[tuple[Held, Lease,
 def _expect(tx: Transaction, moves: Moves, settled: Sequence[tuple[Held, Lease, Outcome]]) -> None:
     """Read at once what the gates of these jobs will be asked for."""
     keyed = {row.n: lease.job for row, lease, _ in settled if gated(lease.job)}
-    if keyed and not (_simple(settled) and moves.gates.expect_heirs([wants_of(job)[0].gate for job in keyed.values()])):
+    if keyed:
         found = seats(tx, keyed)
         moves.seated(found)
         moves.gates.expect([member(job, n, found[n], NO_PAST) for n, job in keyed.items()])
-
-
-def _simple(settled: Sequence[tuple[Held, Lease, Outcome]]) -> bool:
-    """Whether all that have keys end for good, each with one key of its own, and nobody else can be concerned but the next of that key."""
-    gates: set[str] = set()
-    for row, lease, outcome in settled:
-        job = lease.job
-        if keys_of(job):
-            return False
-        if gated(job):
-            wants = wants_of(job)
-            ends = isinstance(outcome, Done) or row.cancel or (isinstance(outcome, (Dead, Cancelled)) and not holds_on(job))
-            if not ends or len(wants) != 1 or isinstance(wants[0].limit, RateLimit) or wants[0].gate in gates:
-                return False
-            gates.add(wants[0].gate)
-    return True
 
 
 def _ending(n: int, job: Job, past: Past, outcome: Done | Dead | Cancelled) -> Ending:

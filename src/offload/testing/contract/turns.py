@@ -10,6 +10,7 @@ from offload.job import (
     Job,
     Release,
     Retried,
+    SlotLimit,
 )
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import Fixtures, claim, ids, info, job, needs, settle
@@ -70,3 +71,13 @@ class Turns(Fixtures):
             assert again.job.id == "a1"
             await settle(session, again, Retried(0))
             assert await one_by_one(session) == ["a2", "b1", "b2", "a1"]
+
+    @needs(Feature.FAIRNESS, Feature.LIMITS)
+    async def test_who_has_waited_for_a_slot_takes_a_turn_as_well(self, store: Store, clock: TestClock) -> None:
+        one = (SlotLimit("k", 1),)
+        await store.enqueue([fair(clock, "a1", "a", limits=one), fair(clock, "a3", "a", limits=one)])
+        async with store.session(info()) as session:
+            (a1,) = await claim(session)
+            await store.enqueue([fair(clock, "b1", "b"), fair(clock, "b2", "b"), fair(clock, "a2", "a")])
+            await settle(session, a1, Done())
+            assert await one_by_one(session) == ["b1", "b2", "a2", "a3"]

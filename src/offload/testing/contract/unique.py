@@ -54,6 +54,17 @@ class Uniqueness(Fixtures):
             await store.enqueue([only(clock, "a"), only(clock, "b", "raise")])
         assert await store.enqueue([only(clock, "c", "raise")]) == ["c"]
 
+    @needs(Feature.UNIQUE, Feature.SCHEDULES)
+    async def test_an_undone_batch_leaves_those_in_line_whom_it_would_have_replaced(self, store: Store, clock: TestClock) -> None:
+        key, never = UniqueKey("u", "finished", "keep_last"), UniqueKey("u", "finished", "raise")
+        await store.enqueue([job(clock, "holder", unique=key), tick_job(clock, rule(overlap="replace"), "next", unique=key)])
+        assert (await record(store, "next")).reason == "behind holder"
+        with pytest.raises(UniqueConflict):
+            await store.enqueue([tick_job(clock, rule(overlap="replace"), "instead"), job(clock, "refused", unique=never)])
+        assert (await record(store, "next")).reason == "behind holder"
+        await store.cancel(["holder"])
+        assert await state(store, "next") is State.READY
+
     @needs(Feature.UNIQUE)
     async def test_an_undone_batch_leaves_replaced_payloads_as_they_were(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([only(clock, "a", "replace", "started", n=1)])

@@ -1,14 +1,4 @@
-"""Decides who of a key may go: its turn, its slot, its token. Pure: the moment is handed in, and what is stored is asked for.
-
-A job with `order_by` or `limits` passes a **gate** for each of its keys, all of them or none, to become READY:
-
-    turn of K    one job at a time, held until it is terminal
-    slot of K    n jobs at a time, held while READY or RUNNING
-    token of K   as many READY jobs as tokens are there; the claim takes the token
-
-Who cannot pass waits in a **lane**: that of its order key, or else that of all its keys together, so that whoever stands first in a lane
-stands for all behind it. A lane is parked at the one gate that stops its first job. So a slot that comes free looks at one lane, whatever
-waits elsewhere, and nothing is ever taken while something else is waited for.
+"""The algorithm: who passes when somebody comes, goes, starts, or the time has come.
 
 Lanes and gates are held in part: what is missing is asked for by `yield`, see `Need`.
 """
@@ -16,207 +6,17 @@ Lanes and gates are held in part: what is missing is asked for by `yield`, see `
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec import UNSET
 
-from offload.job import Job, Kind, Limit, LimitChange, LimitRecord, RateLimit, SlotLimit
-
-T = TypeVar("T")
-
-LATENESS = 20_000
-"""Microseconds by which a start may be late without the next ones being late too; after a longer pause a rate begins anew."""
-
-KINDS: tuple[Kind, ...] = ("turn", "slot", "token")
-
-
-class Want(NamedTuple):
-    """What a job needs of one gate, and how wide the gate is as far as the job knows."""
-
-    gate: str
-    cost: int
-    limit: Limit | None
-    """None for a turn."""
-
-
-class Need(NamedTuple):
-    """Asks for more of what is stored: gates by their ids, lanes by theirs, more lanes parked at a gate, or more jobs of a lane."""
-
-    what: Literal["gates", "lanes", "parked", "line"]
-    ids: Sequence[str]
-
-
-Steps: TypeAlias = Generator[Need, None, T]
-Place: TypeAlias = tuple[int, str]
-"""Of a lane at its gate: the seat of its first job, and its id."""
-
-
-class Member(NamedTuple):
-    """A job as gates see it. `own` is the store's business."""
-
-    seat: int
-    """Its place in lanes: the number under which it was first due. It keeps it."""
-    n: int
-    lane: str
-    wants: tuple[Want, ...]
-    own: Any = None
-
-
-def gate_of(kind: Kind, key: str) -> str:
-    """The id of a gate; it reads on in `waits for a ...`."""
-    return f"{kind} of {key}"
-
-
-@lru_cache(8192)
-def kind_of(gate: str) -> Kind:
-    """Of which kind a gate is."""
-    return next(kind for kind in KINDS if gate.startswith(f"{kind} of "))
-
-
-def key_of(gate: str) -> str:
-    """The key of a gate."""
-    return gate.partition(" of ")[2]
-
-
-def gated(job: Keyed) -> bool:
-    """Whether a job passes any gate."""
-    return job.order_by is not None or bool(job.limits)
-
-
-def holds_on(job: Job) -> bool:
-    """Whether a job keeps its turn when it is DEAD."""
-    return job.order_by is not None and job.on_dead == "hold"
-
-
-class Keyed(Protocol):
-    """What of a job matters at gates."""
-
-    @property
-    def order_by(self) -> str | None:
-        """The key of its order."""
-        ...
-
-    @property
-    def limits(self) -> tuple[Limit, ...]:
-        """Its limits."""
-        ...
-
-
-def wants_of(job: Keyed) -> tuple[Want, ...]:
-    """What a job needs: its turn, its slots, its tokens, in the order in which they are looked at."""
-    return _wants(job.order_by, job.limits)
-
-
-@lru_cache(8192)  # whoever waits behind somebody of the same keys wants the same
-def _wants(order_by: str | None, limits: tuple[Limit, ...]) -> tuple[Want, ...]:
-    turn = () if order_by is None else (Want(gate_of("turn", order_by), 1, None),)
-    slots = tuple(Want(gate_of("slot", limit.key), 1, limit) for limit in limits if isinstance(limit, SlotLimit))
-    tokens = tuple(Want(gate_of("token", limit.key), limit.cost, limit) for limit in limits if isinstance(limit, RateLimit))
-    return turn + slots + tokens
-
-
-def member_of(job: Keyed, n: int, seat: int, own: Any = None) -> Member:
-    """A gated job as gates see it."""
-    lane, wants = _keys(job.order_by, job.limits)
-    return Member(seat, n, lane, wants, own)
-
-
-@lru_cache(8192)
-def _keys(order_by: str | None, limits: tuple[Limit, ...]) -> tuple[str, tuple[Want, ...]]:
-    """The lane of a job, and what it needs: with all of its order key it waits, or else with all that want the very same."""
-    wants = _wants(order_by, limits)
-    return wants[0].gate if order_by is not None else "\n".join(want.gate for want in wants), wants
-
-
-def held_back_by(job: Keyed) -> tuple[str, ...]:
-    """The gates that are shut when an attempt of the job asks to hold back its whole key."""
-    wants = wants_of(job)
-    for kind in reversed(KINDS):
-        if gates := tuple(want.gate for want in wants if kind_of(want.gate) == kind):
-            return gates
-    return ()
-
-
-# The generic cell rate algorithm: ITU-T I.371, annex A. `tat` is the theoretical arrival time, when the next token is due at the pace
-# of one an interval; it may lie up to `burst` intervals ahead.
-
-
-def settled(tat: int, now: int, interval: int, burst: int) -> int:
-    """The theoretical arrival time as it counts now: not far in the past, where nobody came, nor beyond what a clock set back explains."""
-    return now if tat < now - LATENESS else min(tat, now + burst * interval)
-
-
-def tokens(tat: int, now: int, interval: int, burst: int) -> int:
-    """How many tokens are there."""
-    return (now - settled(tat, now, interval, burst)) // interval + burst
-
-
-def token_at(tat: int, now: int, interval: int, burst: int, number: int) -> int:
-    """When `number` tokens will be there if none is taken; `now` at the earliest."""
-    return max(settled(tat, now, interval, burst) + (number - burst) * interval, now)
-
-
-@dataclass(slots=True)
-class Gate:
-    """What is known of a gate."""
-
-    id: str
-    kind: Kind
-    holders: dict[int, int] = field(default_factory=dict[int, int])
-    """Who has passed and not left, with their costs."""
-    parked: list[Place] = field(default_factory=list[Place])
-    """The first lanes that wait here, by the seats of their first jobs."""
-    more: bool = False
-    """Whether there may be others behind them."""
-    read_to: Place = (-1, "")
-    """The last one that was read."""
-    n: int | None = None
-    """Slots, where a person has set them."""
-    interval: int | None = None
-    burst: int | None = None
-    """The rate, where a person has set it."""
-    paused: bool = False
-    shut_until: int = 0
-    """Until then nobody passes."""
-    tat: int = 0
-    wake_at: int | None = None
-    """When it is to be looked at again, because time alone lets somebody pass."""
-
-
-@dataclass(slots=True)
-class Lane:
-    """What is known of a lane."""
-
-    id: str
-    gate: str | None = None
-    """Where it is parked; None while it is empty."""
-    line: list[Member] = field(default_factory=list[Member])
-    """Its first jobs."""
-    more: bool = False
-    """Whether there may be others behind them."""
-    read_to: int = -1
-    """The seat of the last one that was read."""
-
-
-@dataclass(slots=True)
-class Changes:
-    """What a ledger has changed and is still to be written."""
-
-    held: dict[tuple[str, int], int | None] = field(default_factory=dict[tuple[str, int], int | None])
-    """(gate, job) -> cost, of those who have passed; None of those who have left."""
-    waiting: dict[int, tuple[Member, bool]] = field(default_factory=dict[int, tuple[Member, bool]])
-    """By their numbers jobs, and whether they wait from now on, or wait no more."""
-    lanes: set[str] = field(default_factory=set[str])
-    gates: set[str] = field(default_factory=set[str])
-
+from offload.gates.rates import settled, token_at, tokens
+from offload.gates.rules import rate_at, slots_at
+from offload.gates.state import LAST, Changes, Gate, Lane, Need, Place, Steps
+from offload.gates.wants import KINDS, Member, Want, kind_of
+from offload.job import Kind, Limit, LimitChange, RateLimit
 
 PARKED = "a lane that is parked has a first job"
-LAST: Place = (2**62, "")
-"""Behind all places."""
 
 
 class Ledger:
@@ -240,7 +40,7 @@ class Ledger:
         passes, stop = yield from self._look(lane, member)
         # Nothing is held while something else is waited for. Whoever passes thereby stands no longer before it, nor in its way.
         # Who stands behind another of his order gives back even his turn, or both would wait for each other.
-        if not passes and (yield from self.leave(member, KINDS if stop is None else ("slot", "token"))):
+        if not passes and self._holds(member) and (yield from self.leave(member, KINDS if stop is None else ("slot", "token"))):
             passes, stop = yield from self._look(lane, member)
         if passes:
             self._pass(member)
@@ -251,6 +51,9 @@ class Ledger:
         if stop is not None:
             yield from self._park(lane, stop)
         return False
+
+    def _holds(self, member: Member) -> bool:
+        return any(member.n in self.gates[want.gate].holders for want in member.wants)
 
     def _look(self, lane: Lane, member: Member) -> Steps[tuple[bool, str | None]]:
         """Whether a job may pass; if not, what stops it, or None where another stands before it in its lane."""
@@ -300,8 +103,8 @@ class Ledger:
             return False
         for want in member.wants:
             if isinstance(want.limit, RateLimit):
-                interval, burst = self.rate(want)
                 gate = self.gates[want.gate]
+                interval, burst = rate_at(gate, want, self.rules)
                 gate.tat = settled(gate.tat, self.now, interval, burst) + want.cost * interval
                 self.changes.gates.add(gate.id)
                 self._let_go(member, want)
@@ -366,31 +169,6 @@ class Ledger:
 
     # -- gates ---------------------------------------------------------------------------------------------------------------
 
-    def slots(self, want: Want) -> int:
-        """How many may hold a slot: what a person has set, else what workers declare, else what the job says."""
-        gate, limit = self.gates[want.gate], want.limit
-        if gate.n is not None:
-            return gate.n
-        assert isinstance(limit, SlotLimit)
-        declared = self.rules.get(f"slot {limit.rule}")
-        return declared.n if isinstance(declared, SlotLimit) else limit.n
-
-    def rate(self, want: Want) -> tuple[int, int]:
-        """The interval and burst of a token gate, in the same order."""
-        gate, limit = self.gates[want.gate], want.limit
-        assert isinstance(limit, RateLimit)
-        declared = self.rules.get(f"token {limit.rule}")
-        known = declared if isinstance(declared, RateLimit) else limit
-        return gate.interval or known.interval, gate.burst or known.burst
-
-    def limit(self, want: Want) -> dict[str, int | None]:
-        """What a gate allows, as a `LimitRecord` has it."""
-        if isinstance(want.limit, SlotLimit):
-            return {"n": self.slots(want)}
-        if isinstance(want.limit, RateLimit):
-            return dict(zip(("interval", "burst"), self.rate(want), strict=True))
-        return {}
-
     def _open(self, member: Member, want: Want) -> bool:
         gate = self.gates[want.gate]
         if gate.paused or gate.shut_until > self.now:
@@ -401,9 +179,9 @@ class Ledger:
             case "turn":
                 return not gate.holders
             case "slot":
-                return len(gate.holders) < self.slots(want)
+                return len(gate.holders) < slots_at(gate, want, self.rules)
             case "token":
-                interval, burst = self.rate(want)
+                interval, burst = rate_at(gate, want, self.rules)
                 return tokens(gate.tat, self.now, interval, burst) - sum(gate.holders.values()) >= min(want.cost, burst)
 
     def _may_start(self, want: Want) -> bool:
@@ -413,7 +191,7 @@ class Ledger:
             return False
         if gate.kind != "token":
             return True
-        interval, burst = self.rate(want)
+        interval, burst = rate_at(gate, want, self.rules)
         return tokens(gate.tat, self.now, interval, burst) >= min(want.cost, burst)
 
     def _stop(self, member: Member) -> str | None:
@@ -453,7 +231,7 @@ class Ledger:
         head = yield from self._head(lane)
         assert head is not None, PARKED
         want = next(want for want in head.wants if want.gate == gate.id)
-        interval, burst = self.rate(want)
+        interval, burst = rate_at(gate, want, self.rules)
         furthest = self.now + burst * interval
         if gate.tat > furthest:  # the rate was raised, or the clock set back
             gate.tat = furthest
@@ -535,96 +313,3 @@ class Ledger:
         changed = self.changes.waiting
         ours = [member for member, waits in changed.values() if waits and member.lane == id and before < member.seat <= lane.read_to]
         lane.line = sorted([*lane.line, *(member for member in line if member.n not in changed), *ours])
-
-
-def round_of(serving: int | None, last: int | None) -> int:
-    """The round in which a job takes its turn among the keys of its line (start-time fair queueing, Goyal and others 1996).
-
-    Each key gets one job a round. `serving` is the round of whoever stands first, None where nobody takes turns; `last` is the last
-    round that was given to the job's key. A newcomer begins with the round after the one that is being served: so it waits for a round at
-    most, however many jobs other keys have, and newcomers hold up nobody for ever.
-    """
-    if serving is None:
-        return 1
-    return min(max(serving, last or 0) + 1, LAST_ROUND)
-
-
-LAST_ROUND = 2**24 - 1
-"""So many jobs of one key may be ahead of each other; further ones share the last round."""
-
-MOST_HOLDERS = 100
-"""The most holders that a record of a gate names."""
-MOST_STRIKING = 100
-"""The most gates of which `doctor` is told."""
-
-
-def limit_record(
-    gate: Gate,
-    want: Want | None,
-    rules: Mapping[str, Limit],
-    now: int,
-    holders: Sequence[str],
-    held: int,
-    waiting: int,
-    *,
-    dead: bool = False,
-) -> LimitRecord:
-    """What a gate allows, as people see it; `want` is of any job that has to do with it. `dead`: the holder of a turn is."""
-    ledger = Ledger(now, rules, lambda _: None)
-    ledger.gates[gate.id] = gate
-    limit = ledger.limit(want) if want is not None else {"n": gate.n, "interval": gate.interval, "burst": gate.burst}
-    return LimitRecord(
-        key=key_of(gate.id),
-        kind=gate.kind,
-        changed=gate.n is not None or gate.interval is not None or gate.burst is not None,
-        paused=gate.paused,
-        shut_until=_moment(gate.shut_until) if gate.shut_until > now else None,
-        next_at=None if gate.wake_at is None else _moment(gate.wake_at),
-        holders=tuple(holders),
-        held=held,
-        dead=dead,
-        waiting=waiting,
-        **limit,
-    )
-
-
-def _moment(stored: int) -> datetime:
-    return EPOCH + timedelta(microseconds=stored)
-
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def rule_id(limit: Limit) -> str:
-    """By what a declared limit is kept."""
-    return f"{'slot' if isinstance(limit, SlotLimit) else 'token'} {limit.rule}"
-
-
-def changes(declared: Limit, before: Limit | None, own: Limit | None) -> bool:
-    """Whether a declaration changes what a job of its rule may do: it goes before the one before, and that before the job's own."""
-    if own is None or rule_id(own) != rule_id(declared):
-        return False
-    return _measure(declared) != _measure(before or own)
-
-
-def _measure(limit: Limit) -> tuple[int, ...]:
-    return (limit.n,) if isinstance(limit, SlotLimit) else (limit.interval, limit.burst)
-
-
-def changed_by(key: str, change: LimitChange) -> list[str]:
-    """The gates that a change of a key concerns."""
-    concerned: dict[Kind, bool] = {
-        "turn": change.paused is not UNSET,
-        "slot": change.paused is not UNSET or change.n is not UNSET,
-        "token": any(value is not UNSET for value in (change.paused, change.interval, change.burst)),
-    }
-    return [gate_of(kind, key) for kind in KINDS if concerned[kind]]
-
-
-def answered(steps: Steps[T], answer: Callable[[Need], None]) -> T:
-    """Carry out steps whose needs are answered at once."""
-    try:
-        while True:
-            answer(next(steps))
-    except StopIteration as end:
-        return end.value

@@ -1,0 +1,89 @@
+"""Decides who of a key may go: its turn, its slot, its token. Pure: the moment is handed in, and what is stored is asked for.
+
+A job with `order_by` or `limits` passes a **gate** for each of its keys, all of them or none, to become READY:
+
+    turn of K    one job at a time, held until it is terminal
+    slot of K    n jobs at a time, held while READY or RUNNING
+    token of K   as many READY jobs as tokens are there; the claim takes the token
+
+Who cannot pass waits in a **lane**: that of its order key, or else that of all its keys together, so that whoever stands first in a lane
+stands for all behind it. A lane is parked at the one gate that stops its first job. So a slot that comes free looks at one lane, whatever
+waits elsewhere, and nothing is ever taken while something else is waited for.
+
+Read on in this order:
+
+    wants        what a job needs of which gates, and in which lane it waits
+    rules        what a limit allows: declared numbers go before those of jobs
+    rates        when tokens are there
+    state        what is known of gates and lanes, and what was changed
+    ledger       the algorithm
+    succession   what most ends come to, without a ledger
+    rows         gates as SQL stores write them down
+    records      gates as people see them
+    rounds       turns among the keys of a line, for `fair_by`
+"""
+
+from __future__ import annotations
+
+from offload.gates.ledger import Ledger
+from offload.gates.rates import LATENESS, settled, token_at, tokens
+from offload.gates.records import MOST_HOLDERS, MOST_STRIKING, limit_record
+from offload.gates.rounds import round_of
+from offload.gates.rules import changes, rule_id
+from offload.gates.state import Changes, Gate, Lane, Need, Place, Steps, answered
+from offload.gates.succession import Succession, heirs
+from offload.gates.wants import (
+    KINDS,
+    Keyed,
+    Member,
+    Want,
+    changed_by,
+    gate_of,
+    gated,
+    held_back_by,
+    holds,
+    holds_on,
+    key_of,
+    kind_of,
+    lone_want,
+    member_of,
+    wants_of,
+)
+
+__all__ = [
+    "KINDS",
+    "LATENESS",
+    "MOST_HOLDERS",
+    "MOST_STRIKING",
+    "Changes",
+    "Gate",
+    "Keyed",
+    "Lane",
+    "Ledger",
+    "Member",
+    "Need",
+    "Place",
+    "Steps",
+    "Succession",
+    "Want",
+    "answered",
+    "changed_by",
+    "changes",
+    "gate_of",
+    "gated",
+    "heirs",
+    "held_back_by",
+    "holds",
+    "holds_on",
+    "key_of",
+    "kind_of",
+    "limit_record",
+    "lone_want",
+    "member_of",
+    "round_of",
+    "rule_id",
+    "settled",
+    "token_at",
+    "tokens",
+    "wants_of",
+]

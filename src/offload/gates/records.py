@@ -1,0 +1,50 @@
+"""What people see of a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+from offload.gates.rules import allowed
+from offload.gates.state import Gate
+from offload.gates.wants import Want, key_of
+from offload.job import Limit, LimitRecord
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+MOST_HOLDERS = 100
+"""The most holders that a record of a gate names."""
+
+MOST_STRIKING = 100
+"""The most gates of which `doctor` is told."""
+
+
+def limit_record(
+    gate: Gate,
+    want: Want | None,
+    rules: Mapping[str, Limit],
+    now: int,
+    holders: Sequence[str],
+    held: int,
+    waiting: int,
+    *,
+    dead: bool = False,
+) -> LimitRecord:
+    """What a gate allows, as people see it; `want` is of any job that has to do with it. `dead`: the holder of a turn is."""
+    return LimitRecord(
+        key=key_of(gate.id),
+        kind=gate.kind,
+        changed=gate.n is not None or gate.interval is not None or gate.burst is not None,
+        paused=gate.paused,
+        shut_until=_moment(gate.shut_until) if gate.shut_until > now else None,
+        next_at=None if gate.wake_at is None else _moment(gate.wake_at),
+        holders=tuple(holders),
+        held=held,
+        dead=dead,
+        waiting=waiting,
+        **allowed(gate, want, rules),
+    )
+
+
+def _moment(stored: int) -> datetime:
+    return EPOCH + timedelta(microseconds=stored)
