@@ -55,7 +55,7 @@ class Control:
 
     async def acancel(self, ids: Ids) -> set[str]:
         """Cancel jobs: at once where not started, else by asking their worker. Returns the ids that had not ended yet."""
-        return await (await self.producer.clients.store()).cancel(_listed(ids))
+        return await (await self.producer.changing()).cancel(_listed(ids))
 
     async def aretry(self, ids: Ids, payload: Mapping[str, Any] | None = None) -> set[str]:
         """Make dead, cancelled and expired jobs READY again, with fresh attempts and, where given, other arguments by name.
@@ -63,7 +63,7 @@ class Control:
         Returns the ids that were revived: others are unknown, in another state, or their unique key is taken. Raises BadPayload
         when `payload` does not fit the task of one of them, where that task is known here; nothing is changed then.
         """
-        store = await self.producer.clients.store()
+        store = await self.producer.changing()
         if payload is None:
             return await store.retry(_listed(ids))
         encoded = encode_plain(payload, "retry(payload=...)")
@@ -74,15 +74,15 @@ class Control:
 
     async def adelete(self, ids: Ids) -> set[str]:
         """Delete jobs and their records, but for running ones. Returns the ids that were deleted."""
-        return await (await self.producer.clients.store()).delete(_listed(ids))
+        return await (await self.producer.changing()).delete(_listed(ids))
 
     async def apause(self, queue: str) -> None:
         """Let no job of `queue` start until `resume`; running ones go on, and jobs can still be enqueued."""
-        await (await self.producer.clients.store()).pause(queue)
+        await (await self.producer.changing()).pause(queue)
 
     async def aresume(self, queue: str) -> None:
         """Undo `pause`."""
-        await (await self.producer.clients.store()).resume(queue)
+        await (await self.producer.changing()).resume(queue)
 
     async def apaused(self) -> set[str]:
         """The queues that are paused."""
@@ -108,7 +108,7 @@ class Control:
         Raises BadDeclaration for what cannot work.
         """
         change = change_of(key, concurrency, rate, burst, paused)
-        await (await self.producer.clients.store()).set_limit(key, change)
+        await (await self.producer.changing()).set_limit(key, change)
 
     async def awhy(self, id: str) -> str:
         """Why the job is not running, in words. Raises JobNotFound."""

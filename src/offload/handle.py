@@ -72,7 +72,7 @@ class Handle(Generic[R]):
 
     async def acancel(self) -> bool:
         """Cancel the job: at once where it has not started, else by asking its worker. False when it had ended already."""
-        return self.id in await (await self._producer.clients.store()).cancel([self.id])
+        return self.id in await (await self._producer.changing()).cancel([self.id])
 
     result = sync(aresult)
     record = sync(arecord)

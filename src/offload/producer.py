@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from offload.broker import ASKS, Feature, SqlStore, check
+from offload.broker import ASKS, Feature, SqlStore, Store, check
 from offload.clients import Clients
 from offload.codec import Arguments
 from offload.connections import AsyncAdapter, SyncAdapter, adapter_of
@@ -87,6 +87,15 @@ class Producer:
         jobs = self._jobs(drafts)
         store = suited_blocking(adapter, self.clients)
         return self._joined(target, jobs, [adapter.run(work) for work in _works(store, jobs)])
+
+    async def changing(self) -> Store:
+        """The store, to change what is there already. Raises Unsupported, BrokerError, and BadDeclaration in a block that is open."""
+        if joined() is not None:
+            raise BadDeclaration(
+                "inside current.transaction() jobs can be enqueued and looked at; this call is no part of the transaction, and would wait "
+                "for what the block has locked until the block ends: make it before or after"
+            )
+        return await self.clients.store()
 
     def check(self, asked: Sequence[Feature], what: str) -> None:
         """Raise Unsupported when the broker cannot honour what `what` asks for."""

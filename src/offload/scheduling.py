@@ -103,19 +103,19 @@ class Scheduling:
 
     async def aunschedule(self, name: str) -> bool:
         """Remove a schedule; jobs it has enqueued stay. False when there is none. One declared in code comes back with the next worker."""
-        return await (await self.producer.clients.store()).unschedule(name)
+        return await (await self.producer.changing()).unschedule(name)
 
     async def apause_schedule(self, name: str) -> bool:
         """Let a schedule enqueue nothing until `resume_schedule`. False when there is none."""
-        return await (await self.producer.clients.store()).pause_schedule(name, True)
+        return await (await self.producer.changing()).pause_schedule(name, True)
 
     async def aresume_schedule(self, name: str) -> bool:
         """Let a paused schedule go on with its next tick from now. False when there is none."""
         record = await self._found(name)
         if record is None:
             return False
-        clients = self.producer.clients
-        return await (await clients.store()).pause_schedule(name, False, next_tick(record.schedule, clients.clock.now()))
+        store = await self.producer.changing()
+        return await store.pause_schedule(name, False, next_tick(record.schedule, self.producer.clients.clock.now()))
 
     async def arun_schedule_now(self, name: str) -> Handle[Any] | None:
         """Enqueue one extra job of a schedule now; its ticks stay as they are. None when its overlap forbids it.
@@ -125,12 +125,12 @@ class Scheduling:
         record = await self._found(name)
         if record is None:
             raise BadDeclaration(f"there is no schedule {name!r}; one declared in code is known once a worker has been started")
-        clients = self.producer.clients
-        now = clients.clock.now()
+        store = await self.producer.changing()
+        now = self.producer.clients.clock.now()
         [fresh] = new_ids(1, now)
         rule = record.schedule
         job = msgspec.structs.replace(rule.draft.stamped(fresh, now), schedule=name, overlap=rule.overlap)
-        id = await (await clients.store()).fire(name, job)
+        id = await store.fire(name, job)
         return None if id is None else Handle(id, self.producer)
 
     schedules = sync(aschedules)
@@ -148,9 +148,9 @@ class Scheduling:
 
     async def _store(self, rule: Schedule) -> None:
         validate(rule)
-        clients = self.producer.clients
         self.producer.check([Feature.SCHEDULES], f"schedule {rule.name}")
-        await (await clients.store()).schedule(rule, next_tick(rule, clients.clock.now()))
+        store = await self.producer.changing()
+        await store.schedule(rule, next_tick(rule, self.producer.clients.clock.now()))
 
     async def _found(self, name: str) -> ScheduleRecord | None:
         return next((record for record in await self.aschedules() if record.schedule.name == name), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sqlalchemy.orm import sessionmaker
 from tests.transactions import program
 from tests.transactions.conftest import Hand, Shop
 from tests.transactions.kinds import KINDS, Kind
+from tests.transactions.test_stopping import task_of
 
 from offload import BadDeclaration, BrokerError, Offload, State, Unsupported, current
 
@@ -218,3 +219,35 @@ def test_an_error_of_our_own_statement_does_not_show_what_the_job_was_given(shop
         hand.enqueue(secret)
     assert str(secret) not in "".join(traceback.format_exception(refusal.value))
     hand.rollback()
+
+
+CHANGES: dict[str, Callable[[Offload], object]] = {
+    "cancel": lambda app: app.handle("other").cancel(),
+    "cancel many": lambda app: app.cancel(["other"]),
+    "retry": lambda app: app.retry("other"),
+    "delete": lambda app: app.delete("other"),
+    "pause": lambda app: app.pause("default"),
+    "resume": lambda app: app.resume("default"),
+    "set_limit": lambda app: app.set_limit("k", concurrency=1),
+    "unschedule": lambda app: app.unschedule("nightly"),
+    "pause_schedule": lambda app: app.pause_schedule("nightly"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_no_part_of_the_transaction_is_refused_in_its_block(shop: Shop, engine: str, change: str) -> None:
+    """It would wait for the block to end, which waits for it."""
+    asked: list[object] = []
+
+    def work() -> None:
+        with current.transaction() as mine:
+            mine.execute(program.insert(1))
+            asked.append(shop.app.counts())
+            CHANGES[change](shop.app)
+
+    with task_of(shop, work) as task:
+        record = shop.ran(task.enqueue())
+    assert record.state is State.DEAD
+    assert "make it before or after" in record.errors[0].message
+    assert asked
+    assert shop.marks() == []

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import Schemas, Starts
 
 from offload.brokers.postgres import PostgresBroker, wake
+from offload.errors import BrokerUnusable
 from offload.testing.clock import TestClock
 from offload.testing.contract import BrokerContract
 from offload.testing.contract.fixtures import PATIENCE, claim, ids, info, job
@@ -53,3 +54,17 @@ async def test_notifications_come_from_the_server_itself(
         await waiting
         assert ids(await claim(session)) == ["a"]
     await broker.close()
+
+
+@pytest.mark.anyio
+async def test_a_url_that_does_not_say_so_is_told(bouncer: Server, server: PostgresServer, schemas: Schemas, clock: TestClock) -> None:
+    """Statements that one client prepared are met by others, on the connection that is theirs for the next transaction."""
+    with schemas.lent(server) as schema:
+        brokers = [PostgresBroker.connect(f"{bouncer.url}?schema={schema}", clock) for _ in range(3)]
+        with pytest.raises(BrokerUnusable, match="a pooler in transaction mode: add pgbouncer=true to the URL"):
+            for broker in brokers:
+                await broker.open()
+                for _ in range(10):
+                    await broker.counts()
+        for broker in brokers:
+            await broker.close()

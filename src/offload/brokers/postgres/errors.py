@@ -18,6 +18,7 @@ STRIFE = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAv
 AGAIN = (*STRIFE, errors.UniqueViolation, Doubt)
 """What another transaction caused: rolled back and run again, it goes another way."""
 
+_POOLED = "between here and the server stands a pooler in transaction mode: add pgbouncer=true to the URL"
 _ADVICE: dict[type[psycopg.Error], str] = {
     errors.InvalidPassword: "check user and password",
     errors.InvalidAuthorizationSpecification: "check the user, and the server's pg_hba.conf",
@@ -31,6 +32,8 @@ _ADVICE: dict[type[psycopg.Error], str] = {
     errors.UndefinedColumn: "run: offload migrate",
     errors.UndefinedFunction: "run: offload migrate",
     errors.InvalidSchemaName: "run: offload migrate",
+    errors.DuplicatePreparedStatement: _POOLED,
+    errors.InvalidSqlStatementName: _POOLED,
 }
 _ASKS_FOR_STANDBY = "target_session_attrs asks for a standby, which takes no jobs"
 _REFUSALS = (
