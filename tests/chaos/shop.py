@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from typing import Any
 
@@ -59,12 +60,14 @@ async def receipt(n: int) -> int:
 
 def _frozen(self: Attempt) -> None:
     _committing(self)
-    if self.job.task == FREEZES and self.lease.claim == 1:
+    if self.job.task == FREEZES and self.lease.claim == 1 and _first.acquire(blocking=False):
         if self.job.task == child_entry.name:
             os.kill(os.getppid(), signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
+_first = threading.Lock()
+"""Never let go of: of several threads that commit together one freezes the process, and not another again once it goes on."""
 _committing = Attempt.committing
 if FREEZES:
     Attempt.committing = _frozen
