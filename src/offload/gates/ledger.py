@@ -139,7 +139,7 @@ class Ledger:
             if following is not None:
                 yield from self._known(following)
                 yield from self._park(lane, self._stop(following) or id)
-        yield from self._time(gate)
+        yield from self._time(gate, looked=True)
 
     def shut(self, id: str, until: int) -> Steps[None]:
         """Let nobody pass for a time."""
@@ -215,14 +215,16 @@ class Ledger:
         if gate.holders.pop(member.n, None) is not None:
             self.changes.held[gate.id, member.n] = None
 
-    def _time(self, gate: Gate) -> Steps[None]:
-        """Note when a gate is to be looked at again."""
+    def _time(self, gate: Gate, *, looked: bool = False) -> Steps[None]:
+        """Note when a gate is to be looked at again. A moment that has come is taken away only by who has `looked`."""
         at: int | None = None
         lane = yield from self._first(gate)
         if lane is not None and not gate.paused and gate.kind == "token":
             at = yield from self._token_at(gate, lane)
         elif lane is not None and not gate.paused and gate.shut_until > self.now:
             at = gate.shut_until
+        elif lane is not None and not gate.paused and not looked:
+            at = gate.wake_at
         if at != gate.wake_at:
             gate.wake_at = at
             self.changes.gates.add(gate.id)

@@ -2520,15 +2520,17 @@ function fn.unpark(lane)
 end
 
 -- Notes when a gate is to be looked at again. Who sleeps may have to wake up at another time then.
-function fn.note_wake(id)
+function fn.note_wake(id, looked)
   local gate, at = fn.gate(id), nil
   local rated = fn.kind_of(id) == 'token'
   if not rated and gate.shut_until <= now and not gate.wake_at then return end -- most gates: time changes nothing there
-  local lane = not gate.paused and (rated or gate.shut_until > now) and fn.first_parked(id)
+  local lane = not gate.paused and fn.first_parked(id)
   if lane and rated then
     at = fn.token_at(id, lane)
-  elseif lane then
+  elseif lane and gate.shut_until > now then
     at = gate.shut_until
+  elseif lane and not looked then
+    at = gate.wake_at -- a moment that has come is taken away only by who has looked
   end
   if at == gate.wake_at then return end
   gate.wake_at = at
@@ -2686,7 +2688,7 @@ function fn.pump(id)
     fn.put_gate(id)
     retimed = retimed or unfinished
   end
-  fn.note_wake(id)
+  fn.note_wake(id, true)
 end
 
 -- The first of a lane that is parked at a gate, which lets him pass, goes on: to the next gate that stops it, or it passes. True when it has.

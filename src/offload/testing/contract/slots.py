@@ -170,6 +170,19 @@ class Slots(Fixtures):
         await store.cancel(["a"])
         assert await state(store, "c") is State.READY
 
+    @needs(Feature.LIMITS, Feature.ORDER, Feature.DELAY)
+    async def test_who_comes_after_a_key_was_held_back_does_not_keep_those_waiting_who_came_before(
+        self, store: Store, clock: TestClock
+    ) -> None:
+        await store.enqueue([slot(clock, "a"), slot(clock, "b")])
+        async with store.session(info()) as session:
+            await settle(session, await claim_one(session), Retried(5, whole_key=True))
+            await store.cancel(["a"])
+            clock.advance(6)
+            await store.enqueue([slot(clock, "c", order_by="o")])
+            await session.maintain()
+            assert [await run(session) for _ in range(2)] == [["b"], ["c"]]
+
     @needs(Feature.LIMITS, Feature.UNIQUE, Feature.DELAY)
     async def test_who_is_debounced_to_now_waits_behind_those_that_came_before(self, store: Store, clock: TestClock) -> None:
         last = UniqueKey("u", "started", "debounce")
