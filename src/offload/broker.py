@@ -342,12 +342,18 @@ class SqlStore(Store):
         """`transaction` for coroutines: psycopg's `AsyncConnection`; on SQLite sqlite3's `Connection`."""
 
     async def read(self, work: Callable[[], Work[T]]) -> T:
-        """Carry out statements that only read, on PostgreSQL; on no connection of those that it lends, of which callers may hold all."""
-        raise NotImplementedError
+        """Carry out statements that only read, on no connection of those that it lends, of which callers may hold all.
+
+        Needed of stores on PostgreSQL alone, which are asked where a connection leads: see `connections.places`. Others raise Unsupported.
+        """
+        raise self._reads_nothing(work)
 
     def read_blocking(self, work: Callable[[], Work[T]]) -> T:
         """The same from any thread, also one whose event loop runs."""
-        raise NotImplementedError
+        raise self._reads_nothing(work)
+
+    def _reads_nothing(self, work: object) -> Unsupported:
+        return Unsupported(f"{type(self).__name__} carries out no statements of others such as {work!r}: that is for stores on PostgreSQL")
 
 
 ASKS: Mapping[Feature, Callable[[Job], bool]] = {

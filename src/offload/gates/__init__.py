@@ -31,7 +31,7 @@ from offload.gates.records import MOST_HOLDERS, MOST_STRIKING, limit_record
 from offload.gates.rounds import round_of
 from offload.gates.rules import changes, rule_id
 from offload.gates.state import Changes, Gate, Lane, Need, Place, Steps, answered
-from offload.gates.succession import Succession, heirs
+from offload.gates.succession import Succession, depth_for, heirs
 from offload.gates.wants import (
     KINDS,
     Keyed,
@@ -69,6 +69,7 @@ __all__ = [
     "answered",
     "changed_by",
     "changes",
+    "depth_for",
     "gate_of",
     "gated",
     "heirs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,12 @@ class Succession(NamedTuple):
     held: int
     heirs: Sequence[int | None]
     """The first in that lane; None for one who does not want the very same as a holder that leaves."""
+
+
+def depth_for(leaving: Sequence[Want]) -> int:
+    """How many heirs of each gate to read: one more than can come after those that leave it."""
+    gates = Counter(want.gate for want in leaving)
+    return 1 + max(gates.values(), default=0)
 
 
 def heirs(leaving: Iterable[Want], successions: Mapping[str, Succession], depth: int, rules: Mapping[str, Limit]) -> list[int] | None:

@@ -99,6 +99,7 @@ class Settler:
         """Store a step's result. False when the lease is lost.
 
         While the broker is away it tries again, for as long as the attempt may run: to give up would be to do twice what the step did.
+        Raises BrokerUnusable where no try will ever do better.
         """
         patience = Patience("remembering a step", self._outage)
         while not self._void.is_set():

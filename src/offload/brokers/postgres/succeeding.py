@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -13,7 +12,7 @@ from offload.broker import Work
 from offload.brokers.postgres import locking
 from offload.brokers.postgres.rows import seconds
 from offload.brokers.postgres.work import Transaction, text
-from offload.gates import Succession, Want, heirs, holds, lone_want
+from offload.gates import Succession, Want, depth_for, heirs, holds, lone_want
 from offload.job import Done, Lease, Limit, Outcome
 
 Settlements = Sequence[tuple[Lease, Outcome]]
@@ -86,7 +85,7 @@ def succeed_in_turn(tx: Transaction, session: str, settlements: Settlements, mar
 def _heirs_of(tx: Transaction, leaving: dict[int, Want]) -> Work[list[int] | None]:
     """Who passes when these jobs leave their gates, in order. None where it takes more care."""
     gates = {want.gate: n for n, want in leaving.items()}
-    depth = 2 if len(gates) == len(leaving) else 1 + max(Counter(want.gate for want in leaving.values()).values())
+    depth = depth_for(list(leaving.values()))
     yield from locking.lock(tx, gates)
     rows, rules, arrivals = yield from tx.row("heirs", gates=text(list(gates)), ns=_array(map(str, gates.values())), depth=depth)
     found = _successions(rows)

@@ -75,9 +75,9 @@ local MOST_ROUSED = 4                 -- sleepers woken at once for one queue; e
 local MOST_ASKED = 10000              -- how often one call asks whether a sleeper serves a queue
 local BELL_MS = 60000                 -- a sleeper that has not listened for so long never will
 
--- A row: n, its position when it was stored or first came to its line, since when it is ready; then, as it comes from the client, when it was enqueued, seconds to
--- keep, 100 - priority, its traits, the lengths of queue, task and rare; these three, and the payload. `rare` is empty, or msgpack of what
--- few have.
+-- A row: n, its position when it was stored or first came to its line, since when it is ready; then, as it comes from the client, when it
+-- was enqueued, seconds to keep, 100 - priority, its traits, the lengths of queue, task and rare; these three, and the payload. `rare` is
+-- empty, or msgpack of what few have.
 local ROW, HEAD, TAIL = '>I6I6I7i8dBBI2I2I4', '>I6I6I7', '>i8dBBI2I2I4'
 local ORIGIN, ORIGIN_AT = '>I6I6I7i8', 7
 local COMMON, COMMON_AT, LENGTHS, LENGTHS_AT = '>BBI2I2I4', 36, '>BI2I2I4', 37

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
@@ -10,7 +9,7 @@ import msgspec
 
 from offload.brokers.sqlite.rows import seconds, text
 from offload.brokers.sqlite.transaction import Doubt, Transaction
-from offload.gates import Succession, Want, heirs
+from offload.gates import Succession, Want, depth_for, heirs
 from offload.job import Done, Lease, Limit
 
 _successions = msgspec.json.Decoder(list[Succession]).decode
@@ -69,7 +68,7 @@ def _end(tx: Transaction, now: int, session: str, claim: int, keep: float, resul
 def _heirs_of(tx: Transaction, leaving: Sequence[Leaving]) -> list[int] | None:
     """Who passes when these jobs leave, in order. None where it takes more care."""
     gates = {want.gate: n for n, want in leaving}
-    depth = 2 if len(gates) == len(leaving) else 1 + max(Counter(want.gate for _, want in leaving).values())
+    depth = depth_for([want for _, want in leaving])
     rows, rules = tx.row("heirs", leaving=text(list(gates.items())), depth=depth)
     found = _successions(rows)
     if len(found) < len(gates):
