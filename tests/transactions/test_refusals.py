@@ -251,3 +251,14 @@ def test_what_is_no_part_of_the_transaction_is_refused_in_its_block(shop: Shop, 
     assert "make it before or after" in record.errors[0].message
     assert asked
     assert shop.marks() == []
+
+
+def test_what_others_commit_as_a_job_is_enqueued_does_not_undo_it(app: Offload, file: str) -> None:
+    """A transaction that has read may not write once another has written; one of Django's has not even begun when we come."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as mine, closing(sqlite3.connect(file, isolation_level=None)) as other:
+        mine.execute("begin")
+        mine.set_trace_callback(lambda sql: other.execute("update store set next = next + 1") if "where false" in sql else None)
+        app.using(connection=mine).enqueue("program.note", n=1)
+        mine.set_trace_callback(None)
+        mine.execute("commit")
+    assert app.counts() == {"default": {State.READY: 1}}

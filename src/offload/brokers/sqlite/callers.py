@@ -40,14 +40,23 @@ def _settle_in(execute: Execute, path: Path) -> None:
             f"the connection is to {main or 'a database in memory'}, the jobs are kept in {path.resolve()}: on SQLite one transaction "
             "holds one file, so open the connection on that file, or leave out connection= to enqueue at once"
         )
+    execute("pragma wal_autocheckpoint=0", ()).fetchall()
+    try:
+        execute(SQL["lock"], ())  # before anything is read: what was committed between would keep this transaction from writing
+    except Exception:
+        _check_schema(execute, path)
+        raise
+    _check_schema(execute, path)
+
+
+def _check_schema(execute: Execute, path: Path) -> None:
+    """Raise BrokerUnusable where the tables are not there, or are another version's."""
     schema = _schema(execute)
     if schema != file.SCHEMA:
         raise BrokerUnusable(
             f"{path} holds no jobs yet, or those of another version of Offload (schema {schema}, not {file.SCHEMA}): "
             "run `offload migrate`, or app.migrate(), before the first transaction"
         )
-    execute("pragma wal_autocheckpoint=0", ()).fetchall()
-    execute(SQL["lock"], ())
 
 
 def _schema(execute: Execute) -> int:
