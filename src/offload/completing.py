@@ -31,8 +31,11 @@ log = logging.getLogger("offload.worker")
 
 AGAIN_WITHIN = 0.5
 """Seconds within which, at random, a job is run again whose transaction met another one."""
-MOST_HANDED_BACK = 20
-"""So often a job is handed back unharmed; from then on such an error is a failure as any other, for a lock may be one that never passes."""
+MOST_HANDED_BACK = 1_000
+"""So often a job is handed back unharmed; from then on such an error is a failure as any other, for a lock may be one that never passes.
+
+Some minutes of trying, and more than a job comes by that is snoozed or retried by hand, for these are counted too.
+"""
 
 
 class Completion:

@@ -24,7 +24,7 @@ from offload.brokers.postgres import PostgresBroker, health, reading, upkeep
 from offload.brokers.postgres.migrating import SCHEMA
 from offload.brokers.postgres.work import Transaction
 from offload.errors import SessionLost, UniqueConflict
-from offload.job import Dead, Done, Filter, Lease, Pulse, Release, Retried, State, UniqueKey
+from offload.job import Dead, Done, Filter, Lease, Progress, Pulse, Release, Retried, State, UniqueKey
 from offload.testing.clock import START, TestClock
 from offload.testing.contract.fixtures import claim, claim_one, ids, info, job, rule, tick_job
 from offload.testing.servers import PostgresServer
@@ -406,3 +406,25 @@ def test_ten_processes_may_open_an_empty_database_together(server: PostgresServe
     with psycopg.connect(url) as connection:
         assert connection.execute("select count(*) from offload.jobs").fetchone() == (10,)
         assert connection.execute("select version from offload.store").fetchall() == [(SCHEMA,)]
+
+
+@pytest.mark.parametrize("goes", ["upkeep", "leave"])
+async def test_progress_that_comes_up_while_the_job_is_forgotten_is_forgotten_too(
+    broker: PostgresBroker, clock: TestClock, server: PostgresServer, schema: str, ask: Ask, eventually: Eventually, goes: str
+) -> None:
+    await broker.enqueue([job(clock, "a", keep=0)])
+    async with broker.session(info()) as session:
+        lease = await claim_one(session)
+        with psycopg.connect(server.url, options=f"-c search_path={schema}") as other:
+            other.execute("select from running for share")
+            settled = asyncio.ensure_future(session.settle([(lease, Done())]))
+            waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like %(tables)s"
+            await eventually(lambda: ask(waiting, tables=f'%"{schema}".running%') == [(1,)])
+            await session.beat(Pulse(progress=((lease, Progress(0.5)),)))
+        assert await settled == []
+        assert ask("select count(*) from jobs") == [(0,)]
+        assert ask("select count(*) from progress") == [(1,)], "the test shows nothing"
+        if goes == "upkeep":
+            await session.maintain()
+            assert ask("select count(*) from progress") == [(0,)]
+    assert ask("select count(*) from progress") == [(0,)]

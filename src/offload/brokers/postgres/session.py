@@ -54,6 +54,8 @@ class PostgresSession(Session):
         self._watch = Watch(info.session_timeout, info.heartbeat)
         self._dead: list[tuple[str, int]] = []
         self._marked: set[int] = set()
+        self._stale: set[int] = set()
+        """Jobs that were forgotten just as a beat stored their progress."""
         self._pulse: Link | None = None
 
     async def fetch(self, queues: Sequence[str] | None, limit: int, room: Mapping[Isolation, int]) -> list[Lease]:
@@ -93,13 +95,19 @@ class PostgresSession(Session):
         """Record outcomes; see `Session.settle`."""
         if not settlements:
             return []
+        known = self._marked_among(settlements)
         if succeeding.all_plain(settlements, self._marked):
             lost = await self._link.step(lambda tx: succeeding.succeed(tx, self.id, settlements))
         else:
             lost = await self._link.run(lambda tx: settling.settle(tx, self.id, settlements, self._marked))
         if self._marked:
+            self._stale |= self._marked_among(settlements) - known
             self._marked.difference_update(lease.ref for lease, _ in settlements)
         return lost
+
+    def _marked_among(self, settlements: Sequence[tuple[Lease, Outcome]]) -> set[int]:
+        """Those that leave no record and were given steps or progress."""
+        return {lease.ref for lease, _ in settlements if lease.job.keep <= 0 and lease.ref in self._marked} if self._marked else set()
 
     async def beat(self, pulse: Pulse) -> Beat:
         """Show life; see `Session.beat`. Runs in the keeper's thread and loop, on a connection of its own."""
@@ -173,6 +181,9 @@ class PostgresSession(Session):
     async def maintain(self) -> Upkeep:
         """One round of upkeep; see `Session.maintain`."""
         dead, self._dead = self._dead, []
+        if stale := sorted(self._stale):
+            await self._link.step(lambda tx: tx.do("drop_progress", ns=text(stale)))
+            self._stale.difference_update(stale)
         try:
             return await upkeep.maintain(self._link.run, self._link.step, self._rescues.run, dead)
         finally:
@@ -216,5 +227,7 @@ class PostgresSession(Session):
                 self._pulse.abandon()
 
     def _leave(self, tx: Transaction) -> Work[None]:
+        if self._stale:
+            yield from tx.do("drop_progress", ns=text(sorted(self._stale)))
         if (yield from tx.do("drop_session", id=self.id)):
             yield from settling.release_but(tx, self.id, [])
