@@ -8,15 +8,17 @@ import dis
 import inspect
 import sqlite3
 import sys
-from collections.abc import Collection
-from contextlib import closing
+import time
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from tests.transactions import program
 from tests.transactions.conftest import Shop
+from tests.transactions.kinds import KINDS, Kind
 from tests.transactions.test_stopping import nobody_holds_a_lock, task_of
 
 from offload import State, completing, current, joining
@@ -71,9 +73,11 @@ def _is_called(frame: FrameType) -> bool:
     return not frame.f_code.co_flags & inspect.CO_GENERATOR and dis.opname[code[at]].startswith("CALL")
 
 
-def is_locked(path: Path) -> bool:
-    """Whether somebody holds the right to write, for longer than a heartbeat does."""
-    with closing(sqlite3.connect(path, timeout=1, isolation_level=None)) as other:
+def is_locked(url: str) -> bool:
+    """Whether somebody holds a lock for longer than a heartbeat or the end of a transaction does."""
+    if url.startswith("postgresql"):
+        return not soon(lambda: program.sql(url, LEFT_OPEN) == [(0,)])
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=1, isolation_level=None)) as other:
         try:
             other.execute("begin immediate")
         except sqlite3.OperationalError:
@@ -81,47 +85,82 @@ def is_locked(path: Path) -> bool:
         return False
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/shop.db"
+def soon(condition: Callable[[], bool]) -> bool:
+    """Whether it comes to hold within a second."""
+    deadline = time.monotonic() + 1
+    while not (holds := condition()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return holds
 
 
-def test_whenever_a_thread_is_stopped_its_transaction_is_over_when_the_with_is_left(shop: Shop, tmp_path: Path) -> None:
-    """But for the one moment in which `__exit__` begins, and then at the end of the attempt."""
+LEFT_OPEN = "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'"
+LEFT = ("__exit__", "as it begins or goes on")
+SYNC = [kind for kind in KINDS if not kind.is_async]
+EVERY_KIND = [pytest.param(kind, id=kind.name, marks=() if kind.name == "psycopg" else pytest.mark.soak) for kind in SYNC]
+Place: TypeAlias = tuple[str, str] | None
+
+
+def stopped_at_every_moment(
+    shop: Shop, opened: Callable[[], AbstractContextManager[Any]], block: Callable[[Any, int], None]
+) -> list[Place]:
+    """Run a job again and again, whose block is stopped at the next moment each time. Returns those at which it left a lock behind."""
     strikes: list[Strike] = []
-    locked: list[tuple[str, str] | None] = []
-
-    def block(n: int) -> None:
-        with current.transaction() as mine:
-            mine.execute(program.insert(n))
-            program.note.enqueue(n)
-            current.complete(n)
+    locked: list[Place] = []
 
     def stopped(n: int) -> None:
         strike = Strike(n)
         strikes.append(strike)
-        try:
-            sys.setprofile(strike)
-            block(n)
-        finally:
-            sys.setprofile(None)
-            if is_locked(tmp_path / "shop.db"):
-                locked.append(strike.place)
+        with opened() as given:
+            try:
+                sys.setprofile(strike)
+                block(given, n)
+            finally:
+                sys.setprofile(None)
+                if is_locked(shop.url):
+                    locked.append(strike.place)
 
     committed: list[int] = []
     with task_of(shop, stopped) as task:
         while not strikes or strikes[-1].place is not None:
             n = len(strikes) + 1
             record = shop.ran(task.enqueue(n))
-            assert record.state is (State.SUCCEEDED if n in shop.marks() else State.DEAD), strikes[-1].place
+            assert record.state is (State.SUCCEEDED if n in shop.marks() else State.DEAD), (strikes[-1].place, record.errors)
             committed += [n] if record.state is State.SUCCEEDED else []
             assert (shop.marks(), shop.jobs()) == (committed, committed), strikes[-1].place
     assert len(strikes) > 40
-    assert locked == [("__exit__", "as it begins or goes on")]
     nobody_holds_a_lock(shop)
+    return locked
 
 
-def test_wherever_an_enqueue_is_stopped_the_connection_it_was_given_waits_for_locks_as_before(shop: Shop, tmp_path: Path) -> None:
+def test_whenever_a_thread_is_stopped_its_transaction_is_over_when_the_with_is_left(shop: Shop, engine: str) -> None:
+    """But for the one moment in which `__exit__` begins, and then at the end of the attempt."""
+
+    def block(_: None, n: int) -> None:
+        with current.transaction() as mine:
+            mine.execute(program.insert(n))
+            program.note.enqueue(n)
+            current.complete(n)
+
+    assert stopped_at_every_moment(shop, nullcontext, block) == [LEFT]
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_whenever_a_thread_is_stopped_a_connection_of_the_tasks_own_is_left_without_a_transaction(shop: Shop, kind: Kind) -> None:
+    """But for the same moment."""
+
+    def block(given: Any, n: int) -> None:
+        with current.transaction(given) as mine:
+            kind.insert(mine, n)
+            program.note.enqueue(n)
+            current.complete(n)
+
+    assert stopped_at_every_moment(shop, lambda: kind.opened(shop.url), block) == [LEFT]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SYNC if kind.name == "sqlite3"], ids=lambda kind: kind.name)
+def test_wherever_an_enqueue_is_stopped_the_connection_it_was_given_waits_for_locks_as_before(
+    shop: Shop, kind: Kind, tmp_path: Path
+) -> None:
     strikes: list[Strike] = []
     waits: list[int] = []
 

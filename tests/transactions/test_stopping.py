@@ -37,8 +37,8 @@ def task_of(shop: Shop, function: Any, **options: Any) -> Iterator[Any]:
 
 
 def nobody_holds_a_lock(shop: Shop) -> None:
-    program.sql(shop.url, "insert into marks (n) values (99)")
-    assert shop.marks()[-1] == 99
+    program.sql(shop.url, "insert into marks (n) values (999)")
+    assert shop.marks()[-1] == 999
 
 
 def test_a_time_limit_in_the_block_rolls_back(shop: Shop, impatient: None) -> None:
