@@ -272,6 +272,8 @@ class Statement(NamedTuple):
 
     sql: str
     values: Mapping[str, Any] = {}
+    answered: bool = True
+    """False where nobody looks at its rows, so that it may go with the next statement."""
 
 
 Work: TypeAlias = Generator[Statement, list[tuple[Any, ...]], T]

@@ -10,7 +10,10 @@ import pytest
 from tests.brokers.postgres.conftest import Ask, Opens
 from tests.conftest import Eventually
 
-from offload.brokers.postgres.work import statements
+from offload.broker import Statement, Work
+from offload.brokers.postgres import PostgresBroker
+from offload.brokers.postgres.work import Transaction, statements
+from offload.errors import BrokerError
 from offload.job import Dead, Done, Outcome, State
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import claim_one, info, job
@@ -49,3 +52,50 @@ async def test_a_settle_that_meets_a_cancel_under_way_ends_the_attempt(
         found = await broker.get(["one"])
         kept = {"one": State.CANCELLED} if isinstance(outcome, Dead) else {"one": State.SUCCEEDED} if keep else {}
         assert {id: record.state for id, record in found.items()} == kept
+
+
+class Marks:
+    """A table of numbers, each there once, and a client that runs statements on it in a transaction of their own."""
+
+    def __init__(self, broker: PostgresBroker, schema: str) -> None:
+        self._broker = broker
+        self._table = f'"{schema}".marks'
+
+    async def run(self, *steps: int | str) -> list[object]:
+        """A number is inserted without an answer, the word `count` is answered. Returns what was answered."""
+
+        def operation(_: Transaction) -> Work[list[object]]:
+            answers: list[object] = []
+            for step in steps:
+                if step == "count":
+                    answers.append((yield Statement(f"select count(*) from {self._table}")))
+                else:
+                    answers.append((yield Statement(f"insert into {self._table} (n) values (%(n)s) returning n", {"n": step}, False)))
+            return answers
+
+        return await self._broker.opened.run(operation)
+
+
+@pytest.fixture
+async def marks(opens: Opens, schema: str, ask: Ask) -> Marks:
+    broker = await opens()
+    ask("create table marks (n integer primary key)")
+    return Marks(broker, schema)
+
+
+@pytest.mark.anyio
+async def test_statements_without_answers_go_with_the_next_and_in_order(marks: Marks, monkeypatch: pytest.MonkeyPatch) -> None:
+    trips: list[None] = []
+    pipeline = psycopg.AsyncConnection.pipeline
+    monkeypatch.setattr(psycopg.AsyncConnection, "pipeline", lambda self: (trips.append(None), pipeline(self))[1])
+    assert await marks.run(1, 2, "count", 3, 4, "count", 5) == [[], [], [(2,)], [], [], [(4,)], []]
+    assert len(trips) == 3
+    assert await marks.run("count") == [[(5,)]]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("behind", [[], [3], ["count"]], ids=["last", "without", "answered"])
+async def test_a_statement_without_an_answer_that_fails_undoes_all(marks: Marks, behind: list[int | str]) -> None:
+    with pytest.raises(BrokerError, match="duplicate key"):
+        await marks.run(1, 2, 2, *behind)
+    assert await marks.run("count") == [[(0,)]]

@@ -251,5 +251,5 @@ def _set_limit(tx: Transaction, key: str, change: LimitChange) -> Work[None]:
 
 
 def _resume(tx: Transaction, queue: str) -> Work[None]:
-    yield from tx.do("resume_queue", queue=queue)
+    yield from tx.post("resume_queue", queue=queue)
     tx.work = True

@@ -246,7 +246,7 @@ class Claim:
         yield from self._take([candidate for candidate, _ in taken], queue)
         if verdicts.unknown:
             tasks = text({row.pos: row.task for row, _ in verdicts.unknown})
-            yield from tx.do("set_aside", queue=queue, places=_places(verdicts.unknown, aside=False), tasks=tasks)
+            yield from tx.post("set_aside", queue=queue, places=_places(verdicts.unknown, aside=False), tasks=tasks)
             tx.work = True
         if expired or verdicts.stopped_at_gate:
             yield from self._drop([*(candidate for candidate, _ in expired), *verdicts.stopped_at_gate], queue)
@@ -263,19 +263,19 @@ class Claim:
         for aside, run in ((False, "run_places"), (True, "run_places_aside")):
             if any(each[1] is aside for each in candidates):
                 places = _places(candidates, aside=aside)
-                yield from self._tx.do(run, queue=queue, places=places, session=self._session, now=self._tx.now, worker=self._info.name)
+                yield from self._tx.post(run, queue=queue, places=places, session=self._session, now=self._tx.now, worker=self._info.name)
 
     def _drop(self, candidates: Sequence[Candidate], queue: str) -> Work[None]:
         for aside, drop in ((False, "drop_places"), (True, "drop_places_aside")):
             if any(each[1] is aside for each in candidates):
-                yield from self._tx.do(drop, queue=queue, places=_places(candidates, aside=aside))
+                yield from self._tx.post(drop, queue=queue, places=_places(candidates, aside=aside))
 
     def _leases(self) -> Work[list[Lease]]:
         again = [row.n for row, _ in self._taken if row.claim > 0]
         steps: dict[int, dict[str, bytes]] = {}
         if again:
             numbers = text(again)
-            yield from self._tx.do("drop_progress", ns=numbers)
+            yield from self._tx.post("drop_progress", ns=numbers)
             for n, name, value in _steps((yield from self._tx.value("steps_of", ns=numbers))):
                 steps.setdefault(n, {})[name] = value.encode()
         replaced = yield from self._replaced()

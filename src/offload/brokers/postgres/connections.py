@@ -7,15 +7,15 @@ import os
 import random
 import select
 import weakref
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any, LiteralString, TypeAlias, TypeVar, cast
 
 import psycopg
-from psycopg import AsyncConnection, errors, pq
+from psycopg import AsyncConnection, AsyncCursor, Pipeline, errors, pq
 from psycopg.conninfo import conninfo_to_dict
 
-from offload.broker import Work
+from offload.broker import Statement, Work
 from offload.brokers.postgres.address import Address, has_several_hosts
 from offload.brokers.postgres.errors import AGAIN, translated
 from offload.brokers.postgres.work import Operation, Transaction, told
@@ -52,10 +52,11 @@ SETTINGS = {
     "idle_in_transaction_session_timeout": "10s",
     "lock_timeout": "20s",
 }
-_BEGIN = "begin isolation level read committed"
+_BEGIN = Statement("begin isolation level read committed", answered=False)
 """Whatever the role's default: what another transaction did while one waited for it must be seen."""
 _PIN = "; ".join(f"set {name} = '{value}'" for name, value in SETTINGS.items())
-_BEGIN_PINNED = f"{_BEGIN}; " + "; ".join(f"set local {name} = '{value}'" for name, value in SETTINGS.items())
+_BEGIN_PINNED = Statement("; ".join([_BEGIN.sql, *(f"set local {name} = '{value}'" for name, value in SETTINGS.items())]))
+_COMMIT = Statement("commit", answered=False)
 
 
 def keywords(address: Address) -> dict[str, Any]:
@@ -181,10 +182,7 @@ class Link:
             tx = self._transaction()
             tx.wanted = wanted
             try:
-                begin = _BEGIN_PINNED if self._address.pgbouncer else _BEGIN
-                await connection.execute(cast(LiteralString, begin), prepare=False)
-                result = await _carried_out(connection, told(tx, operation))
-                await connection.execute("commit")
+                result = await self._in_transaction(connection, told(tx, operation))
             except AGAIN as error:
                 await _undo(connection)
                 if once:
@@ -199,6 +197,14 @@ class Link:
                 raise
             else:
                 return result
+
+    async def _in_transaction(self, connection: Connection, work: Work[T]) -> T:
+        if not self._address.pgbouncer and Pipeline.is_supported():
+            return await _carried_out(connection, work, [_BEGIN], [_COMMIT])
+        await connection.execute(cast(LiteralString, _BEGIN_PINNED.sql if self._address.pgbouncer else _BEGIN.sql), prepare=False)
+        result = await _carried_out(connection, work)
+        await connection.execute("commit")
+        return result
 
     async def close(self) -> None:
         """Close the connection, once what is under way is done; not for long where the server does not answer."""
@@ -247,17 +253,42 @@ def _unheard(task: asyncio.Future[Any]) -> None:
         task.exception()
 
 
-async def _carried_out(connection: Connection, work: Work[T]) -> T:
-    """Run the statements of an operation."""
+async def _carried_out(connection: Connection, work: Work[T], begin: Sequence[Statement] = (), end: Sequence[Statement] = ()) -> T:
+    """Run the statements of an operation between others, each together with those before it whose answers nobody awaits."""
+    waiting = list(begin)
     try:
         statement = next(work)
         while True:
+            waiting.append(statement)
+            if begin and not statement.answered:
+                statement = work.send([])
+                continue
             try:
-                cursor = await connection.execute(cast(LiteralString, statement.sql), statement.values)
-                rows = await cursor.fetchall() if cursor.description is not None else []
+                rows = await _last_answer(connection, waiting)
             except psycopg.Error as error:
                 statement = work.throw(error)
             else:
+                waiting.clear()
                 statement = work.send(rows)
-    except StopIteration as end:
-        return end.value
+    except StopIteration as done:
+        result = done.value
+    waiting.extend(end)
+    if waiting:
+        await _last_answer(connection, waiting)
+    return result
+
+
+async def _last_answer(connection: Connection, statements: Sequence[Statement]) -> list[tuple[Any, ...]]:
+    """Run statements in one round trip; returns the rows of the last. After one that fails none is run."""
+    if len(statements) == 1:
+        cursor = await _executed(connection, statements[0])
+    else:
+        async with connection.pipeline():
+            for statement in statements[:-1]:
+                await _executed(connection, statement)
+            cursor = await _executed(connection, statements[-1])
+    return await cursor.fetchall() if cursor.description is not None else []
+
+
+def _executed(connection: Connection, statement: Statement) -> Awaitable[AsyncCursor[tuple[Any, ...]]]:
+    return connection.execute(cast(LiteralString, statement.sql), statement.values)

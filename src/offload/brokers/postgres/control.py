@@ -35,7 +35,7 @@ def _revive(tx: Transaction, rows: Sequence[JobColumns], payload: bytes | None) 
     taken = yield from take_out(tx, rows)
     revived = [row for row in rows if row.n in taken]
     if revived:
-        yield from tx.do("drop_progress", ns=text([row.n for row in revived]))
+        yield from tx.post("drop_progress", ns=text([row.n for row in revived]))
         moves = Moves(tx.now)
         extras: list[tuple[int, str | None]] = []
         for row in revived:
@@ -46,7 +46,7 @@ def _revive(tx: Transaction, rows: Sequence[JobColumns], payload: bytes | None) 
             if gated(old):
                 moves.seated({row.n: (yield from _seat(tx, row, old))})
             moves.place(row.n, new, taken[row.n]._replace(attempt=0, crashes=0), None)
-        yield from tx.do("revive_jobs", extras=text(extras), payload=None if payload is None else payload.decode())
+        yield from tx.post("revive_jobs", extras=text(extras), payload=None if payload is None else payload.decode())
         yield from keys.write()
         yield from moves.write(tx)
     return Turn(revived, [row for row in rows if row.n not in taken])
@@ -57,7 +57,7 @@ def _seat(tx: Transaction, row: JobColumns, job: Job) -> Work[int]:
     if row.state is State.DEAD and holds_on(job):
         return row.seat
     (seat,) = _numbers((yield from tx.value("take_numbers", count=1)))
-    yield from tx.do("note_seats", seats=text({row.n: seat}))
+    yield from tx.post("note_seats", seats=text({row.n: seat}))
     return seat
 
 

@@ -71,7 +71,7 @@ def record_ends(tx: Transaction, endings: Sequence[Ending]) -> Work[None]:
         for n, _, past, state, reason, result, _ in [ending]
     ]
     if kept:
-        yield from tx.do("add_done", ends=text(kept))
+        yield from tx.post("add_done", ends=text(kept))
     yield from forget(tx, [ending.n for ending in endings if ending.keep <= 0])
     yield from drop_expiring(tx, [(ending.n, ending.job) for ending in endings if ending.past.claim == 0])
     if endings:
@@ -81,11 +81,11 @@ def record_ends(tx: Transaction, endings: Sequence[Ending]) -> Work[None]:
 def forget(tx: Transaction, ns: Sequence[int]) -> Work[None]:
     """Drop all that is known of jobs whose record, if any, is gone already."""
     if ns:
-        yield from tx.do("forget", ns=text(ns))
+        yield from tx.post("forget", ns=text(ns))
 
 
 def drop_expiring(tx: Transaction, jobs: Sequence[tuple[int, Job]]) -> Work[None]:
     """Jobs that have started, or ended, expire no more."""
     pairs = [(stored(job.expires_at), n) for n, job in jobs if job.expires_at is not None]
     if pairs:
-        yield from tx.do("drop_expiring", pairs=text(pairs))
+        yield from tx.post("drop_expiring", pairs=text(pairs))

@@ -109,7 +109,7 @@ def enqueue_on(tx: Transaction, jobs: Sequence[Job]) -> Work[list[str]]:
         return []
     tx.joint = True
     for attempt in range(MOST_TRIES):
-        yield from tx.do("savepoint")
+        yield from tx.post("savepoint")
         try:
             if attempt == 0 and (yield from store_new(tx, jobs, strict=False)):
                 ids = [job.id for job in jobs]
@@ -117,10 +117,10 @@ def enqueue_on(tx: Transaction, jobs: Sequence[Job]) -> Work[list[str]]:
                 ids = yield from store(tx, jobs, joint=True)
             yield from tx.tell()
         except Doubt:
-            yield from tx.do("rollback_to_savepoint")
+            yield from tx.post("rollback_to_savepoint")
             tx.work = tx.ended = False
         else:
-            yield from tx.do("release_savepoint")
+            yield from tx.post("release_savepoint")
             return ids
     raise BrokerError(f"other transactions took ids or keys of these jobs {MOST_TRIES} times; try again")
 
@@ -249,7 +249,7 @@ class Storing:
         past = (yield from self._taken(row, old)) if moving else Past()
         self._known[row.id] = (row.task, new.payload.decode())
         extra = row.extra if new.run_at == old.run_at else extra_text(new)
-        yield from self._tx.do("replace_job", n=n, payload=new.payload.decode(), due=due, extra=extra)
+        yield from self._tx.post("replace_job", n=n, payload=new.payload.decode(), due=due, extra=extra)
         if moving and self._joint and _comes_to_gates(new, self._tx.now):
             yield from put_off(self._tx, [(n, None)])
         elif moving:
@@ -284,14 +284,14 @@ class Storing:
                 raise Doubt
         waiting, self._waiting = self._waiting, []
         if waiting:
-            yield from self._tx.do("add_waiting", jobs=text(waiting))
+            yield from self._tx.post("add_waiting", jobs=text(waiting))
         yield from self._keys.write()  # before anybody comes to gates: where another has just taken a key, this waits for its commit
         if added:
             yield from self._place(added, {n for n, _ in waiting})
 
     def _place(self, added: dict[int, Job], behind: set[int]) -> Work[None]:
         comers = {n: job for n, job in added.items() if n not in behind and _comes_to_gates(job, self._tx.now)}
-        yield from self._tx.do("place_new", ns=text([n for n in added if n not in behind and n not in comers]), now=self._tx.now)
+        yield from self._tx.post("place_new", ns=text([n for n in added if n not in behind and n not in comers]), now=self._tx.now)
         if self._joint and comers:
             yield from put_off(self._tx, [(n, None) for n in comers])
         elif comers:
@@ -301,7 +301,7 @@ class Storing:
             yield from self._write_moves()
         expiring = [(stored(job.expires_at), n) for n, job in added.items() if job.expires_at is not None]
         if expiring:
-            yield from self._tx.do("add_expiring", pairs=text(expiring))
+            yield from self._tx.post("add_expiring", pairs=text(expiring))
         self._tx.work = True
 
     def end(self) -> Work[None]:

@@ -214,7 +214,7 @@ class Gates:
         parked = {lane.id: (lane.id, lane.gate, lane.line[0].seat) for lane in lanes if lane.gate not in (None, lane.id)}
         gates = [self._ledger.gates[id] for id in changes.gates]
         if held or waiting or lanes or gates:
-            yield from tx.do(
+            yield from tx.post(
                 "put_gates",
                 left=text([(gate, n) for gate, n, cost in held if cost is None]),
                 held=text([each for each in held if each[2] is not None]),
@@ -225,7 +225,7 @@ class Gates:
                 gates=text([written(gate) for gate in gates]),
             )
         if self._dues:
-            yield from tx.do("note_dues", dues=text(self._dues))
+            yield from tx.post("note_dues", dues=text(self._dues))
         tx.work |= any(_earlier(gate.wake_at, self._wakes[gate.id]) for gate in gates)  # who sleeps has to wake up at another time
         self._wakes |= {gate.id: gate.wake_at for gate in gates}
         self._stored.difference_update(lane.id for lane in lanes)
@@ -261,7 +261,7 @@ def declare(tx: Transaction, limits: Sequence[Limit]) -> Work[list[str]]:
     yield from locking.lock_all(tx)
     concerned: list[str] = []
     for limit, before in new_rules(limits, (yield from _known_rules(tx))):
-        yield from tx.do("put_rule", id=rule_id(limit), value=text(limit))
+        yield from tx.post("put_rule", id=rule_id(limit), value=text(limit))
         concerned += yield from _under(tx, limit, before)
     return concerned
 
@@ -301,4 +301,4 @@ def limits_of(tx: Transaction, job: Job, lane: str, seat: int) -> Work[tuple[tup
 
 def forget(tx: Transaction) -> Work[None]:
     """Drop what says no more than that nothing is known."""
-    yield from tx.do("forget_gates", now=tx.now, before=tx.now - LATENESS)
+    yield from tx.post("forget_gates", now=tx.now, before=tx.now - LATENESS)

@@ -157,10 +157,10 @@ class Keys:
             elif hold is not None and hold.n != n:
                 blocked = hold.holder
         if blocked is None:
-            yield from self._tx.do("drop_waiting", ns=text([n]))
+            yield from self._tx.post("drop_waiting", ns=text([n]))
             moves.place(n, job, Past(), optional_stored(job.run_at), joins=True)
         else:
-            yield from self._tx.do("set_behind", n=n, behind=blocked)
+            yield from self._tx.post("set_behind", n=n, behind=blocked)
 
     def write(self) -> Work[None]:
         """Write what changed. Raises Doubt when another transaction has taken a key meanwhile that was free."""
@@ -168,9 +168,9 @@ class Keys:
         changed = sorted((key, hold) for key, hold in self._holds.items() if key in self._stored and self._stored[key] != hold)
         fresh = sorted((key, hold) for key, hold in self._holds.items() if key not in self._stored)
         if gone:
-            yield from self._tx.do("drop_keys", keys=text(gone))
+            yield from self._tx.post("drop_keys", keys=text(gone))
         if changed:
-            yield from self._tx.do("change_keys", holds=text(dict(changed)))
+            yield from self._tx.post("change_keys", holds=text(dict(changed)))
         if fresh:
             taken = yield from self._tx.value("take_keys", holds=text([(key, *hold) for key, hold in fresh]))
             if taken != len(fresh):

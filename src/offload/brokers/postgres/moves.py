@@ -184,7 +184,7 @@ class Moves:
         for row in ready:
             if row.n in taken:
                 self._let_in(row, jobs[row.n], taken[row.n], arrivals[row.n])
-        yield from tx.do("drop_arrivals", ns=text([n for n in arrivals if n in taken or n not in rows]))
+        yield from tx.post("drop_arrivals", ns=text([n for n in arrivals if n in taken or n not in rows]))
 
     def _let_in(self, row: JobColumns, job: Job, past: Past, moves_to: int | None) -> None:
         self._seats[row.n] = row.seat
@@ -240,7 +240,7 @@ class Moves:
         if not ns or (all(step.new for step in steps) and (yield from tx.value("last_number")) == ns[-1]):
             return
         seats = dict(zip(ns, _numbers((yield from tx.value("take_numbers", count=len(ns)))), strict=True))
-        yield from tx.do("note_seats", seats=text(seats))
+        yield from tx.post("note_seats", seats=text(seats))
         self._seats |= seats
 
     def _find_seats(self, tx: Transaction, ns: Iterable[int]) -> Work[None]:
@@ -294,13 +294,13 @@ class Moves:
             yield from self._pass(tx)
         ends = list(self._ends())
         if self._new:
-            yield from tx.do("place_new", ns=text(self._new), now=self._now)
+            yield from tx.post("place_new", ns=text(self._new), now=self._now)
         if ends:
-            yield from tx.do("to_the_end", moves=text(ends), now=self._now)
+            yield from tx.post("to_the_end", moves=text(ends), now=self._now)
         if self._places:
-            yield from tx.do("to_their_places", moves=text(self._places))
+            yield from tx.post("to_their_places", moves=text(self._places))
         if self._times:
-            yield from tx.do("to_their_times", moves=text(self._times))
+            yield from tx.post("to_their_times", moves=text(self._times))
         self.entered = dict.fromkeys(self._new, "") | {end[0]: end[1] for end in ends} | {place[3]: place[0] for place in self._places}
         tx.work |= bool(self._times) or (bool(self.entered) and not quietly)
 
@@ -320,7 +320,7 @@ def _gates_of(steps: Iterable[Step]) -> Iterator[str]:
 
 def put_off(tx: Transaction, jobs: Sequence[tuple[int, int | None]]) -> Work[None]:
     """Have jobs come to their gates once a caller's transaction was committed: new ones, or those that go then to the time given."""
-    yield from tx.do("add_arrivals", jobs=text(jobs))
+    yield from tx.post("add_arrivals", jobs=text(jobs))
     tx.work = True
 
 

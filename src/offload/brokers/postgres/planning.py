@@ -76,9 +76,9 @@ def put(tx: Transaction, schedule: Schedule, next_at: datetime | None, *, declar
     while True:
         known = yield from _held(tx, schedule.name)
         if known is not None and _rule(known.rule) == schedule:
-            yield from tx.do("keep_schedule", name=schedule.name, declared=declared)
+            yield from tx.post("keep_schedule", name=schedule.name, declared=declared)
         elif known is not None:
-            yield from tx.do("change_schedule", name=schedule.name, declared=declared, **new)
+            yield from tx.post("change_schedule", name=schedule.name, declared=declared, **new)
         elif not (yield from tx.do("add_schedule", name=schedule.name, declared=declared, **new)):
             continue  # another was faster: its row is there now
         return
@@ -108,7 +108,7 @@ def tick(tx: Transaction, due: Due, next_at: datetime | None, jobs: Sequence[Job
     for job in jobs:
         yield from _fire(tx, known.name, job)
     last_at = optional_stored(jobs[-1].run_at) if jobs else None
-    yield from tx.do("move_schedule", name=known.name, next_at=optional_stored(next_at), last_at=last_at)
+    yield from tx.post("move_schedule", name=known.name, next_at=optional_stored(next_at), last_at=last_at)
     tx.work = True
     return True
 
@@ -122,9 +122,9 @@ def fire(tx: Transaction, name: str, job: Job) -> Work[str | None]:
 def _fire(tx: Transaction, name: str, job: Job) -> Work[str | None]:
     (id,) = yield from store(tx, [job])
     if id != job.id and job.overlap == "skip":
-        yield from tx.do("skipped", name=name)
+        yield from tx.post("skipped", name=name)
         return None
-    yield from tx.do("fired", name=name, id=id)
+    yield from tx.post("fired", name=name, id=id)
     return id
 
 
@@ -150,5 +150,5 @@ def prune(tx: Transaction) -> Work[bool]:
         return False
     infos = _infos((yield from tx.value("infos")))
     names = text(sorted({schedule.name for info in infos for schedule, _ in _info(info).schedules}))
-    yield from tx.do("schedules_pruned", names=names, now=tx.now, before=tx.now - ABSENCE)
+    yield from tx.post("schedules_pruned", names=names, now=tx.now, before=tx.now - ABSENCE)
     return True

@@ -41,7 +41,7 @@ def ended(tx: Transaction, ids: Sequence[str]) -> Work[list[str]]:
 
 def find(tx: Transaction, filter: Filter, limit: int, after: str | None) -> Work[list[Record]]:
     """Records that match; see `Store.find`."""
-    yield from tx.do("plan_freely")
+    yield from tx.post("plan_freely")
     place: tuple[int | None, int | None] = (None, None)
     if after is not None:
         place = (yield from tx.row("after", id=after)) or (-1 << 62, 0)
@@ -73,7 +73,7 @@ def _mentions(tx: Transaction, sought: str, place: tuple[int | None, int | None]
 
 def counts(tx: Transaction) -> Work[dict[str, dict[State, int]]]:
     """Numbers by queue and state."""
-    yield from tx.do("plan_freely")
+    yield from tx.post("plan_freely")
     found: dict[tuple[str, State], int] = {}
     for queue, state, number in _counts((yield from tx.value("counts"))):
         found[queue, state] = found.get((queue, state), 0) + number
@@ -127,7 +127,7 @@ def holder_before(row: JobColumns) -> str | None:
 
 def facts(tx: Transaction, now: datetime, newest_schema: int) -> Work[Facts]:
     """What `doctor` judges by, but for where the store is and what `health` finds."""
-    yield from tx.do("plan_freely")
+    yield from tx.post("plan_freely")
     aside, oldest, large, finished = yield from tx.row(
         "facts", large=LARGE_PAYLOAD_BYTES, most_large=MOST_LARGE, most_finished=MOST_FINISHED
     )

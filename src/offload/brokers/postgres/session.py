@@ -203,8 +203,8 @@ class PostgresSession(Session):
         await self._link.run(self._enter)
 
     def _enter(self, tx: Transaction) -> Work[None]:
-        yield from tx.do("drop_sleepers")
-        yield from tx.do("add_session", id=self.id, info=text(self._info), now=tx.now)
+        yield from tx.post("drop_sleepers")
+        yield from tx.post("add_session", id=self.id, info=text(self._info), now=tx.now)
         yield from planning.declare(tx, self._info.schedules)
         moves = Moves(tx.now)
         moves.pump((yield from gating.declare(tx, self._info.limits)))
@@ -228,6 +228,6 @@ class PostgresSession(Session):
 
     def _leave(self, tx: Transaction) -> Work[None]:
         if self._stale:
-            yield from tx.do("drop_progress", ns=text(sorted(self._stale)))
+            yield from tx.post("drop_progress", ns=text(sorted(self._stale)))
         if (yield from tx.do("drop_session", id=self.id)):
             yield from settling.release_but(tx, self.id, [])

@@ -77,16 +77,16 @@ def settle_on(tx: Transaction, session: str, lease: Lease, outcome: Outcome) -> 
     if isolation != "read committed" and gated(lease.job):
         raise BrokerError(f"job {lease.job.id} has order_by or limits: its transaction must be READ COMMITTED, not {isolation.upper()}")
     for _ in range(MOST_TRIES):
-        yield from tx.do("savepoint")
+        yield from tx.post("savepoint")
         try:
             lost = yield from _settle(tx, session, [(lease, outcome)])
             yield from tx.tell()
         except Doubt:
-            yield from tx.do("rollback_to_savepoint")
+            yield from tx.post("rollback_to_savepoint")
             tx.work = tx.ended = False
             tx.locks.clear()
         else:
-            yield from tx.do("release_savepoint")
+            yield from tx.post("release_savepoint")
             return not lost
     raise BrokerError(f"other transactions took keys of job {lease.job.id} {MOST_TRIES} times; try again")
 
@@ -150,7 +150,7 @@ def end_attempts(tx: Transaction, keys: Keys, settled: Sequence[tuple[Held, Leas
             case _:
                 assert_never(outcome)
     if failures:
-        yield from tx.do("add_errors", failures=text(failures))
+        yield from tx.post("add_errors", failures=text(failures))
     yield from record_ends(tx, endings)
     yield from keys.write()
     yield from moves.write(tx)

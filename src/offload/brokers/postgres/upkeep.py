@@ -172,7 +172,7 @@ def _promote_by_gates(tx: Transaction) -> Work[int]:
     yield from locking.have(tx, (want.gate for extra in keys.values() for want in wants_of(extra)))
     if fresh:
         seats = dict(zip(fresh, _numbers((yield from tx.value("take_numbers", count=len(fresh)))), strict=True))
-        yield from tx.do("note_seats", seats=text(seats))
+        yield from tx.post("note_seats", seats=text(seats))
     moves = Moves(tx.now)
     moves.seated({row.n: row.seat for row in rows} | seats)
     for row in rows:
@@ -200,7 +200,7 @@ def _forget(tx: Transaction) -> Work[int]:
 
 def _rescue_of(session: str, beat: int) -> Operation[list[Touched]]:
     def operation(tx: Transaction) -> Work[list[Touched]]:
-        yield from tx.do("not_for_long")
+        yield from tx.post("not_for_long")
         try:
             return (yield from rescue(tx, session, beat))
         except LockNotAvailable as error:
@@ -223,7 +223,7 @@ def rescue(tx: Transaction, session: str, beat: int) -> Work[list[Touched]]:
     yield from locking.lock(tx, locking.gates_of(jobs.values()))
     keys = Keys(tx)
     leases = held_rows((yield from tx.value("end_session_leases", session=session)))
-    yield from tx.do("drop_session" if len(leases) == len(ns) else "shut_session", id=session)
+    yield from tx.post("drop_session" if len(leases) == len(ns) else "shut_session", id=session)
     yield from keys.lock_of_claimed(jobs[held.n] for held in leases if held.cancel)
     touched: list[Touched] = []
     endings: list[Ending] = []

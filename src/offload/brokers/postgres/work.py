@@ -100,10 +100,14 @@ class Transaction:
         """Run a statement; returns whether it gave rows: those it changed, where it says `returning`."""
         return bool((yield Statement(self._sql[name], values)))
 
+    def post(self, name: str, /, **values: Any) -> Work[None]:
+        """Have a statement run whose rows are of no interest: on a connection of ours together with the next, in one round trip."""
+        yield Statement(self._sql[name], values, answered=False)
+
     def tell(self) -> Work[None]:
         """Wake who sleeps, once this transaction commits. The last that every operation does."""
         if self.work or self.ended:
-            yield Statement(self._sql["wake"], {"channel": self.channel, "work": self.work, "ended": self.ended, "joint": self.joint})
+            yield from self.post("wake", channel=self.channel, work=self.work, ended=self.ended, joint=self.joint)
 
 
 Operation: TypeAlias = Callable[[Transaction], Work[T]]
