@@ -43,7 +43,7 @@ class Moved:
 
 @pytest.fixture
 def moved(faketime: str) -> Iterator[Moved]:
-    """In a folder that the user may enter as whom the server runs: pytest's own is closed to others, and the clock would stay where it is."""
+    """In a folder that the user may enter as whom the server runs: pytest's own is closed to others, and the clock would stay as it is."""
     with TemporaryDirectory(prefix="offload-clock-") as folder:
         Path(folder).chmod(0o755)
         yield Moved(faketime, Path(folder))
