@@ -58,7 +58,9 @@ def _round(shelf: Shelf, job: Job, key: str) -> int:
     if serving is None:
         shelf.rounds.pop((job.queue, -job.priority), None)
     lasts = shelf.rounds.setdefault((job.queue, -job.priority), {})
-    lasts[key] = round = round_of(serving, lasts.get(key))
+    last = lasts.get(key, 0)
+    shelf.undo.by(lambda: lasts.update({key: last}))
+    lasts[key] = round = round_of(serving, last)
     return round
 
 
