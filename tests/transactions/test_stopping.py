@@ -15,6 +15,7 @@ from tests.transactions.conftest import Shop
 from tests.transactions.kinds import KINDS, Kind
 
 from offload import Retry, State, current
+from offload.job import Record
 from offload.worker import executor
 
 NEVER = Retry(max_retries=0)
@@ -36,6 +37,18 @@ def task_of(shop: Shop, function: Any, **options: Any) -> Iterator[Any]:
         del shop.app.tasks[task.name]
 
 
+def timed_out(record: Record) -> bool:
+    """Whether a time limit was the end of a job."""
+    return record.state is State.DEAD and record.errors[0].type == "TimeoutError"
+
+
+async def ainsert(mine: Any, n: int) -> None:
+    """Insert a row on the connection of a coroutine's block, which is awaited where the engine's is."""
+    done = mine.execute(program.insert(n))
+    if hasattr(done, "__await__"):
+        await done
+
+
 def nobody_holds_a_lock(shop: Shop) -> None:
     program.sql(shop.url, "insert into marks (n) values (999)")
     assert shop.marks()[-1] == 999
@@ -51,8 +64,7 @@ def test_a_time_limit_in_the_block_rolls_back(shop: Shop, impatient: None) -> No
 
     with task_of(shop, slow, timeout=0.2) as task:
         record = shop.ran(task.enqueue(7))
-    assert record.state is State.DEAD
-    assert record.errors[0].type == "TimeoutError"
+    assert timed_out(record)
     assert (shop.marks(), shop.jobs()) == ([], [])
     nobody_holds_a_lock(shop)
 
@@ -60,9 +72,7 @@ def test_a_time_limit_in_the_block_rolls_back(shop: Shop, impatient: None) -> No
 def test_a_time_limit_while_a_coroutine_has_its_block_open_rolls_back(shop: Shop) -> None:
     async def slow(n: int) -> None:
         async with current.atransaction() as mine:
-            done = mine.execute(program.insert(n))
-            if hasattr(done, "__await__"):
-                await done
+            await ainsert(mine, n)
             await asyncio.Event().wait()
 
     with task_of(shop, slow, timeout=0.2) as task:
@@ -88,8 +98,7 @@ def test_a_time_limit_ends_the_statement_that_a_thread_waits_for(shop: Shop, eng
 
     with task_of(shop, slow, timeout=0.5) as task:
         record = shop.ran(task.enqueue(7))
-    assert record.state is State.DEAD
-    assert record.errors[0].type == "TimeoutError"
+    assert timed_out(record)
     assert (shop.marks(), shop.jobs()) == ([], [])
     nothing_goes_on(shop)
 
@@ -97,8 +106,7 @@ def test_a_time_limit_ends_the_statement_that_a_thread_waits_for(shop: Shop, eng
 @pytest.mark.process
 def test_a_time_limit_ends_the_statement_that_a_child_process_waits_for(shop: Shop, engine: str) -> None:
     record = shop.ran(program.waits_in_process.enqueue(7, program.ENDLESS[engine]))
-    assert record.state is State.DEAD
-    assert record.errors[0].type == "TimeoutError"
+    assert timed_out(record)
     assert (shop.marks(), shop.jobs()) == ([], [])
     nothing_goes_on(shop)
 
@@ -112,8 +120,7 @@ def test_a_time_limit_ends_a_statement_on_a_connection_of_the_tasks_own(shop: Sh
 
     with task_of(shop, slow, timeout=0.5) as task:
         record = shop.ran(task.enqueue(7))
-    assert record.state is State.DEAD
-    assert record.errors[0].type == "TimeoutError"
+    assert timed_out(record)
     assert shop.marks() == []
     nothing_goes_on(shop)
 
@@ -168,8 +175,7 @@ def test_nothing_stops_a_thread_while_it_begins_and_then_it_is_stopped(
 
     with task_of(shop, late, timeout=0.1) as task:
         record = shop.ran(task.enqueue(7))
-    assert record.state is State.DEAD
-    assert record.errors[0].type == "TimeoutError"
+    assert timed_out(record)
     assert shop.marks() == []
     nobody_holds_a_lock(shop)
 
@@ -190,9 +196,7 @@ def test_a_commit_under_way_is_waited_for_although_the_coroutine_is_cancelled(sh
 
     async def quick(n: int) -> None:
         async with current.atransaction() as mine:
-            done = mine.execute(program.insert(n))
-            if hasattr(done, "__await__"):
-                await done
+            await ainsert(mine, n)
             current.complete(n)
 
     with task_of(shop, quick, timeout=0.2) as task:

@@ -79,28 +79,23 @@ async def test_a_middleware_sees_failures_and_lets_them_pass(wrapped: Offload, t
     assert seen == [1, 2]
 
 
+async def forgive(job: Job, call_next: CallNext) -> Any:
+    try:
+        return await call_next()
+    except Exception:  # noqa: BLE001 - what the tests are about
+        return "forgiven"
+
+
 @every_isolation
 async def test_a_middleware_may_turn_a_failure_into_a_result(wrapped: Offload, task: Any) -> None:
-    @wrapped.middleware
-    async def forgive(job: Job, call_next: CallNext) -> Any:
-        try:
-            return await call_next()
-        except Exception:  # noqa: BLE001 - what the test is about
-            return "forgiven"
-
+    wrapped.middleware(forgive)
     async with Worker(wrapped, processes=1):
         assert await (await task.aenqueue("ValueError")).aresult(20) == "forgiven"
 
 
 @every_isolation
 async def test_a_middleware_that_forgives_failures_does_not_swallow_directives(wrapped: Offload, task: Any) -> None:
-    @wrapped.middleware
-    async def forgive(job: Job, call_next: CallNext) -> Any:
-        try:
-            return await call_next()
-        except Exception:  # noqa: BLE001 - what the test is about
-            return "forgiven"
-
+    wrapped.middleware(forgive)
     async with Worker(wrapped, processes=1):
         assert (await ended(await task.aenqueue("Discard"))).reason == "no such user"
         assert (await ended(await task.aenqueue("Cancel"))).state is State.CANCELLED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -13,13 +12,13 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from offload.broker import Feature, Store
+from offload.brokers.memory import control, enqueueing, moves, reading, settling, upkeep
 from offload.brokers.memory.bell import Bell, heard
 from offload.brokers.memory.calendar import Calendar
 from offload.brokers.memory.session import MemorySession
-from offload.brokers.memory.shelf import WINDOW, Shelf, stored
+from offload.brokers.memory.shelf import Shelf
 from offload.clock import Clock
 from offload.errors import BadDeclaration
-from offload.gates import MOST_STRIKING
 from offload.job import (
     Facts,
     Filter,
@@ -37,8 +36,6 @@ from offload.job import (
     WorkerInfo,
 )
 
-LARGE_PAYLOAD_BYTES = 16 * 1024
-MOST_LISTED = 1_000
 LONGEST_WAIT = 60.0
 
 
@@ -69,7 +66,7 @@ class MemoryBroker(Store):
     async def enqueue(self, jobs: Sequence[Job]) -> list[str]:
         """Store jobs; see `Broker.enqueue`."""
         with self.lock:
-            ids = self.shelf.store(jobs)
+            ids = enqueueing.store(self.shelf, jobs)
         self.work.ring()
         return ids
 
@@ -82,85 +79,69 @@ class MemoryBroker(Store):
                 self.live[session.id] = session
                 for schedule, next_at in worker.schedules:
                     self.calendar.put(schedule, next_at, declared=True)
-                self.shelf.declare(worker.limits)
+                moves.declare(self.shelf, worker.limits)
             try:
                 yield session
             finally:
                 with self.lock:
                     if self.live.pop(session.id, None) is not None:
-                        self.shelf.release(session.id)
+                        settling.release(self.shelf, session.id)
                 self.work.ring()
 
     def maintain(self, dead: Sequence[tuple[str, int]]) -> Upkeep:
         """One bounded round of upkeep. The lock is held."""
         touched = [t for id, beat in dead if id in self.live and self.live[id].beats == beat for t in self._bury(id)]
-        self.shelf.wake_gates()
-        promoted = self.shelf.promote()
-        expired = self.shelf.expire()
-        forgotten = self.shelf.forget()
-        self.shelf.gating.forget(stored(self.clock.now()))
+        upkeep.wake(self.shelf)
+        promoted = upkeep.promote(self.shelf)
+        expired = upkeep.expire(self.shelf)
+        forgotten = upkeep.forget(self.shelf)
         if touched or promoted or expired:  # only then: who is woken calls again
             self.work.ring()
         now = self.clock.now()
         self.calendar.prune(now, {s.name for session in self.live.values() for s, _ in session.info.schedules})
-        if WINDOW in (promoted, len(expired), forgotten):
+        if upkeep.WINDOW in (promoted, len(expired), forgotten):
             return Upkeep(0.0, (*touched, *expired))
-        moments = [m for m in (self.shelf.next_moment(), self.calendar.next_moment()) if m is not None]
+        moments = [m for m in (upkeep.next_moment(self.shelf), self.calendar.next_moment()) if m is not None]
         wait = min(((m - now).total_seconds() for m in moments), default=LONGEST_WAIT)
         return Upkeep(min(max(wait, 0.0), LONGEST_WAIT), (*touched, *expired))
 
     def _bury(self, id: str) -> list[Touched]:
         del self.live[id]
-        return self.shelf.rescue(id)
+        return settling.rescue(self.shelf, id)
 
     async def get(self, ids: Sequence[str]) -> dict[str, Record]:
         """Records by id."""
         with self.lock:
-            return {id: self.shelf.record(entry) for id in ids if (entry := self.shelf.entries.get(id)) is not None}
+            return {id: reading.record(self.shelf, entry) for id in ids if (entry := self.shelf.entries.get(id)) is not None}
 
     async def find(self, filter: Filter, limit: int, after: str | None = None) -> list[Record]:
         """Records that match; see `Store.find`."""
         with self.lock:
-            entries = sorted(self.shelf.entries.values(), key=lambda e: (e.job.enqueued_at, e.n), reverse=True)
-            if after is not None:
-                position = next((i for i, entry in enumerate(entries) if entry.job.id == after), len(entries))
-                entries = entries[position + 1 :]
-            records = (self.shelf.record(entry) for entry in entries)
-            found: list[Record] = []
-            for record in records:
-                if len(found) >= limit:
-                    break
-                if _matches(record, filter):
-                    found.append(record)
-            return found
+            return reading.find(self.shelf, filter, limit, after)
 
     async def counts(self) -> dict[str, dict[State, int]]:
         """Numbers by queue and state."""
         with self.lock:
-            counted = Counter((entry.job.queue, entry.state) for entry in self.shelf.entries.values())
-        counts: dict[str, dict[State, int]] = {}
-        for (queue, state), number in sorted(counted.items()):
-            counts.setdefault(queue, {})[state] = number
-        return counts
+            return reading.counts(self.shelf)
 
-    def _each(self, ids: Sequence[str], act: Callable[[str], bool]) -> set[str]:
+    def _each(self, ids: Sequence[str], act: Callable[[Shelf, str], bool]) -> set[str]:
         with self.lock:
-            done = {id for id in dict.fromkeys(ids) if act(id)}
+            done = {id for id in dict.fromkeys(ids) if act(self.shelf, id)}
         self.work.ring()
         self.ended.ring()
         return done
 
     async def cancel(self, ids: Sequence[str]) -> set[str]:
         """Cancel jobs; see `Store.cancel`."""
-        return self._each(ids, self.shelf.cancel)
+        return self._each(ids, control.cancel)
 
     async def retry(self, ids: Sequence[str], payload: bytes | None = None) -> set[str]:
         """Revive jobs; see `Store.retry`."""
-        return self._each(ids, lambda id: self.shelf.revive(id, payload))
+        return self._each(ids, lambda shelf, id: control.revive(shelf, id, payload))
 
     async def delete(self, ids: Sequence[str]) -> set[str]:
         """Delete jobs; see `Store.delete`."""
-        return self._each(ids, self.shelf.delete)
+        return self._each(ids, control.delete)
 
     async def pause(self, queue: str) -> None:
         """Pause a queue."""
@@ -192,26 +173,12 @@ class MemoryBroker(Store):
     async def standing(self, id: str) -> Standing | None:
         """The facts about one job."""
         with self.lock:
-            entry = self.shelf.entries.get(id)
-            if entry is None:
-                return None
-            limits, before = self.shelf.limits_of(entry)
-            return Standing(
-                record=self.shelf.record(entry),
-                paused=entry.job.queue in self.shelf.paused,
-                aside=entry.aside,
-                ahead=self.shelf.ahead(entry) if entry.state is State.READY else 0,
-                waits_for=self.shelf.holder_before(entry),
-                limits=limits,
-                before=before,
-                sessions=tuple(self._sessions()),
-                now=self.clock.now(),
-            )
+            return reading.standing(self.shelf, id, self._sessions())
 
     async def schedules(self) -> list[ScheduleRecord]:
         """All schedules, by name."""
         with self.lock:
-            return [planned.record() for _, planned in sorted(self.calendar.planned.items())]
+            return self.calendar.records()
 
     async def schedule(self, schedule: Schedule, next_at: datetime | None) -> None:
         """Store a dynamic schedule."""
@@ -247,12 +214,12 @@ class MemoryBroker(Store):
     async def limits(self) -> list[LimitRecord]:
         """What keys allow, and who holds them."""
         with self.lock:
-            return self.shelf.limits()
+            return reading.limits(self.shelf)
 
     async def set_limit(self, key: str, change: LimitChange) -> None:
         """Change what a key allows."""
         with self.lock:
-            self.shelf.set_limit(key, change)
+            moves.set_limit(self.shelf, key, change)
         self.work.ring()
 
     async def sessions(self) -> list[SessionRecord]:
@@ -276,54 +243,8 @@ class MemoryBroker(Store):
     async def inspect(self) -> Facts:
         """What `doctor` judges by."""
         with self.lock:
-            entries = list(self.shelf.entries.values())
-            oldest: dict[str, datetime] = {}
-            for entry in entries:
-                if entry.state is State.READY and entry.ready_at is not None:
-                    oldest[entry.job.queue] = min(entry.ready_at, oldest.get(entry.job.queue, entry.ready_at))
-            succeeded = [e for e in entries if e.state is State.SUCCEEDED and e.finished_at is not None]
-            succeeded.sort(key=lambda e: (e.finished_at, e.n), reverse=True)
-            large = [(e.job.id, e.job.task, len(e.job.payload)) for e in entries if len(e.job.payload) > LARGE_PAYLOAD_BYTES]
-            return Facts(
-                engine="memory",
-                version="",
-                schema=1,
-                newest_schema=1,
-                durable=False,
-                paused=tuple(sorted(self.shelf.paused)),
-                sessions=tuple(self._sessions()),
-                schedules=tuple(planned.record() for _, planned in sorted(self.calendar.planned.items())),
-                aside=dict(Counter(e.job.task for e in entries if e.aside)),
-                oldest_ready=oldest,
-                large=tuple(sorted(large, key=lambda row: (-row[2], row[0]))[:20]),
-                finished=tuple(
-                    (e.job.task, (e.finished_at - e.started_at).total_seconds())
-                    for e in succeeded[:MOST_LISTED]
-                    if e.finished_at is not None and e.started_at is not None
-                ),
-                limits=tuple([each for each in self.shelf.limits() if each.paused or each.shut_until or each.dead][:MOST_STRIKING]),
-                now=self.clock.now(),
-            )
+            return reading.facts(self.shelf, self._sessions(), self.calendar.records())
 
     async def migrate(self) -> tuple[int, int]:
         """There is no schema to bring up to date."""
         return (1, 1)
-
-
-def _matches(record: Record, filter: Filter) -> bool:
-    if filter.text is not None:
-        text = "\n".join((record.id, record.task, record.payload.decode(), *(error.message for error in record.errors)))
-        if filter.text.casefold() not in text.casefold():
-            return False
-    return (
-        filter.state in (None, record.state)
-        and filter.task in (None, record.task)
-        and filter.queue in (None, record.queue)
-        and (filter.key is None or filter.key in _keys(record))
-    )
-
-
-def _keys(job: Job) -> set[str | None]:
-    """All that a job can be found by as a key."""
-    unique = None if job.unique is None else job.unique.key
-    return {unique, job.order_by, job.fair_by, *(limit.key for limit in job.limits)}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from offload.brokers.memory.enqueueing import store
 from offload.brokers.memory.shelf import Shelf
 from offload.job import Due, Job, Schedule, ScheduleRecord
 
@@ -59,6 +60,10 @@ class Calendar:
         if known.schedule != schedule:
             known.schedule, known.next_at = schedule, next_at
 
+    def records(self) -> list[ScheduleRecord]:
+        """What a person sees of all of them."""
+        return [planned.record() for _, planned in sorted(self.planned.items())]
+
     def due(self, now: datetime) -> list[Due]:
         """What is to be ticked now, by name."""
         return [
@@ -72,7 +77,7 @@ class Calendar:
         planned = self.planned.get(due.schedule.name)
         if planned is None or planned.paused or planned.next_at != due.next_at or planned.schedule != due.schedule:
             return False
-        for job, id in zip(jobs, shelf.store(jobs), strict=True):
+        for job, id in zip(jobs, store(shelf, jobs), strict=True):
             self._count(planned, job, id)
         planned.next_at = next_at
         if jobs:
@@ -81,7 +86,7 @@ class Calendar:
 
     def enqueue(self, planned: Planned, job: Job, shelf: Shelf) -> str | None:
         """Enqueue one job of a schedule. None when its overlap forbids it."""
-        return self._count(planned, job, shelf.store([job])[0])
+        return self._count(planned, job, store(shelf, [job])[0])
 
     def _count(self, planned: Planned, job: Job, id: str) -> str | None:
         if id != job.id and job.overlap == "skip":

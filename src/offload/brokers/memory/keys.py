@@ -1,10 +1,11 @@
-"""Who holds a unique key and who comes after. Plain data: the shelf decides what a conflict does."""
+"""Who holds a unique key and who comes after. What a conflict does is decided in `enqueueing`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from offload.clock import Clock
 from offload.job import Job, UniqueKey
 
 
@@ -21,13 +22,14 @@ class Hold:
 class Keys:
     """The keys that are taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._holds: dict[str, Hold] = {}
 
-    def held(self, key: str, now: datetime) -> Hold | None:
+    def held(self, key: str) -> Hold | None:
         """Who holds `key`, None when it is free; one whose time is over is free."""
         hold = self._holds.get(key)
-        if hold is not None and hold.frees_at is not None and now >= hold.frees_at:
+        if hold is not None and hold.frees_at is not None and self._clock.now() >= hold.frees_at:
             del self._holds[key]
             return None
         return hold

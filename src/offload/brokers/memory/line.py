@@ -1,9 +1,9 @@
-"""The jobs of a memory store and the lines they stand in. Plain data structures: no locks, no time, no policy."""
+"""The jobs of a memory store and the lines they stand in. Plain data structures: no locks, no clock, no policy."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from offload.job import Failure, Job, Lease, Progress, Record, State
+
+UNSTARTED = frozenset({State.READY, State.SCHEDULED, State.WAITING})
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +34,8 @@ class Entry:
     """Its place in lanes before gates."""
     lane: str | None = None
     """The lane in which it waits."""
+    behind: str | None = None
+    """The id of the job for whose key it waits."""
     aside: bool = False
     ready_at: datetime | None = None
     session: str | None = None
@@ -122,19 +126,28 @@ def foremost(lines: Sequence[ReadyLine]) -> Iterator[tuple[ReadyLine, Entry]]:
 
 
 class TimeLine:
-    """Entries by a moment. Whether an entry's moment still counts is for the caller to say."""
+    """Entries by a moment of theirs. One whose moment is another by now, or None, is dropped when it comes to the front."""
 
-    def __init__(self) -> None:
+    def __init__(self, moment_of: Callable[[Entry], datetime | None]) -> None:
         self._heap: list[tuple[datetime, int, Entry]] = []
+        self._moment_of = moment_of
 
-    def push(self, moment: datetime, entry: Entry) -> None:
-        """Note that something is due for `entry` at `moment`."""
-        heapq.heappush(self._heap, (moment, entry.n, entry))
+    def push(self, entry: Entry) -> None:
+        """Put an entry in its place, if it has a moment."""
+        moment = self._moment_of(entry)
+        if moment is not None:
+            heapq.heappush(self._heap, (moment, entry.n, entry))
 
-    def first(self) -> tuple[datetime, Entry] | None:
-        """The earliest moment and its entry."""
-        return (self._heap[0][0], self._heap[0][2]) if self._heap else None
+    def first(self) -> datetime | None:
+        """The earliest moment."""
+        while self._heap:
+            moment, _, entry = self._heap[0]
+            if self._moment_of(entry) == moment:
+                return moment
+            heapq.heappop(self._heap)
+        return None
 
-    def pop(self) -> None:
-        """Drop the earliest."""
-        heapq.heappop(self._heap)
+    def take(self, now: datetime) -> Entry | None:
+        """Take the first entry, if its moment has come."""
+        moment = self.first()
+        return heapq.heappop(self._heap)[2] if moment is not None and moment <= now else None

@@ -8,7 +8,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from offload.broker import Session
+from offload.brokers.memory import claiming, upkeep
 from offload.brokers.memory.bell import heard
+from offload.brokers.memory.settling import settle
 from offload.errors import SessionLost
 from offload.job import Beat, Due, Isolation, Job, Lease, Outcome, Pulse, Release, State, Upkeep, WorkerInfo
 from offload.liveness import Watch
@@ -39,16 +41,16 @@ class MemorySession(Session):
                 raise SessionLost(f"session {self.id} of worker {self.info.name} is gone; open a new one")
             self._rung.clear()  # before looking, so that a ring from here on is heard by `wait`
             shelf = self._broker.shelf
-            shelf.wake_gates()
+            upkeep.wake(shelf)
             left = dict(room)
             taken: list[Entry] = []
             for queue in self._rotated() if queues is None else queues:
                 if queue not in shelf.paused and len(taken) < limit:
-                    taken += shelf.claim(queue, limit - len(taken), left, self.info.tasks, self.id, self.info.name)
+                    taken += claiming.claim(shelf, queue, limit - len(taken), left, self.id, self.info)
             return [entry.lease() for entry in taken]
 
     def _rotated(self) -> list[str]:
-        queues = self._broker.shelf.queues()
+        queues = claiming.queues(self._broker.shelf)
         turn = self._rotation % len(queues) if queues else 0
         self._rotation += 1
         return queues[turn:] + queues[:turn]
@@ -61,7 +63,7 @@ class MemorySession(Session):
                 raise SessionLost(f"session {self.id} of worker {self.info.name} is gone; open a new one")
             orphans = [entry for entry in self._broker.shelf.running(self.id) if (entry.job.id, entry.claim) not in known]
             for entry in orphans:
-                self._broker.shelf.settle(entry, Release())
+                settle(self._broker.shelf, entry, Release())
         self._broker.work.ring()
         self._broker.ended.ring()
         return len(orphans)
@@ -75,7 +77,7 @@ class MemorySession(Session):
                 if entry is None:
                     lost.append(lease)
                 else:
-                    self._broker.shelf.settle(entry, outcome)
+                    settle(self._broker.shelf, entry, outcome)
         self._broker.work.ring()
         self._broker.ended.ring()
         return lost
@@ -112,7 +114,7 @@ class MemorySession(Session):
     async def wait(self, timeout: float) -> None:
         """Wait until something changed since the last fetch."""
         with self._broker.lock:
-            token_in = self._broker.shelf.next_wake()
+            token_in = upkeep.next_wake(self._broker.shelf)
         await heard(self._rung, timeout if token_in is None else min(timeout, token_in))
 
     async def maintain(self) -> Upkeep:

@@ -14,7 +14,6 @@ from offload.job import Due, Job, Schedule, ScheduleRecord, WorkerInfo
 
 ABSENCE = 600 * SECOND
 """How long live sessions must all have been without a declared schedule before it is removed."""
-LOOK_EVERY = 60 * SECOND
 
 _rule = msgspec.json.Decoder(Schedule).decode
 _due = msgspec.json.Decoder(list[tuple[str, int]]).decode
@@ -117,10 +116,7 @@ def pause(tx: Transaction, name: str, next_at: datetime | None, *, paused: bool)
 
 
 def prune(tx: Transaction, now: int) -> None:
-    """Once a minute, remove schedules from code that no live session has declared for ten minutes."""
-    *_, pruned, _ = tx.row("moments")
-    if pruned is not None and 0 <= now - pruned < LOOK_EVERY:
-        return
+    """Remove schedules from code that no live session has declared for ten minutes."""
     tx.do("pruned", now=now)
     infos = _infos(tx.value("infos"))
     names = text(sorted({schedule.name for info in infos for schedule, _ in _info(info).schedules}))

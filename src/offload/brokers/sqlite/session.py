@@ -146,8 +146,8 @@ class SqliteSession(Session):
         return await self._shared.write(lambda tx: upkeep.maintain(tx, self._now(), dead))
 
     def _idle(self, tx: Transaction) -> float | None:
-        now = self._now()
-        return upkeep.next_wait(tx, now) if upkeep.idle(tx, now) else None
+        moments = upkeep.look(tx, self._now())
+        return moments.wait if moments.idle else None
 
     async def due(self) -> list[Due]:
         """The schedules whose tick has come."""

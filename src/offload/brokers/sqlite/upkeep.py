@@ -14,15 +14,15 @@ from offload.brokers.sqlite.endings import Ending, forget, let_go, record_ends
 from offload.brokers.sqlite.gating import Past
 from offload.brokers.sqlite.moves import Moves
 from offload.brokers.sqlite.planning import prune
-from offload.brokers.sqlite.rows import SECOND, Extra, JobColumns, extra_of, jobs_by_number, placed, text
+from offload.brokers.sqlite.rows import Extra, JobColumns, extra_of, jobs_by_number, placed, text
 from offload.brokers.sqlite.settling import Held, end_attempts
 from offload.brokers.sqlite.transaction import Transaction
 from offload.gates import gated
 from offload.job import Job, Lease, Release, State, Touched, Upkeep
+from offload.upkeep import Moments
 
 WINDOW = 1_000
 """The most jobs that one round promotes, expires or forgets."""
-LONGEST_WAIT = 60.0
 
 _numbers = msgspec.json.Decoder(list[int]).decode
 _ids = msgspec.json.Decoder(list[str]).decode
@@ -56,24 +56,16 @@ def maintain(tx: Transaction, now: int, dead: Sequence[tuple[str, int]]) -> Upke
     expired = _expire(tx, now)
     forgotten = _forget(tx, now)
     gating.forget(tx, now)
-    prune(tx, now)
-    wait = 0.0 if WINDOW in (promoted, len(expired), forgotten) else next_wait(tx, now)
+    if look(tx, now).prunes:
+        prune(tx, now)
+    wait = 0.0 if WINDOW in (promoted, len(expired), forgotten) else look(tx, now).wait
     return Upkeep(wait, (*touched, *expired))
 
 
-def idle(tx: Transaction, now: int) -> bool:
-    """Whether a round would find nothing to do but, perhaps, to rescue."""
-    due, expires, forgets, _, pruned, wakes = tx.row("moments")
-    looked = pruned is not None and 0 <= now - pruned < 60 * SECOND
-    return looked and all(moment is None or moment > now for moment in (due, expires, forgets, wakes))
-
-
-def next_wait(tx: Transaction, now: int) -> float:
-    """Seconds until the next promotion, expiry or tick."""
-    due, expires, _, tick, *_ = tx.row("moments")
-    moments = [moment for moment in (due, expires, tick) if moment is not None]
-    wait = (min(moments) - now) / SECOND if moments else LONGEST_WAIT
-    return min(max(wait, 0.0), LONGEST_WAIT)
+def look(tx: Transaction, now: int) -> Moments:
+    """What is next to do; reads only."""
+    due, expires, forgets, tick, pruned, wakes = tx.row("moments")
+    return Moments(due, expires, forgets, tick, pruned, wakes, now)
 
 
 def leases_of(tx: Transaction, session: str) -> list[tuple[Held, JobColumns]]:

@@ -124,6 +124,17 @@ class Orders(Fixtures):
             assert [await run(session), await run(session)] == [["a"], ["b"]]
 
     @needs(Feature.ORDER)
+    async def test_on_dead_hold_a_dead_job_is_kept_although_it_had_ended_before(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([turn(clock, "a", on_dead="hold")])
+        await store.cancel(["a"])
+        await store.retry(["a"])
+        async with store.session(info()) as session:
+            assert await run(session, Dead("d")) == ["a"]
+            clock.advance(timedelta(days=40))
+            await session.maintain()
+        assert await state(store, "a") is State.DEAD
+
+    @needs(Feature.ORDER)
     async def test_on_dead_hold_deleting_the_dead_job_lets_its_line_go_on(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([turn(clock, "a", on_dead="hold"), turn(clock, "b")])
         async with store.session(info()) as session:

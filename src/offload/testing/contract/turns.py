@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from offload.broker import Feature, Session, Store
+from offload.errors import UniqueConflict
 from offload.job import (
     Done,
     Job,
     Release,
     Retried,
     SlotLimit,
+    UniqueKey,
 )
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import Fixtures, claim, ids, info, job, needs, settle
@@ -60,6 +64,16 @@ class Turns(Fixtures):
         await store.enqueue([fair(clock, "a1", "a"), job(clock, "plain"), fair(clock, "b1", "b")])
         async with store.session(info()) as session:
             assert await one_by_one(session) == ["plain", "a1", "b1"]
+
+    @needs(Feature.FAIRNESS, Feature.UNIQUE)
+    async def test_an_enqueue_that_is_refused_takes_no_turn(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([fair(clock, "a1", "a"), job(clock, "holder", unique=UniqueKey(key="u"))])
+        refused = job(clock, "late", unique=UniqueKey(key="u", on_conflict="raise"))
+        with pytest.raises(UniqueConflict):
+            await store.enqueue([fair(clock, "a2", "a"), refused])
+        await store.enqueue([fair(clock, "a3", "a"), fair(clock, "b1", "b"), fair(clock, "b2", "b")])
+        async with store.session(info()) as session:
+            assert await one_by_one(session) == ["holder", "a1", "a3", "b1", "b2"]
 
     @needs(Feature.FAIRNESS)
     async def test_a_release_keeps_the_turn_and_a_retry_takes_another(self, store: Store, clock: TestClock) -> None:

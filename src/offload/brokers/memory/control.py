@@ -1,0 +1,55 @@
+"""What a person does to jobs: cancel, retry, delete."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from offload.brokers.memory.endings import finish, give_up
+from offload.brokers.memory.moves import leave, place, withdraw
+from offload.brokers.memory.shelf import Shelf, holds_turn
+from offload.job import State, keys_of
+
+REVIVABLE = frozenset({State.DEAD, State.CANCELLED, State.EXPIRED})
+
+
+def cancel(shelf: Shelf, id: str) -> bool:
+    """Cancel a job, or ask its worker to. False when there is nothing to cancel."""
+    entry = shelf.entries.get(id)
+    if entry is None or entry.state.terminal:
+        return False
+    if entry.state is State.RUNNING:
+        entry.cancel_asked = True
+    else:
+        finish(shelf, entry, State.CANCELLED, "cancelled")
+    return True
+
+
+def revive(shelf: Shelf, id: str, payload: bytes | None) -> bool:
+    """Start a job's life anew. False when it is not dead, cancelled or expired, or its key is taken."""
+    entry = shelf.entries.get(id)
+    if entry is None or entry.state not in REVIVABLE:
+        return False
+    wanted = [unique for unique in keys_of(entry.job) if unique.until in ("started", "finished")]
+    if any(shelf.keys.held(unique.key) is not None for unique in wanted):
+        return False
+    for unique in wanted:
+        shelf.keys.take(unique, entry.job)
+    entry.job = replace(entry.job, payload=entry.job.payload if payload is None else payload, run_at=None, expires_at=None)
+    entry.attempt, entry.crashes, entry.cancel_asked = 0, 0, False
+    entry.result = entry.finished_at = entry.progress = None
+    if not holds_turn(entry):  # who kept its turn keeps its place as well
+        entry.seat = shelf.next_number()
+    place(shelf, entry, None)
+    return True
+
+
+def delete(shelf: Shelf, id: str) -> bool:
+    """Remove a job that does not run."""
+    entry = shelf.entries.get(id)
+    if entry is None or entry.state is State.RUNNING:
+        return False
+    withdraw(shelf, entry)
+    shelf.remove(entry)
+    give_up(shelf, entry)
+    leave(shelf, entry)
+    return True
