@@ -15,10 +15,10 @@ from offload.brokers.postgres.enqueueing import store
 from offload.brokers.postgres.rows import SECOND, moment, optional_moment, optional_stored, stored
 from offload.brokers.postgres.work import Transaction, text
 from offload.job import Due, Job, Schedule, ScheduleRecord, WorkerInfo
+from offload.upkeep import LOOK_EVERY
 
 ABSENCE = 600 * SECOND
 """How long live sessions must all have been without a declared schedule before it is removed."""
-LOOK_EVERY = 60 * SECOND
 
 _rule = msgspec.json.Decoder(Schedule).decode
 _due = msgspec.json.Decoder(list[tuple[str, int]]).decode

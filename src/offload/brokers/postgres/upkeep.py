@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 from psycopg.errors import LockNotAvailable
@@ -19,13 +19,14 @@ from offload.brokers.postgres.endings import Ending, forget, let_go, record_ends
 from offload.brokers.postgres.gating import Gates, Own, Past
 from offload.brokers.postgres.keys import Keys
 from offload.brokers.postgres.moves import Moves
-from offload.brokers.postgres.planning import LOOK_EVERY, prune
-from offload.brokers.postgres.rows import SECOND, JobColumns, extra_of, jobs_by_number
+from offload.brokers.postgres.planning import prune
+from offload.brokers.postgres.rows import JobColumns, extra_of, jobs_by_number
 from offload.brokers.postgres.settling import held_rows
 from offload.brokers.postgres.work import Operation, Transaction, text
 from offload.errors import BrokerError, BrokerUnusable
 from offload.gates import gated, wants_of
 from offload.job import State, Touched, Upkeep
+from offload.upkeep import Moments
 
 log = logging.getLogger("offload.worker")
 
@@ -33,7 +34,6 @@ T = TypeVar("T")
 
 WINDOW = 1_000
 """The most jobs that one round promotes, expires or forgets."""
-LONGEST_WAIT = 60.0
 
 
 class DueRow(msgspec.Struct, array_like=True, frozen=True):
@@ -63,35 +63,6 @@ class Runner(Protocol):
     def __call__(self, operation: Operation[T], /) -> Awaitable[T]: ...
 
 
-class Moments(NamedTuple):
-    """When something is next to be done, and when absent schedules were last looked for."""
-
-    due: int | None
-    expires: int | None
-    forgets: int | None
-    tick: int | None
-    pruned: int | None
-    wakes: int | None
-    """When somebody may pass gates by time alone."""
-    now: int
-
-    def come(self, moment: int | None) -> bool:
-        """Whether a moment has come."""
-        return moment is not None and moment <= self.now
-
-    @property
-    def prunes(self) -> bool:
-        """Whether absent schedules are to be looked for again."""
-        return self.pruned is None or not 0 <= self.now - self.pruned < LOOK_EVERY
-
-    @property
-    def wait(self) -> float:
-        """Seconds until the next promotion, expiry or tick."""
-        moments = [moment for moment in (self.due, self.expires, self.tick) if moment is not None]
-        wait = (min(moments) - self.now) / SECOND if moments else LONGEST_WAIT
-        return min(max(wait, 0.0), LONGEST_WAIT)
-
-
 async def maintain(run: Runner, step: Runner, apart: Runner, dead: Sequence[tuple[str, int]]) -> Upkeep:
     """One round; `step` runs what is one statement, `apart` what may wait for locks, so that nobody waits behind it.
 
@@ -116,11 +87,10 @@ async def maintain(run: Runner, step: Runner, apart: Runner, dead: Sequence[tupl
         expired = await run(_expire)
         touched += expired
         pieces.append(len(expired))
-    if moments.prunes:
-        await run(_prune)
+    pruned = moments.prunes and await run(_prune)
     if WINDOW in pieces:
         return Upkeep(0.0, tuple(touched))
-    if any(pieces):
+    if any(pieces) or pruned:
         moments = await step(look)
     return Upkeep(moments.wait, tuple(touched))
 
@@ -131,9 +101,12 @@ def look(tx: Transaction) -> Work[Moments]:
     return Moments(due, expires, forgets, tick, pruned, wakes, tx.now)
 
 
-def _prune(tx: Transaction) -> Work[None]:
-    if (yield from prune(tx)):
-        yield from gating.forget(tx)
+def _prune(tx: Transaction) -> Work[bool]:
+    """Whether it was this worker's turn to look for schedules that are absent, whose ticks are awaited no more then."""
+    if not (yield from prune(tx)):
+        return False
+    yield from gating.forget(tx)
+    return True
 
 
 def wake(tx: Transaction, gates: Gates | None = None) -> Work[Moves]:

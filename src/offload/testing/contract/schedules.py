@@ -210,6 +210,20 @@ class Schedules(Fixtures):
             assert await store.schedules() == []
 
     @needs(Feature.SCHEDULES)
+    async def test_the_round_that_removes_a_schedule_waits_for_no_tick_of_it(self, store: Store, clock: TestClock) -> None:
+        async with store.session(info("other")) as other:
+            async with store.session(info("declares", schedules=[(rule(), START + MINUTE)])):
+                pass
+            done = await other.maintain()
+            for _ in range(15):
+                if not await store.schedules():
+                    break
+                clock.advance(60)
+                done = await other.maintain()
+            assert await store.schedules() == []
+            assert done.wait == 60
+
+    @needs(Feature.SCHEDULES)
     async def test_a_schedule_declared_again_in_time_stays(self, store: Store, clock: TestClock) -> None:
         declared = [(rule(), None)]
         async with store.session(info("other")) as other:
