@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis.strategies import integers, sampled_from
 from msgspec import UNSET
 
+from offload import Offload
 from offload.errors import BadDeclaration, BadPayload
 from offload.job import LimitChange, RateLimit, SlotLimit, UniqueKey
 from offload.limits import (
@@ -105,6 +108,8 @@ def test_a_key_has_a_greatest_length() -> None:
         (lambda: Rate("1/s", key=7), "the key of Rate"),  # pyright: ignore[reportArgumentType]
         (lambda: Rate("1/s", key="k", burst=0), r"Rate\(burst=...\)"),
         (lambda: Rate("1/s", key="k", cost=0), r"Rate\(cost=...\)"),
+        (lambda: Concurrency(2**31, key="k"), "at most 2,147,483,647, not 2,147,483,648"),
+        (lambda: Rate("1/d", key="k", burst=100_001), "at most 100,000, not 100,001"),
         (lambda: Rate("1/s", key="k", burst=2, cost=3), r"so many tokens never gather; give at least burst=3"),
     ],
 )
@@ -147,6 +152,8 @@ def test_a_rate_is_said_in_the_smallest_unit_of_whole_numbers(interval: int, sai
         (Concurrency(3, "x" * 201), "has 201 characters, of at most 200: use a hash of it"),
         (Concurrency(3, "x" * 201 + "{name}"), "has 201 characters"),
         (Concurrency(3, "a\nb"), "holds a line break"),
+        (Concurrency(3, "a\0b"), "another control character"),
+        (Concurrency(3, "a\ud800"), "half a surrogate pair"),
     ],
 )
 def test_limits_that_cannot_be_kept_are_refused_where_they_are_declared(limits: Any, message: str) -> None:
@@ -163,6 +170,8 @@ def test_one_limit_alone_will_do_and_kinds_may_share_a_key() -> None:
 def test_of_limits_whose_templates_give_the_same_key_the_stricter_one_counts() -> None:
     assert strictest([SlotLimit("k", 3), SlotLimit("k", 2), SlotLimit("l", 9)]) == (SlotLimit("k", 2), SlotLimit("l", 9))
     assert strictest([RateLimit("k", 5), RateLimit("k", 7)]) == (RateLimit("k", 7),)
+    assert strictest([RateLimit("k", 5, 9), RateLimit("k", 5, 9, 5)]) == (RateLimit("k", 5, 9, 5),)
+    assert strictest([RateLimit("k", 5, 9), RateLimit("k", 5, 2)]) == (RateLimit("k", 5, 2),)
 
 
 def tenant(tenant_id: str) -> str:
@@ -177,8 +186,31 @@ class Keys:
 def test_a_declaration_is_known_by_its_template_or_function_and_else_by_its_place() -> None:
     assert rule_of(Concurrency(3, "tenant:{t}"), "task[0]") == "tenant:{t}"
     assert rule_of(Concurrency(3, tenant), "task[0]") == f"{__name__}.tenant"
-    for nameless in (lambda tenant_id: tenant_id, Keys()):
-        assert rule_of(Concurrency(3, nameless), "task[0]") == "task[0]"
+    made: list[Callable[..., str]] = [
+        lambda tenant_id: tenant_id,
+        lambda tenant_id: f"a:{tenant_id}",
+        lambda tenant_id: f"b:{tenant_id}",
+        lambda tenant_id: "all",
+        Keys(),
+        partial(tenant, "ada"),
+    ]
+    rules = [rule_of(Concurrency(3, nameless), "task[0]") for nameless in made]
+    assert len(set(rules)) == len(made), "what takes another's place is not known as that"
+    assert all(rule.startswith("task[0] ") for rule in rules)
+    assert rules == [rule_of(Concurrency(5, nameless), "task[0]") for nameless in made]
+
+
+def test_a_limit_that_takes_the_place_of_another_does_not_count_for_its_jobs() -> None:
+    def task_of(*limits: Concurrency) -> Any:
+        return Offload("memory://").task(name="send", limits=list(limits))(lambda tenant: tenant)
+
+    def smtp() -> Concurrency:
+        return Concurrency(2, key=lambda tenant: f"smtp:{tenant}")
+
+    (old,) = task_of(smtp()).job("ada").limits
+    everybody, same = task_of(Concurrency(50, key=lambda tenant: "all"), smtp()).job("ada").limits
+    assert (everybody.key, same.key) == ("all", old.key)
+    assert old.rule not in (everybody.rule, same.rule)
 
 
 def test_a_limit_carries_the_declaration_that_it_comes_from() -> None:

@@ -351,8 +351,11 @@ def test_a_job_carries_the_keys_that_its_task_declares(app: Offload) -> None:
     task = app.task(name="greet", order_by="o:{name}", on_dead="hold", limits=limits)(greet)
     job = task.job("Ann", times=3)
     assert (job.order_by, job.on_dead) == ("o:Ann", "hold")
-    assert job.limits == (SlotLimit("n:3", 2, "n:{times}"), RateLimit("Ann", 10_000, 20, 1, "greet[1]"))
-    assert [limit.rule for limit in task.rules()] == ["n:{times}", "greet[1]"]
+    slot, token = job.limits
+    assert slot == SlotLimit("n:3", 2, "n:{times}")
+    assert token == RateLimit("Ann", 10_000, 20, 1, token.rule)
+    assert token.rule.startswith("greet[1] ")
+    assert [limit.rule for limit in task.rules()] == ["n:{times}", token.rule]
 
 
 def test_using_changes_the_keys_of_one_job(app: Offload) -> None:

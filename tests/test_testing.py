@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from offload import Offload, Retry, Worker
+from offload import Offload, Rate, Retry, Worker
 from offload.errors import LoopRunning, ResultTimeout
 from offload.job import Record, State
 from offload.testing.clock import START, TestClock
@@ -89,6 +89,18 @@ def test_advance_does_not_wait_for_what_cannot_run(enqueued: Enqueued, advance: 
     app.pause("default")
     assert advance(60) == 0
     assert [record.state for record in enqueued()] == [State.READY]
+
+
+def test_advance_lets_each_token_of_a_rate_come_at_its_moment(offload_app: Offload, advance: Advance) -> None:
+    ran: list[int] = []
+    paced = offload_app.task(name="paced", limits=Rate("1/m", key="mailgun"))(ran.append)
+    try:
+        for n in range(4):
+            paced.enqueue(n)
+        assert (advance(59), ran) == (1, [0])
+        assert (advance(timedelta(minutes=2)), ran) == (2, [0, 1, 2])
+    finally:
+        del offload_app.tasks["paced"]
 
 
 def test_advance_fires_each_tick_of_a_schedule(advance: Advance, offload_clock: TestClock) -> None:

@@ -6,9 +6,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from string import Formatter
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, Literal, TypeAlias, cast, get_args
+from zlib import crc32
 
 from msgspec import UNSET, UnsetType
 
@@ -18,6 +20,11 @@ from offload.job import Conflict, Limit, LimitChange, RateLimit, SlotLimit, Uniq
 
 LONGEST_KEY = 200
 """The most characters of a key once its template is filled in."""
+
+MOST_SLOTS = 2**31 - 1
+MOST_BURST = 100_000
+"""The most tokens that may gather, and that one job may take: of the slowest rate they are 270 years, which every engine can count."""
+_IN_NO_KEY = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 Key: TypeAlias = str | Callable[..., str]
 
@@ -66,7 +73,7 @@ class Concurrency:
 
     def __post_init__(self) -> None:
         _check_key(self.key, "Concurrency")
-        _check_number(self.n, "Concurrency(n)")
+        _check_number(self.n, "Concurrency(n)", MOST_SLOTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +93,8 @@ class Rate:
     def __post_init__(self) -> None:
         interval_of(self.spec)
         _check_key(self.key, "Rate")
-        _check_number(self.burst, "Rate(burst=...)")
-        _check_number(self.cost, "Rate(cost=...)")
+        _check_number(self.burst, "Rate(burst=...)", MOST_BURST)
+        _check_number(self.cost, "Rate(cost=...)", MOST_BURST)
         if self.cost > self.burst:
             raise BadDeclaration(
                 f"Rate(cost={self.cost}, burst={self.burst}): so many tokens never gather; give at least burst={self.cost}"
@@ -130,9 +137,11 @@ def _check_key(key: Any, what: str) -> None:
         raise BadDeclaration(f"the key of {what} must be a text that is not empty, or a callable, not {key!r}")
 
 
-def _check_number(number: Any, what: str) -> None:
+def _check_number(number: Any, what: str, most: int) -> None:
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise BadDeclaration(f"{what} must be a whole number of at least 1, not {number!r}")
+    if number > most:
+        raise BadDeclaration(f"{what} must be at most {most:,}, not {number:,}")
 
 
 def declared_key(key: Key, parameters: Mapping[str, object], what: str) -> Key:
@@ -198,8 +207,8 @@ def literal_key(key: Any, what: str) -> str:
         raise BadPayload(f"{what} must be a text that is not empty, not {key!r}")
     if len(key) > LONGEST_KEY:
         raise BadPayload(f"{what}, {key[:40]!r}..., has {len(key)} characters, of at most {LONGEST_KEY}: use a hash of it")
-    if "\n" in key:
-        raise BadPayload(f"{what}, {key!r}, holds a line break, which no key may")
+    if _IN_NO_KEY.search(key):
+        raise BadPayload(f"{what}, {key!r}, holds a line break, another control character or half a surrogate pair, which no key may")
     return key
 
 
@@ -213,12 +222,27 @@ def limit_of(limit: Concurrency | Rate, key: str, rule: str = "") -> Limit:
 
 
 def rule_of(limit: Concurrency | Rate, place: str) -> str:
-    """By what a declaration is known: its template, or the name of its function; of what has no name of its own its `place` in the code."""
+    """By what a declaration is known: its template, or the name of its function.
+
+    Of what has no name of its own its `place` in the code and what it does: where another takes its place, it is not known again.
+    """
     key = limit.key
     if isinstance(key, str):
         return key
     named = isinstance(key, FunctionType) and "<" not in key.__qualname__  # a lambda, or one made anew by each call of another function
-    return f"{key.__module__}.{key.__qualname__}" if named else place
+    return f"{key.__module__}.{key.__qualname__}" if named else f"{place} {crc32(_does(key)):08x}"
+
+
+def _does(key: Callable[..., str]) -> bytes:
+    """What a callable does, as far as it shows; a lambda that stays as it is shows the same on one version of Python."""
+    if isinstance(key, partial):
+        return _does(key.func) + repr((key.args, key.keywords)).encode()
+    kind = type(key)
+    code: CodeType | None = getattr(key, "__code__", None) or getattr(kind.__call__, "__code__", None)
+    if code is None:
+        return kind.__qualname__.encode()
+    constants = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
+    return code.co_code + repr((kind.__qualname__, code.co_names, code.co_varnames, constants)).encode()
 
 
 def strictest(limits: Sequence[Limit]) -> tuple[Limit, ...]:
@@ -234,7 +258,7 @@ def _stricter(one: Limit, other: Limit) -> Limit:
     if isinstance(one, SlotLimit) and isinstance(other, SlotLimit):
         return min(one, other, key=lambda limit: limit.n)
     if isinstance(one, RateLimit) and isinstance(other, RateLimit):
-        return max(one, other, key=lambda limit: limit.interval)
+        return max(one, other, key=lambda limit: (limit.interval * limit.cost, -limit.burst))
     raise AssertionError("limits of one kind")
 
 
@@ -273,21 +297,22 @@ def change_of(
     given_key(key, "the key of set_limit")
     if all(value is UNSET for value in (concurrency, rate, burst, paused)):
         raise BadDeclaration(f"set_limit({key!r}) changes nothing: give concurrency=, rate=, burst= or paused=")
-    _check_change(concurrency, f"set_limit({key!r}, concurrency=...)")
-    _check_change(burst, f"set_limit({key!r}, burst=...)")
+    _check_change(concurrency, f"set_limit({key!r}, concurrency=...)", MOST_SLOTS)
+    _check_change(burst, f"set_limit({key!r}, burst=...)", MOST_BURST)
     if not isinstance(paused, bool | UnsetType):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
         raise BadDeclaration(f"set_limit({key!r}, paused={paused!r}): say True or False")
     interval = rate if rate is UNSET or rate is None else interval_of(rate)
     return LimitChange(n=concurrency, interval=interval, burst=burst, paused=paused)
 
 
-def _check_change(number: Any, what: str) -> None:
+def _check_change(number: Any, what: str, most: int) -> None:
     if number is UNSET or number is None:
         return
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise BadDeclaration(
             f"{what} must be a whole number of at least 1, or None for what is declared, not {number!r}; paused=True stops a key"
         )
+    _check_number(number, what, most)
 
 
 def fits(key: str, template: Key) -> bool:

@@ -89,7 +89,7 @@ def test_a_paused_key_is_shown_once_and_goes_on_when_resumed(shop: Project) -> N
     rows = shop.ok("limits").splitlines()[1:]
     assert [(row.split()[0], row.endswith("paused")) for row in rows] == [("tenant:7", True)]
     assert shop.ok("limits", "resume", "tenant:7") == "Key 'tenant:7' goes on.\n"
-    assert shop.ok("limits", "resume", "tenant:7") == "Key 'tenant:7' was not paused.\n"
+    assert shop.ok("limits", "resume", "tenant:7") == "Key 'tenant:7' was neither paused nor held back.\n"
     assert shop.drain() == 1
 
 

@@ -111,10 +111,10 @@ def pause(app: Offload, key: str) -> None:
 @key_argument
 @takes_app
 def resume(app: Offload, key: str) -> None:
-    """Let a paused KEY go on."""
-    paused = _keys(each for each in app.limits() if each.paused)
+    """Let a KEY go on that is paused, or that a task holds back."""
+    stopped = _keys(each for each in app.limits() if each.paused or each.shut_until is not None)
     app.set_limit(key, paused=False)
-    click.echo(f"Key {key!r} goes on." if key in paused else f"Key {key!r} was not paused{near(key, paused) or '.'}")
+    click.echo(f"Key {key!r} goes on." if key in stopped else f"Key {key!r} was neither paused nor held back{near(key, stopped) or '.'}")
 
 
 def _keys(found: Iterable[LimitRecord]) -> list[str]:

@@ -94,7 +94,7 @@ class Settings:
 )
 @click.option("--grace", type=Seconds(), default=30, show_default=True, help="Seconds that running jobs have to end when told to stop.")
 @click.option("--reload", is_flag=True, help="Restart when a Python file below this folder changes (needs the extra 'reload').")
-@click.option("--burst", is_flag=True, help="End when nothing is left to do.")
+@click.option("--burst", is_flag=True, help="End when nothing is ready; what waits for a time or a token is left.")
 @click.option("--max-jobs", type=POSITIVE, metavar="N", help="Start afresh after so many attempts.")
 @click.option("--max-memory", type=Size(), help="Start afresh above this memory, such as 500MB.")
 @click.option("--log-level", type=click.Choice(logs.LEVELS, case_sensitive=False), default="info", show_default=True)

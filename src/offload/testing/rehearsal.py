@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from offload.app import Offload
+from offload.broker import Feature
 from offload.job import Record, State
 from offload.portal import sync
 from offload.task import Task
@@ -63,4 +64,5 @@ class Rehearsal:
         now = self.clock.now()
         waiting = [record.run_at for record in await self.app.afind(state=State.SCHEDULED, limit=EVERYTHING)]
         ticks = [known.next_at for known in await self.app.aschedules() if not known.paused]
-        return min((moment for moment in (*waiting, *ticks) if moment is not None and moment > now), default=None)
+        tokens = [limit.next_at for limit in await self.app.alimits()] if Feature.LIMITS in self.app.broker.features else []
+        return min((moment for moment in (*waiting, *ticks, *tokens) if moment is not None and moment > now), default=None)
