@@ -293,7 +293,9 @@ class Storing:
 
     def _place(self, added: dict[int, Job], behind: set[int]) -> Work[None]:
         comers = {n: job for n, job in added.items() if n not in behind and _comes_in_turn(job, self._tx.now)}
-        yield from self._tx.do("place_new", ns=text([n for n in added if n not in behind and n not in comers]), now=self._tx.now)
+        others = [n for n in added if n not in behind and n not in comers]
+        if others:
+            yield from self._tx.do("place_new", ns=text(others), now=self._tx.now)
         if self._joint and comers:
             yield from put_off(self._tx, [(n, None) for n in comers])
         elif comers:
