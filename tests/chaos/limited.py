@@ -60,6 +60,7 @@ def produce(task: str, jobs: int, keys: int) -> None:
         "paced": lambda _: paced.job(),
         "fairly": lambda _: fairly.job(keys),
     }[task]
+    app.workers()  # connects: until then it stands in no line
     note("enqueued", keys, time.monotonic())
     app.enqueue_many(make(n) for n in range(jobs))
 

@@ -96,7 +96,7 @@ def test_a_tenant_with_few_jobs_is_served_within_two_rounds(keyed: Stage) -> Non
     stage = keyed
     if Feature.FAIRNESS not in stage.app.broker.features:
         pytest.skip(f"{stage.place.engine} does not take turns by key yet")
-    many, few, slots = (100_000, 10, 60) if SOAK else (3_000, 10, 60)
+    many, few, slots = (100_000, 10, 60) if SOAK else (20_000, 10, 60)
     enqueued(stage, "fairly", many, 1)
     for _ in range(3):
         stage.start_other(LIMITED, "worker")
@@ -108,6 +108,7 @@ def test_a_tenant_with_few_jobs_is_served_within_two_rounds(keyed: Stage) -> Non
     others = sum(came < at < last for at, _, numbers in events(stage, "served") if numbers == [1])
     print(f"{others} jobs of the first tenant ran before the last of the second")
     assert others <= 2 * slots
+    assert stage.counts().get(State.READY, 0) > 0, "the first tenant still stands in line"
 
 
 def most_within(starts: Sequence[float], span: float) -> int:

@@ -188,7 +188,8 @@ async def main(url, name, rounds):
         limits = tuple(SlotLimit(key, 2) for key in chance.sample(keys, chance.randrange(3)))
         order_by = chance.choice(keys) if chance.random() < 0.5 else None
         unique = UniqueKey(chance.choice(keys), on_conflict="skip") if chance.random() < 0.2 else None
-        return Job(id=id, task="t", enqueued_at=broker.clock.now(), order_by=order_by, limits=limits, unique=unique)
+        fair_by = chance.choice([None, "f", "g"])
+        return Job(id=id, task="t", enqueued_at=broker.clock.now(), order_by=order_by, limits=limits, unique=unique, fair_by=fair_by)
     async def produce():
         for n in range(rounds):
             await broker.enqueue([wish(f"{name} {n} {i}") for i in range(5)])

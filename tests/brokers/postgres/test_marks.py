@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from offload.broker import Session, Work
 from offload.brokers.postgres import PostgresBroker
-from offload.brokers.postgres.marks import Marks
+from offload.brokers.postgres.marks import HIGHEST, LOWEST, Marks
+from offload.brokers.postgres.rows import placed
 from offload.job import Done, Isolation, Lease, Release
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import ids, info, job
@@ -84,17 +85,33 @@ async def test_a_new_queue_is_found_by_a_session_that_has_only_met_one(broker: P
         assert sorted(ids([lease for _ in range(3) for lease in await claim(session)])) == ["b", "first", "last"]
 
 
-def places(queue: str, rank: int, positions: Iterable[int]) -> list[tuple[str, int, int]]:
-    return [(queue, rank, pos) for pos in positions]
+def places(queue: str, rank: int, positions: Iterable[int], turn: int = 0) -> list[tuple[str, int, int]]:
+    return [(queue, placed(rank, turn), pos) for pos in positions]
 
 
 def test_marks_leave_out_what_was_taken() -> None:
     marks = Marks()
     marks.note([*places("q", -5, (3, 7)), *places("q", 0, (2, 9))])
-    low, high = -(1 << 31), (1 << 31) - 1
-    assert marks.segments("q", marked=True) == [("q", low, -1, -5), ("q", -5, 7, 0), ("q", 0, 9, high)]
-    assert marks.segments("q", marked=False) == [("q", low, -1, high)]
-    assert marks.segments("other", marked=True) == [("other", low, -1, high)]
+    assert marks.segments("q", marked=True) == [("q", LOWEST, -1, placed(-5)), ("q", placed(-5), 7, 0), ("q", 0, 9, HIGHEST)]
+    assert marks.segments("q", marked=False) == [("q", LOWEST, -1, HIGHEST)]
+    assert marks.segments("other", marked=True) == [("other", LOWEST, -1, HIGHEST)]
+
+
+def test_those_of_a_priority_that_take_turns_have_one_mark_whatever_their_rounds() -> None:
+    marks = Marks()
+    marks.note([*places("q", 0, (7,)), *(place for turn in range(1, 50) for place in places("q", 0, (3, 9), turn))])
+    assert marks.segments("q", marked=True) == [("q", LOWEST, -1, 0), ("q", 0, 7, HIGHEST)]
+    marks.swept(["q"], 0.0)
+    marks.note(places("q", 0, (11,), 60))
+    assert marks.segments("q", marked=True)[2:] == [("q", placed(0, 1), -1, HIGHEST)], "newcomers may stand before what was just taken"
+    marks.swept(["q"], 0.0)
+    expected = [("q", LOWEST, -1, 0), ("q", 0, 7, placed(0, 1)), ("q", placed(0, 49), 9, HIGHEST)]
+    assert marks.segments("q", marked=True) == expected, "a job without a key still goes before them"
+    marks.note([], places("q", 0, (5,), 20))
+    assert marks.segments("q", marked=True)[-1] == ("q", placed(0, 20), 4, HIGHEST)
+    marks.note([], places("q", 0, (5,), 30))
+    marks.swept(["q"], 0.0)
+    assert marks.segments("q", marked=True)[-1] == ("q", placed(0, 20), 4, HIGHEST)
 
 
 def test_what_was_passed_over_holds_a_mark_back() -> None:

@@ -18,9 +18,10 @@ from offload.broker import Session
 from offload.brokers.postgres import PostgresBroker, reading
 from offload.brokers.postgres.connections import SETTINGS
 from offload.brokers.postgres.database import Database
+from offload.brokers.postgres.enqueueing import store
 from offload.brokers.postgres.session import PostgresSession
 from offload.brokers.postgres.work import Operation
-from offload.job import Done, Filter, Outcome, Retried, SlotLimit
+from offload.job import Done, Filter, Job, Outcome, Retried, SlotLimit
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import ROOM, claim, info, job
 from offload.testing.servers import PostgresServer
@@ -28,7 +29,10 @@ from offload.testing.servers import PostgresServer
 pytestmark = pytest.mark.anyio
 T = TypeVar("T")
 
-LARGE = {"jobs", "ready", "scheduled", "waiting", "running", "done", "expiring", "uniques", "errors", "steps", "parked", "slots", "lanes"}
+LARGE = {
+    "jobs", "ready", "scheduled", "waiting", "running", "done", "expiring", "uniques", "errors", "steps",
+    "parked", "slots", "lanes", "rounds",
+}  # fmt: skip
 LINE = 1_200
 BATCH = 100
 
@@ -50,6 +54,7 @@ SPREAD = (
     """insert into parked (n, lane, seat, claim, attempt, crashes)
         select n, 'slot of old-' || n % 100, n, 0, 0, 0 from jobs where due is null and n % 2 = 1""",
     "insert into slots (gate, n, cost) select 'slot of old-' || n % 1000, n, 1 from jobs where due is null and n % 2 = 0",
+    "insert into rounds (queue, rank, key, round) select 'default', 0, id, n from jobs where due is null",
     "insert into lanes (id, gate, seat) select 'lane ' || n, 'slot of far-' || n % 100, n from jobs where due is null and n % 8 = 1",
 )
 
@@ -186,6 +191,15 @@ async def costs(broker: PostgresBroker, clock: TestClock, connection: psycopg.Co
             link.cost()
             assert await session.settle([(lease, Retried(60)) for lease in leases]) == []
             found["settle keyed with care"] = link.cost()
+            await broker.enqueue([job(clock, queue="fair", fair_by=f"t{n % 10}", keep=0) for n in range(BATCH)])
+            turns = [job(clock, queue="fair", fair_by=f"t{n % 20}", keep=0) for n in range(BATCH)]
+            await link.run(lambda tx: store(tx, turns))
+            found["enqueue in turn"] = link.cost()
+            leases = await session.fetch(["fair"], BATCH, ROOM)
+            assert len(leases) == BATCH
+            found["claim in turn"] = link.cost()
+            assert await session.settle([(lease, Retried(0)) for lease in leases]) == []
+            found["retry in turn"] = link.cost()
     return found
 
 
@@ -243,6 +257,47 @@ async def test_claims_do_not_wade_through_what_a_held_snapshot_keeps(
                     await session.settle([(lease, Done()) for lease in leases])
             last = await least_cost(session)
         assert last <= 1.5 * first, (first, last)
+
+
+async def test_lines_where_keys_take_turns_cost_the_same_however_often_they_were_empty_under_a_held_snapshot(
+    broker: PostgresBroker, clock: TestClock, server: PostgresServer, schema: str, connection: psycopg.Connection[tuple[Any, ...]]
+) -> None:
+    def fair(count: int) -> list[Job]:
+        return [job(clock, fair_by=f"t{n % 10}", keep=0) for n in range(count)]
+
+    async def least_costs(session: PostgresSession) -> list[int]:
+        """Of three enqueues and of three claims: one now and then looks at the whole line."""
+        enqueues: list[int] = []
+        claims: list[int] = []
+        for _ in range(2):  # as if time had passed: marks there stay behind what was taken a moment ago
+            session._fetching._marks.swept(["default"], 0.0)
+        with explaining(session, broker, connection) as link:
+            for _ in range(3):
+                jobs = fair(10)
+                await link.run(lambda tx, jobs=jobs: store(tx, jobs))
+                enqueues.append(link.cost())
+                leases = await session.fetch(["default"], 10, ROOM)
+                assert (len(leases), len(link.seen)) == (10, 1), "they are claimed as they stand"
+                claims.append(link.cost())
+                await session.settle([(lease, Done()) for lease in leases])
+                link.seen.clear()
+        return [min(enqueues), min(claims)]
+
+    with psycopg.connect(server.url, options=f"-c search_path={schema}") as holder:
+        holder.execute("set transaction isolation level repeatable read")
+        holder.execute("select 1 from jobs")
+        async with broker.session(info()) as session:
+            assert isinstance(session, PostgresSession)
+            await broker.enqueue(fair(1_000))
+            while leases := await session.fetch(["default"], BATCH, ROOM):
+                await session.settle([(lease, Done()) for lease in leases])
+            first = await least_costs(session)
+            for _ in range(8):
+                await broker.enqueue(fair(1_000))
+                while leases := await session.fetch(["default"], BATCH, ROOM):
+                    await session.settle([(lease, Done()) for lease in leases])
+            last = await least_costs(session)
+        assert all(after <= 1.5 * before for before, after in zip(first, last, strict=True)), (first, last)
 
 
 async def test_a_rare_state_and_the_newest_jobs_are_found_without_reading_all(

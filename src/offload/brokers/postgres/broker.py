@@ -50,7 +50,7 @@ class PostgresBroker(SqlStore):
     one for another.
     """
 
-    features: ClassVar[frozenset[Feature]] = frozenset(Feature) - {Feature.FAIRNESS}
+    features: ClassVar[frozenset[Feature]] = frozenset(Feature)
     dialect: ClassVar[Dialect] = "postgresql"
 
     def __init__(self, address: Address, clock: Clock) -> None:

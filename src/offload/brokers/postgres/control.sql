@@ -48,8 +48,8 @@ select coalesce(json_agg(info), '[]')::text from offload.sessions
 -- name: ahead
 -- How many ready jobs of a queue go before a place.
 select
-    (select count(*) from offload.ready where queue = %(queue)s and (rank, pos) < (%(rank)s::integer, %(pos)s::bigint))
-    + (select count(*) from offload.aside where queue = %(queue)s and (rank, pos) < (%(rank)s::integer, %(pos)s::bigint))
+    (select count(*) from offload.ready where queue = %(queue)s and (rank, pos) < (%(rank)s::bigint, %(pos)s::bigint))
+    + (select count(*) from offload.aside where queue = %(queue)s and (rank, pos) < (%(rank)s::bigint, %(pos)s::bigint))
 
 -- name: schedules
 select coalesce(json_agg(json_build_array(name, rule, next_at, last_at, last_job, paused, declared, fired, skipped, absent_since)
@@ -141,7 +141,7 @@ noted as (
     update offload.jobs j set pos = placed.pos from placed where j.n = placed.n
 )
 insert into offload.ready (queue, rank, pos, n, claim, attempt, crashes, ready_at, started_at, worker)
-select j.queue, j.rank, p.pos, p.n, p.claim, p.attempt, p.crashes, %(now)s::bigint, p.started_at, p.worker
+select j.queue, j.rank::bigint << 40, p.pos, p.n, p.claim, p.attempt, p.crashes, %(now)s::bigint, p.started_at, p.worker
 from placed p join offload.jobs j on j.n = p.n
 returning n
 
@@ -248,9 +248,10 @@ select n, enqueued_at, told from (
         and (%(at)s::bigint is null or (j.enqueued_at, j.n) < (%(at)s::bigint, %(after)s::bigint))
         and case %(state)s::text
             when 'READY' then exists (
-                select from offload.ready r where r.queue = j.queue and r.rank = j.rank and r.pos = coalesce(j.pos, j.n) and r.n = j.n)
-                or exists (select from offload.aside a where a.queue = j.queue and a.task = j.task and a.rank = j.rank
-                    and a.pos = coalesce(j.pos, j.n) and a.n = j.n)
+                select from offload.ready r where r.queue = j.queue and r.rank = (j.rank::bigint << 40) + coalesce(j.base + j.round, 0)
+                    and r.pos = coalesce(j.pos, j.n) and r.n = j.n)
+                or exists (select from offload.aside a where a.queue = j.queue and a.task = j.task
+                    and a.rank = (j.rank::bigint << 40) + coalesce(j.base + j.round, 0) and a.pos = coalesce(j.pos, j.n) and a.n = j.n)
             when 'RUNNING' then exists (select from offload.running x where x.n = j.n)
             when 'SCHEDULED' then exists (select from offload.scheduled s where s.due = j.due and s.n = j.n)
             when 'WAITING' then exists (select from offload.waiting w where w.n = j.n)

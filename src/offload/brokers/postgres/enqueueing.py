@@ -34,11 +34,12 @@ _numbers = msgspec.json.Decoder(list[int]).decode
 
 
 def store_new(tx: Transaction, jobs: Sequence[Job], *, strict: bool) -> Work[bool]:
-    """Store jobs that pass no gates and whose ids and keys are taken to be free, by one statement. False, and nothing stored, if not.
+    """Store jobs by one statement, if all are as most are. False, and nothing stored, if not.
 
-    Where another transaction takes one just then, the statement fails if `strict`; else some are stored, and Doubt is raised.
+    Most pass no gates and take no turns, and their ids and keys are taken to be free. Where another transaction takes one just then, the
+    statement fails if `strict`; else some are stored, and Doubt is raised.
     """
-    if any(_comes_to_gates(job, tx.now) for job in jobs):
+    if any(_comes_in_turn(job, tx.now) for job in jobs):
         return False
     holds: list[tuple[str, int, str, str, int | None]] = []
     for index, job in enumerate(jobs, start=1):
@@ -56,8 +57,9 @@ def store_new(tx: Transaction, jobs: Sequence[Job], *, strict: bool) -> Work[boo
     return number == count
 
 
-def _comes_to_gates(job: Job, now: int) -> bool:
-    return gated(job) and (job.run_at is None or stored(job.run_at) <= now)
+def _comes_in_turn(job: Job, now: int) -> bool:
+    """Whether a job has to come to its gates, or to a line where keys take turns."""
+    return (gated(job) or job.fair_by is not None) and (job.run_at is None or stored(job.run_at) <= now)
 
 
 async def enqueue(database: Database, jobs: Sequence[Job]) -> list[str]:
@@ -128,8 +130,8 @@ def enqueue_on(tx: Transaction, jobs: Sequence[Job]) -> Work[list[str]]:
 def store(tx: Transaction, jobs: Sequence[Job], *, joint: bool = False) -> Work[list[str]]:
     """Store jobs in order; returns the ids that stand for them. Raises IdConflict, UniqueConflict.
 
-    Where the transaction is a caller's, `joint`, it may be open for long, and others must not wait for the gates of its jobs. So these
-    come to their gates only once it was committed.
+    Where the transaction is a caller's, `joint`, it may be open for long, and others must not wait for the gates of its jobs, or for
+    their lines where keys take turns. So these come there only once it was committed.
     """
     if not jobs:
         return []
@@ -250,7 +252,7 @@ class Storing:
         self._known[row.id] = (row.task, new.payload.decode())
         extra = row.extra if new.run_at == old.run_at else extra_text(new)
         yield from self._tx.post("replace_job", n=n, payload=new.payload.decode(), due=due, extra=extra)
-        if moving and self._joint and _comes_to_gates(new, self._tx.now):
+        if moving and self._joint and _comes_in_turn(new, self._tx.now):
             yield from put_off(self._tx, [(n, None)])
         elif moving:
             self._moves.seated({n: row.seat})
@@ -290,12 +292,14 @@ class Storing:
             yield from self._place(added, {n for n, _ in waiting})
 
     def _place(self, added: dict[int, Job], behind: set[int]) -> Work[None]:
-        comers = {n: job for n, job in added.items() if n not in behind and _comes_to_gates(job, self._tx.now)}
-        yield from self._tx.post("place_new", ns=text([n for n in added if n not in behind and n not in comers]), now=self._tx.now)
+        comers = {n: job for n, job in added.items() if n not in behind and _comes_in_turn(job, self._tx.now)}
+        others = [n for n in added if n not in behind and n not in comers]
+        if others:
+            yield from self._tx.post("place_new", ns=text(others), now=self._tx.now)
         if self._joint and comers:
             yield from put_off(self._tx, [(n, None) for n in comers])
         elif comers:
-            yield from locking.lock(self._tx, locking.gates_of(comers.values()))
+            yield from locking.lock(self._tx, [*locking.gates_of(comers.values()), *locking.lines_of(comers.values())])
             for n, job in comers.items():
                 self._moves.arrive(n, job)
             yield from self._write_moves()

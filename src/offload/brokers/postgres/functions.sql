@@ -153,7 +153,7 @@ begin
     if due > now_at then
         insert into offload.scheduled (due, n) values (due, number);
     else
-        insert into offload.ready (queue, rank, pos, n, ready_at) values (enqueue.queue, -enqueue.priority, number, number, now_at);
+        insert into offload.ready (queue, rank, pos, n, ready_at) values (enqueue.queue, (-enqueue.priority)::bigint << 40, number, number, now_at);
     end if;
     if expires is not null then
         insert into offload.expiring (expires_at, n) values (expires, number);

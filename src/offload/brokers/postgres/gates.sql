@@ -44,7 +44,8 @@ select '[' || coalesce(string_agg('[' ||
     then 'true,' else 'false,' end || (select count(*) from offload.slots where gate = l.gate) || ',[' || array_to_string(array(
         select case
             when h.extra = j.extra then p.n
-            when (h.extra::json -> 'limits')::text is not distinct from (j.extra::json -> 'limits')::text then p.n
+            when (h.extra::json -> 'limits')::text is not distinct from (j.extra::json -> 'limits')::text
+                and h.extra::json -> 'fair_by' is null then p.n
         end
         from (select n from offload.parked where lane = l.gate order by seat limit %(depth)s) as p
         cross join lateral (select extra from offload.jobs where n = p.n limit 1) as h
@@ -98,7 +99,7 @@ with input as materialized (
     update offload.jobs j set pos = (t.by_n ->> j.n::text)::bigint from noted t where j.n = any(array(select n from heirs))
 ), placed as (
     insert into offload.ready (queue, rank, pos, n, claim, attempt, crashes, ready_at, started_at, worker)
-    select queue, rank, pos, n, claim, attempt, crashes, %(now)s, started_at, worker from heirs
+    select queue, rank::bigint << 40, pos, n, claim, attempt, crashes, %(now)s, started_at, worker from heirs
 ), woken as (
     select pg_notify(%(channel)s, what) from (
         select distinct what from offload.sleepers
@@ -217,13 +218,13 @@ select coalesce(json_agg(json_build_array(n, moves_to)), '[]')::text from (
 -- name: drop_arrivals
 delete from offload.arrivals where n = any(array(select value::bigint from json_array_elements_text(%(ns)s::json)))
 
--- name: any_gated
--- Whether any of the jobs to be promoted next passes gates.
+-- name: any_keyed
+-- Whether any of the jobs to be promoted next passes gates or takes turns.
 select exists (
     select from (
         select n from offload.scheduled where due <= %(now)s::bigint order by due, n limit %(limit)s::integer
     ) as s cross join lateral (select extra from offload.jobs where n = s.n limit 1) as j
-    where position('"order_by"' in j.extra) > 0 or position('"limits"' in j.extra) > 0
+    where position('"order_by"' in j.extra) > 0 or position('"limits"' in j.extra) > 0 or position('"fair_by"' in j.extra) > 0
 )
 
 -- name: due_jobs
@@ -289,4 +290,74 @@ delete from offload.gates where ctid = any(array(
     select ctid from offload.gates
     where not paused and shut_until <= %(now)s and n is null and every is null and burst is null and wake_at is null and tat < %(before)s
     for update skip locked
+))
+
+-- name: turns
+-- Lines where keys take turns, as [queue, rank, keys]. Returns each as turns.LineRow: who stands first as `ready` counts, where the count
+-- of rounds began, the highest round given since, and the last rounds of those keys; and the rounds of the jobs :ns. It begins to look
+-- where somebody stood last, as a held snapshot may keep rows that were claimed before that.
+select coalesce(json_agg(json_build_array(
+    (select r.rank - (line.rank::bigint << 40) from offload.ready r
+        where r.queue = line.queue and r.rank >= (line.rank::bigint << 40) + coalesce(t.first, 1) and r.rank < (line.rank + 1)::bigint << 40
+        order by r.rank, r.pos limit 1),
+    coalesce(t.base, 0),
+    coalesce(t.last, 0),
+    (select coalesce(json_object_agg(key, round), '{}') from offload.rounds
+        where queue = line.queue and rank = line.rank and key = any(array(select value from json_array_elements_text(line.keys))))
+) order by line.nth), '[]')::text,
+    (select coalesce(json_object_agg(n, round), '{}')::text from offload.jobs
+        where n = any(array(select value::bigint from json_array_elements_text(%(ns)s::json))))
+from (
+    select value ->> 0 as queue, (value ->> 1)::integer as rank, value -> 2 as keys, nth
+    from json_array_elements(%(lines)s::json) with ordinality as asked (value, nth)
+) as line left join lateral (
+    select base, last, first from offload.turns where queue = line.queue and rank = line.rank limit 1
+) as t on true
+
+-- name: take_turns
+-- As `to_the_end` for jobs that take turns, as [n, queue, place, due, claim, attempt, crashes, started_at, worker, whether they keep the due
+-- that they had, pos, ready_at, round, base]; those with a ready_at go back to where they stood, as by `to_their_places`. Lines whose count
+-- begins anew come in as [queue, rank, keys], all others' rounds being forgotten there, lines as [queue, rank, base, last, first], and
+-- rounds as [queue, rank, key, round].
+with moves as materialized (
+    select coalesce((value ->> 10)::bigint, nextval('offload.places')) as pos, (value ->> 0)::bigint as n, value ->> 1 as queue,
+        (value ->> 2)::bigint as rank, (value ->> 3)::bigint as due, (value ->> 4)::integer as claim, (value ->> 5)::integer as attempt,
+        (value ->> 6)::integer as crashes, (value ->> 7)::bigint as started_at, value ->> 8 as worker, (value ->> 9)::boolean as keeps,
+        (value ->> 11)::bigint as ready_at, (value ->> 12)::integer as round, (value ->> 13)::bigint as base
+    from json_array_elements(%(moves)s::json)
+), noted as materialized (
+    select jsonb_object_agg(n, jsonb_build_array(pos, due, keeps, round, base)) as by_n from moves
+), updated as (
+    update offload.jobs j set pos = (t.by_n -> j.n::text ->> 0)::bigint,
+        due = case when (t.by_n -> j.n::text ->> 2)::boolean then j.due else (t.by_n -> j.n::text ->> 1)::bigint end,
+        round = (t.by_n -> j.n::text ->> 3)::integer, base = (t.by_n -> j.n::text ->> 4)::bigint
+    from noted t where j.n = any(array(select n from moves))
+), forgotten as (
+    delete from offload.rounds where ctid = any(array(
+        select r.place from jsonb_array_elements(%(begun)s::jsonb) b cross join lateral (
+            select ctid as place, key from offload.rounds where queue = b.value ->> 0 and rank = (b.value ->> 1)::integer
+        ) as r where not b.value -> 2 ? r.key
+    ))
+), counted as (
+    insert into offload.turns (queue, rank, base, last, first)
+    select value ->> 0, (value ->> 1)::integer, (value ->> 2)::bigint, (value ->> 3)::integer, (value ->> 4)::bigint
+    from json_array_elements(%(lines)s::json)
+    on conflict (queue, rank) do update set base = excluded.base, last = excluded.last, first = excluded.first
+), given as (
+    insert into offload.rounds (queue, rank, key, round)
+    select value ->> 0, (value ->> 1)::integer, value ->> 2, (value ->> 3)::integer from json_array_elements(%(rounds)s::json)
+    on conflict (queue, rank, key) do update set round = excluded.round
+), placed as (
+    insert into offload.ready (queue, rank, pos, n, claim, attempt, crashes, ready_at, started_at, worker)
+    select queue, rank, pos, n, claim, attempt, crashes, coalesce(ready_at, %(now)s), started_at, worker from moves
+)
+select nextval('offload.returned') where exists (select from moves where ready_at is not null)
+
+-- name: forget_rounds
+-- Of keys whose last round is so far behind whoever stands first.
+delete from offload.rounds where ctid = any(array(
+    select r.place from offload.turns t cross join lateral (
+        select ctid as place from offload.rounds where queue = t.queue and rank = t.rank and round < t.first - t.base - %(ago)s
+        for update skip locked
+    ) as r
 ))

@@ -1,6 +1,14 @@
--- Version 2: orders, concurrency limits and rates by key. See offload/gates/ for gates and lanes, and gating.py for who may change them.
+-- Version 2: orders, concurrency limits and rates by key, and turns. See offload/gates/ for gates and lanes, gating.py for who may change
+-- them, and turns.py for turns.
 
 alter table offload.jobs add column seat bigint;    -- its place in lanes, where that is not n
+alter table offload.jobs add column round integer;  -- the round in which it takes its turn by key, and where the count of rounds began
+alter table offload.jobs add column base bigint;
+
+-- In ready lines a rank is the priority, negated, times 2 ** 40, and the round as counted from the very first. No release had version 1.
+drop view offload.records;
+alter table offload.ready alter column rank type bigint using rank::bigint << 40;
+alter table offload.aside alter column rank type bigint using rank::bigint << 40;
 
 create table offload.slots (        -- who has passed a gate and not left
     gate text collate "C" not null,
@@ -52,6 +60,23 @@ create table offload.arrivals (     -- jobs from callers' transactions that have
     moves_to bigint                 -- where it stands somewhere already: the time to which it goes from there
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
+create table offload.rounds (       -- the last round of each key whose jobs take turns
+    queue text collate "C" not null,
+    rank integer not null,
+    key text collate "C" not null,
+    round integer not null,
+    primary key (queue, rank, key)
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+
+create table offload.turns (        -- lines where keys take turns
+    queue text collate "C" not null,
+    rank integer not null,
+    base bigint not null,           -- where the count of rounds began when last nobody stood there
+    last integer not null,          -- the highest round given since
+    first bigint not null,          -- nobody stands before this one, as counted from the very first
+    primary key (queue, rank)
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+
 create view offload.parkings as     -- all lanes and where they are parked
 select id, gate, seat from offload.lanes
 union all
@@ -66,7 +91,7 @@ select
     end as wake_at,
     (select max(case when paused then 9223372036854775807 else shut_until end) from offload.gates where paused or shut_until > 0) as shut;
 
-create or replace view offload.records as
+create view offload.records as
 select
     j.n, j.id, j.task, j.queue, j.rank, j.payload, j.enqueued_at, j.keep, j.due, j.extra,
     case
@@ -96,11 +121,13 @@ select
     (select json_build_array(p.fraction, p.message) from offload.progress p where p.n = j.n) as progress,
     coalesce(p.seat, j.seat, j.n) as seat,
     p.lane,
-    e.n is not null as arrives
+    e.n is not null as arrives,
+    (j.rank::bigint << 40) + coalesce(j.base + j.round, 0) as place
 from offload.jobs j
 -- Row by row, as in queries.sql: joins would be planned by the sizes that the tables had once.
 left join lateral (
-    select * from offload.ready where queue = j.queue and rank = j.rank and pos = coalesce(j.pos, j.n) and n = j.n limit 1
+    select * from offload.ready
+    where queue = j.queue and rank = (j.rank::bigint << 40) + coalesce(j.base + j.round, 0) and pos = coalesce(j.pos, j.n) and n = j.n limit 1
 ) as r on true
 left join lateral (select * from offload.running where n = j.n limit 1) as x on true
 left join lateral (select * from offload.done where n = j.n limit 1) as d on true
@@ -108,7 +135,8 @@ left join lateral (select * from offload.scheduled where due = j.due and n = j.n
 left join lateral (select * from offload.waiting where n = j.n limit 1) as w on true
 left join lateral (
     select * from offload.aside
-    where queue = j.queue and task = j.task and rank = j.rank and pos = coalesce(j.pos, j.n) and n = j.n limit 1
+    where queue = j.queue and task = j.task and rank = (j.rank::bigint << 40) + coalesce(j.base + j.round, 0)
+        and pos = coalesce(j.pos, j.n) and n = j.n limit 1
 ) as a on true
 left join lateral (select * from offload.parked where n = j.n limit 1) as p on true
 left join lateral (select * from offload.arrivals where n = j.n limit 1) as e on true;

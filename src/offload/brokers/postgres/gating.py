@@ -74,6 +74,12 @@ class Own(NamedTuple):
     queue: str
     rank: int
     past: Past
+    fair_by: str | None = None
+
+    @classmethod
+    def of(cls, job: Job, past: Past) -> Own:
+        """What it wants to know of a job."""
+        return cls(job.queue, -job.priority, past, job.fair_by)
 
 
 LineRow = tuple[int, int, str, int, str, int, int, int, int | None, str | None]
@@ -104,7 +110,8 @@ def _short(lane: str) -> str:
 
 def _member(row: LineRow) -> Member:
     seat, n, queue, rank, extra = row[:5]
-    return member(read_extra(extra), n, seat, Own(queue, rank, Past(*row[5:])))
+    keyed = read_extra(extra)
+    return member(keyed, n, seat, Own(queue, rank, Past(*row[5:]), keyed.fair_by))
 
 
 class Gates:

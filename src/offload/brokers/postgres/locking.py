@@ -1,5 +1,8 @@
 """Keeps operations on the same gates apart: by advisory locks on buckets of gates, for there may be no row yet to lock.
 
+Those who come into a line where keys take turns are kept apart by a lock of the same kind, until they have committed: who comes next
+must know what was given. A claim does not need it.
+
 Locks are taken in one order everywhere: first unique keys, then these, ascending, then rows in lines. What turns up only when rows are
 locked already is taken if nobody else has it. If somebody has, the operation is undone and run again, and takes that lock first.
 """
@@ -38,6 +41,16 @@ def lock_of(tx: Transaction, gate: str) -> int:
 def gates_of(jobs: Iterable[Job]) -> list[str]:
     """The gates of these jobs."""
     return list(dict.fromkeys(want.gate for job in jobs if gated(job) for want in wants_of(job)))
+
+
+def line(queue: str, rank: int) -> str:
+    """The name by which a line where keys take turns is locked, as a gate is by its own."""
+    return f"line of {rank} {queue}"
+
+
+def lines_of(jobs: Iterable[Job]) -> list[str]:
+    """The lines in which these jobs take turns, if they do."""
+    return list(dict.fromkeys(line(job.queue, -job.priority) for job in jobs if job.fair_by is not None))
 
 
 def lock(tx: Transaction, gates: Iterable[str]) -> Work[None]:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, TypeAlias, assert_never
 import msgspec
 
 from offload.broker import Work
-from offload.brokers.postgres import locking
+from offload.brokers.postgres import locking, turns
 from offload.brokers.postgres.gating import Gates, Own, Past, member
-from offload.brokers.postgres.rows import JobColumns, jobs_by_number
+from offload.brokers.postgres.rows import JobColumns, jobs_by_number, placed
 from offload.brokers.postgres.work import Transaction, text
 from offload.gates import KINDS, Keyed, Member, changed_by, gated, held_back_by, wants_of
 from offload.job import Job, Kind, LimitChange, State
@@ -26,7 +26,7 @@ _seats = msgspec.json.Decoder(list[tuple[int, int]]).decode
 
 
 class End(NamedTuple):
-    """A job goes to the end of its ready line."""
+    """A job goes to the end of its ready line, or to its turn there."""
 
     n: int
     queue: str
@@ -35,6 +35,11 @@ class End(NamedTuple):
     past: Past
     keeps_due: bool = False
     """Whether `due` stays what it was."""
+    fair_by: str | None = None
+    pos: int | None = None
+    """Its place among those of its round, where it has one."""
+    ready_at: int | None = None
+    """Since when it has stood there, where it goes back to the turn that it had."""
 
 
 class Enter(NamedTuple):
@@ -45,7 +50,8 @@ class Enter(NamedTuple):
     own: Own
     due: int | None = None
     keeps_due: bool = False
-    place: tuple[Any, ...] | None = None
+    place: tuple[int, int] | None = None
+    """Where it goes back to, and since when it has stood there."""
     new: bool = False
     """Whether its place is its number."""
     joins: bool = False
@@ -122,26 +128,36 @@ class Moves:
             self._times.append((due, n, *past))
             self.leave(n, job, ("slot", "token"))
         elif gated(job):
-            self._steps.append(Enter(n, job, Own(job.queue, -job.priority, past), due, joins=joins and past.claim == 0))
+            self._steps.append(Enter(n, job, Own.of(job, past), due, joins=joins and past.claim == 0))
         else:
-            self._steps.append(End(n, job.queue, -job.priority, due, past))
+            self._steps.append(End(n, job.queue, -job.priority, due, past, fair_by=job.fair_by))
 
     def come_due(self, n: int, keyed: Keyed, own: Own, due: int) -> None:
         """A scheduled job whose time has come."""
-        self._steps.append(Enter(n, keyed, own, due) if gated(keyed) else End(n, own.queue, own.rank, due, own.past))
+        end = End(n, own.queue, own.rank, due, own.past, fair_by=own.fair_by)
+        self._steps.append(Enter(n, keyed, own, due) if gated(keyed) else end)
 
     def back(self, n: int, job: Job, past: Past, pos: int, ready_at: int) -> None:
         """To the place in the ready line that it had, if its gates still let it."""
-        place = (job.queue, -job.priority, pos, n, *past[:3], ready_at, past.started_at, past.worker)
         if gated(job):
-            self._steps.append(Enter(n, job, Own(job.queue, -job.priority, past), place=place))
+            self._steps.append(Enter(n, job, Own.of(job, past), place=(pos, ready_at)))
         else:
-            self._places.append(place)
+            self._back(n, Own.of(job, past), pos, ready_at)
+
+    def _back(self, n: int, own: Own, pos: int, ready_at: int) -> None:
+        queue, rank, past, fair_by = own
+        if fair_by is None:
+            self._places.append((queue, placed(rank), pos, n, *past[:3], ready_at, past.started_at, past.worker))
+        else:
+            self._steps.append(End(n, queue, rank, None, past, True, fair_by, pos, ready_at))
 
     def arrive(self, n: int, job: Job) -> None:
-        """A job just stored whose time has come: to the place of its number, if its gates let it pass."""
-        self._seats[n] = n
-        self._steps.append(Enter(n, job, Own(job.queue, -job.priority, Past()), new=True, joins=True))
+        """A job just stored whose time has come: to the place of its number, if its gates let it pass, or to its turn."""
+        if gated(job):
+            self._seats[n] = n
+            self._steps.append(Enter(n, job, Own.of(job, Past()), new=True, joins=True))
+        else:
+            self._steps.append(End(n, job.queue, -job.priority, None, Past(), True, job.fair_by, n))
 
     def leave(self, n: int, job: Keyed, kinds: Sequence[Kind] = KINDS) -> None:
         """Let go of what a job holds; who waited for that passes."""
@@ -168,7 +184,7 @@ class Moves:
         """Whether a ready job, whose gates are locked, may be claimed; if not, it waits again. The caller takes it out of its line."""
         gates = yield from self._opened(tx)
         yield from self._find_seats(tx, [n])
-        each = member(job, n, self._seats[n], Own(job.queue, -job.priority, past))
+        each = member(job, n, self._seats[n], Own.of(job, past))
         return (yield from gates.run(lambda ledger: ledger.start(each)))
 
     def let_in(self, tx: Transaction) -> Work[None]:
@@ -178,8 +194,8 @@ class Moves:
             return
         rows = {n: row for n, row in sorted((yield from jobs_by_number(tx, list(arrivals))).items()) if row.state in _NOT_STARTED}
         jobs = {n: row.job() for n, row in rows.items()}
-        busy = yield from locking.try_lock(tx, locking.gates_of(jobs.values()))
-        ready = [rows[n] for n, job in jobs.items() if busy.isdisjoint(locking.gates_of([job]))]
+        busy = yield from locking.try_lock(tx, [*locking.gates_of(jobs.values()), *locking.lines_of(jobs.values())])
+        ready = [rows[n] for n, job in jobs.items() if busy.isdisjoint([*locking.gates_of([job]), *locking.lines_of([job])])]
         taken = yield from take_out(tx, ready)
         for row in ready:
             if row.n in taken:
@@ -191,7 +207,8 @@ class Moves:
         if row.lane is not None:
             self.withdraw(row.n, job)
         if moves_to is None:
-            self._steps.append(Enter(row.n, job, Own(job.queue, -job.priority, past), keeps_due=True, joins=True))
+            end = End(row.n, job.queue, -job.priority, None, past, True, job.fair_by)
+            self._steps.append(Enter(row.n, job, Own.of(job, past), keeps_due=True, joins=True) if gated(job) else end)
         else:
             self.place(row.n, job, past, moves_to, joins=row.state is State.SCHEDULED)
 
@@ -212,7 +229,7 @@ class Moves:
 
     def _passed(self, member: Member) -> None:
         own: Own = member.own
-        self._steps.append(End(member.n, own.queue, own.rank, None, own.past, keeps_due=True))
+        self._steps.append(End(member.n, own.queue, own.rank, None, own.past, True, own.fair_by))
 
     def _pass(self, tx: Transaction) -> Work[None]:
         """Have everybody come to the gates; what is left are the ends of ready lines."""
@@ -280,34 +297,49 @@ class Moves:
             if step.place is None and not step.new and not step.keeps_due:
                 gates.waits(step.n, step.due)
         elif step.place is not None:
-            self._places.append(step.place)
-        elif step.new:
+            self._back(step.n, step.own, *step.place)
+        elif step.new and step.own.fair_by is None:
             self._new.append(step.n)
         else:
-            self._steps.append(End(step.n, step.own.queue, step.own.rank, step.due, step.own.past, step.keeps_due))
+            queue, rank, past, fair_by = step.own
+            pos = step.n if step.new else None
+            self._steps.append(End(step.n, queue, rank, step.due, past, step.keeps_due or step.new, fair_by, pos))
 
     # -- in lines ------------------------------------------------------------------------------------------------------------
 
     def write(self, tx: Transaction, *, quietly: bool = False) -> Work[None]:
         """Do it all. Where `quietly`, the caller tells others of those that have `entered`."""
-        if self._asked or any(not isinstance(step, End) for step in self._steps):
+        if self._asked or any(not isinstance(step, End) or step.fair_by is not None for step in self._steps):
             yield from self._pass(tx)
         ends = list(self._ends())
+        plain = [(end.n, end.queue, end.rank, end.due, *end.past, end.keeps_due) for end in ends if end.fair_by is None]
         if self._new:
             yield from tx.post("place_new", ns=text(self._new), now=self._now)
-        if ends:
-            yield from tx.post("to_the_end", moves=text(ends), now=self._now)
+        if plain:
+            yield from tx.post("to_the_end", moves=text(plain), now=self._now)
+        if len(plain) < len(ends):
+            yield from self._take_turns(tx, ends)
         if self._places:
             yield from tx.post("to_their_places", moves=text(self._places))
         if self._times:
             yield from tx.post("to_their_times", moves=text(self._times))
-        self.entered = dict.fromkeys(self._new, "") | {end[0]: end[1] for end in ends} | {place[3]: place[0] for place in self._places}
+        self.entered = dict.fromkeys(self._new, "") | {end.n: end.queue for end in ends} | {place[3]: place[0] for place in self._places}
         tx.work |= bool(self._times) or (bool(self.entered) and not quietly)
 
-    def _ends(self) -> Iterator[tuple[Any, ...]]:
+    def _ends(self) -> Iterator[End]:
         for step in self._steps:
             assert isinstance(step, End)
-            yield (step.n, step.queue, step.rank, step.due, *step.past, step.keeps_due)
+            yield step
+
+    def _take_turns(self, tx: Transaction, ends: Sequence[End]) -> Work[None]:
+        fair = [(end, end.fair_by) for end in ends if end.fair_by is not None]
+        wishes = [turns.Wish(end.queue, end.rank, key, None if end.ready_at is None else end.n) for end, key in fair]
+        given, changes = yield from turns.give(tx, wishes)
+        moves = [
+            (end.n, end.queue, placed(end.rank, sum(turn)), end.due, *end.past, end.keeps_due, end.pos, end.ready_at, *turn)
+            for (end, _), turn in zip(fair, given, strict=True)
+        ]
+        yield from tx.post("take_turns", moves=text(moves), now=self._now, **changes)
 
 
 def _gates_of(steps: Iterable[Step]) -> Iterator[str]:
@@ -319,7 +351,7 @@ def _gates_of(steps: Iterable[Step]) -> Iterator[str]:
 
 
 def put_off(tx: Transaction, jobs: Sequence[tuple[int, int | None]]) -> Work[None]:
-    """Have jobs come to their gates once a caller's transaction was committed: new ones, or those that go then to the time given."""
+    """Have jobs come to their gates and turns once a caller's transaction was committed: new ones, or those that go then to a time."""
     yield from tx.post("add_arrivals", jobs=text(jobs))
     tx.work = True
 
@@ -332,5 +364,5 @@ def take_out(tx: Transaction, rows: Sequence[JobColumns]) -> Work[dict[int, Past
     """
     if not rows:
         return {}
-    places = [(row.n, row.state, row.queue, row.task, row.rank, row.pos, row.due, row.aside) for row in rows]
+    places = [(row.n, row.state, row.queue, row.task, row.place, row.pos, row.due, row.aside) for row in rows]
     return dict(_taken((yield from tx.value("take_out", places=text(places)))))

@@ -14,14 +14,14 @@ where so and (%(joint)s::boolean or exists (select from offload.sleepers s where
 -- Jobs with their states, as rows.JobColumns.
 select coalesce(json_agg(json_build_array(
     n, id, task, queue, rank, payload, enqueued_at, keep, due, extra, state, claim, attempt, crashes, started_at, worker,
-    aside, pos, result, finished_at, reason, errors, steps, progress, cancel_asked, seat, lane, arrives)), '[]')::text
+    aside, pos, result, finished_at, reason, errors, steps, progress, cancel_asked, seat, lane, arrives, place)), '[]')::text
 from offload.records where n = any(array(select value::bigint from json_array_elements_text(%(ns)s::json)))
 
 -- name: rows_by_id
 -- As `rows`, by id.
 select coalesce(json_agg(json_build_array(
     n, id, task, queue, rank, payload, enqueued_at, keep, due, extra, state, claim, attempt, crashes, started_at, worker,
-    aside, pos, result, finished_at, reason, errors, steps, progress, cancel_asked, seat, lane, arrives)), '[]')::text
+    aside, pos, result, finished_at, reason, errors, steps, progress, cancel_asked, seat, lane, arrives, place)), '[]')::text
 from offload.records where id = any(array(select value from json_array_elements_text(%(ids)s::json)))
 
 -- name: add_new
@@ -53,7 +53,7 @@ with input as materialized (
     returning 1
 ), placed as (
     insert into offload.ready (queue, rank, pos, n, ready_at)
-    select queue, rank, n, n, %(now)s from added where due is null or due <= %(now)s
+    select queue, rank::bigint << 40, n, n, %(now)s from added where due is null or due <= %(now)s
 ), timed as (
     insert into offload.scheduled (due, n) select due, n from added where due > %(now)s
 ), limited as (
@@ -102,7 +102,7 @@ with added as materialized (
     insert into offload.scheduled (due, n) select due, n from added where due > %(now)s
 )
 insert into offload.ready (queue, rank, pos, n, ready_at)
-select queue, rank, n, n, %(now)s from added where due is null or due <= %(now)s
+select queue, rank::bigint << 40, n, n, %(now)s from added where due is null or due <= %(now)s
 
 -- name: add_expiring
 -- Jobs, as [expires_at, n].
@@ -209,12 +209,12 @@ with moves as materialized (
     from noted t where j.n = any(array(select n from moves))
 )
 insert into offload.ready (queue, rank, pos, n, claim, attempt, crashes, ready_at, started_at, worker)
-select queue, rank, pos, n, claim, attempt, crashes, %(now)s, started_at, worker from moves
+select queue, rank::bigint << 40, pos, n, claim, attempt, crashes, %(now)s, started_at, worker from moves
 
 -- name: to_their_places
 -- Jobs go back to places that they had, which claims may have left behind: see marks.py.
 with moves as materialized (
-    select value ->> 0 as queue, (value ->> 1)::integer as rank, (value ->> 2)::bigint as pos, (value ->> 3)::bigint as n,
+    select value ->> 0 as queue, (value ->> 1)::bigint as rank, (value ->> 2)::bigint as pos, (value ->> 3)::bigint as n,
         (value ->> 4)::integer as claim, (value ->> 5)::integer as attempt, (value ->> 6)::integer as crashes,
         (value ->> 7)::bigint as ready_at, (value ->> 8)::bigint as started_at, value ->> 9 as worker
     from json_array_elements(%(moves)s::json)
@@ -239,10 +239,10 @@ insert into offload.scheduled (due, n, claim, attempt, crashes, started_at, work
 select due, n, claim, attempt, crashes, started_at, worker from moves
 
 -- name: take_out
--- Jobs, as [n, state, queue, task, rank, pos, due, aside], leave their lines. Returns those that stood there, as [n, gating.Past]. Those
+-- Jobs, as [n, state, queue, task, place, pos, due, aside], leave their lines. Returns those that stood there, as [n, gating.Past]. Those
 -- that wait in lanes, which are locked, are still to be withdrawn from there.
 with places as materialized (
-    select (value ->> 0)::bigint as n, value ->> 1 as state, value ->> 2 as queue, value ->> 3 as task, (value ->> 4)::integer as rank,
+    select (value ->> 0)::bigint as n, value ->> 1 as state, value ->> 2 as queue, value ->> 3 as task, (value ->> 4)::bigint as rank,
         (value ->> 5)::bigint as pos, (value ->> 6)::bigint as due, (value ->> 7)::boolean as aside
     from json_array_elements(%(places)s::json)
 ), from_ready as (
@@ -369,8 +369,8 @@ with recursive session as materialized (
     select r.* from json_array_elements(%(segments)s::json) s cross join lateral (
         select r.ctid as place, r.queue, r.rank, r.pos, r.n, r.claim, r.attempt, r.crashes, r.ready_at
         from offload.ready r
-        where r.queue = s.value ->> 0 and (r.rank, r.pos) > ((s.value ->> 1)::integer, (s.value ->> 2)::bigint)
-            and r.rank < (s.value ->> 3)::integer
+        where r.queue = s.value ->> 0 and (r.rank, r.pos) > ((s.value ->> 1)::bigint, (s.value ->> 2)::bigint)
+            and r.rank < (s.value ->> 3)::bigint
         order by r.rank, r.pos limit %(limit)s for update skip locked
     ) as r
     where (select yes from tried) and not exists (select from offload.paused p where p.queue = s.value ->> 0)
@@ -411,8 +411,8 @@ select not exists (
     select from (
         select r.* from json_array_elements(%(segments)s::json) s cross join lateral (
             select r.n, r.claim, r.crashes from offload.ready r
-            where r.queue = s.value ->> 0 and (r.rank, r.pos) > ((s.value ->> 1)::integer, (s.value ->> 2)::bigint)
-                and r.rank < (s.value ->> 3)::integer
+            where r.queue = s.value ->> 0 and (r.rank, r.pos) > ((s.value ->> 1)::bigint, (s.value ->> 2)::bigint)
+                and r.rank < (s.value ->> 3)::bigint
             order by r.rank, r.pos limit %(limit)s
         ) as r
         limit %(limit)s
@@ -437,8 +437,8 @@ from (
     select r.* from json_array_elements(%(segments)s::json) s cross join lateral (
         select r.queue, r.rank, r.pos, r.n, r.claim, r.attempt, r.crashes
         from offload.ready r
-        where r.queue = s.value ->> 0 and (r.rank, r.pos) > ((s.value ->> 1)::integer, (s.value ->> 2)::bigint)
-            and r.rank < (s.value ->> 3)::integer
+        where r.queue = s.value ->> 0 and (r.rank, r.pos) > ((s.value ->> 1)::bigint, (s.value ->> 2)::bigint)
+            and r.rank < (s.value ->> 3)::bigint
         order by r.rank, r.pos limit %(limit)s for update skip locked
     ) as r
     limit %(limit)s
@@ -464,7 +464,7 @@ with taken as (
     delete from offload.ready where ctid = any(array(
         select r.place from json_array_elements(%(places)s::json) p cross join lateral (
             select ctid as place from offload.ready
-            where queue = %(queue)s and rank = (p.value ->> 0)::integer and pos = (p.value ->> 1)::bigint limit 1
+            where queue = %(queue)s and rank = (p.value ->> 0)::bigint and pos = (p.value ->> 1)::bigint limit 1
         ) as r
     ))
     returning n, claim, attempt, crashes, pos, ready_at
@@ -478,7 +478,7 @@ with taken as (
     delete from offload.aside where ctid = any(array(
         select a.place from json_array_elements(%(places)s::json) p cross join lateral (
             select ctid as place from offload.aside
-            where queue = %(queue)s and task = p.value ->> 0 and rank = (p.value ->> 1)::integer and pos = (p.value ->> 2)::bigint limit 1
+            where queue = %(queue)s and task = p.value ->> 0 and rank = (p.value ->> 1)::bigint and pos = (p.value ->> 2)::bigint limit 1
         ) as a
     ))
     returning n, claim, attempt, crashes, pos, ready_at
@@ -492,7 +492,7 @@ with moved as (
     delete from offload.ready where ctid = any(array(
         select r.place from json_array_elements(%(places)s::json) p cross join lateral (
             select ctid as place from offload.ready
-            where queue = %(queue)s and rank = (p.value ->> 0)::integer and pos = (p.value ->> 1)::bigint limit 1
+            where queue = %(queue)s and rank = (p.value ->> 0)::bigint and pos = (p.value ->> 1)::bigint limit 1
         ) as r
     ))
     returning *
@@ -507,7 +507,7 @@ select queue, by_pos ->> pos::text, rank, pos, n, claim, attempt, crashes, ready
 delete from offload.ready where ctid = any(array(
     select r.place from json_array_elements(%(places)s::json) p cross join lateral (
         select ctid as place from offload.ready
-        where queue = %(queue)s and rank = (p.value ->> 0)::integer and pos = (p.value ->> 1)::bigint limit 1
+        where queue = %(queue)s and rank = (p.value ->> 0)::bigint and pos = (p.value ->> 1)::bigint limit 1
     ) as r
 ))
 
@@ -516,7 +516,7 @@ delete from offload.ready where ctid = any(array(
 delete from offload.aside where ctid = any(array(
     select a.place from json_array_elements(%(places)s::json) p cross join lateral (
         select ctid as place from offload.aside
-        where queue = %(queue)s and task = p.value ->> 0 and rank = (p.value ->> 1)::integer and pos = (p.value ->> 2)::bigint limit 1
+        where queue = %(queue)s and task = p.value ->> 0 and rank = (p.value ->> 1)::bigint and pos = (p.value ->> 2)::bigint limit 1
     ) as a
 ))
 

@@ -57,6 +57,7 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     order_by: str | None = None
     on_dead: OnDead = "continue"
     limits: tuple[Limit, ...] = ()
+    fair_by: str | None = None
 
 
 NO_EXTRA = Extra()
@@ -114,7 +115,7 @@ def job_row(job: Job) -> JobRow:
 def _rare(job: Job) -> bool:
     if job.run_at is not None or job.expires_at is not None or job.unique is not None or job.schedule is not None:
         return True
-    return job.timeout is not None or job.order_by is not None or bool(job.limits)
+    return job.timeout is not None or job.order_by is not None or bool(job.limits) or job.fair_by is not None
 
 
 def extra_text(job: Job) -> str:
@@ -130,8 +131,17 @@ def extra_text(job: Job) -> str:
             order_by=job.order_by,
             on_dead=job.on_dead,
             limits=job.limits,
+            fair_by=job.fair_by,
         )
     )
+
+
+ROUND_BITS = 40
+
+
+def placed(rank: int, turn: int = 0) -> int:
+    """The rank in a ready line: first by priority, then by the round in which keys take turns; 0 for jobs without such a key."""
+    return (rank << ROUND_BITS) + turn
 
 
 class ReadyRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -139,6 +149,7 @@ class ReadyRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     queue: str
     rank: int
+    """In its ready line; see `placed`."""
     pos: int
     n: int
     claim: int
@@ -153,7 +164,7 @@ class ReadyRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     def job(self) -> Job:
         """The job."""
-        return job_of(self)
+        return _job(self, -(self.rank >> ROUND_BITS))
 
 
 class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -191,10 +202,12 @@ class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Where it waits for a key."""
     arrives: bool
     """Whether it waits to be let in."""
+    place: int
+    """Its rank in its ready line."""
 
     def job(self) -> Job:
         """The job."""
-        return job_of(self)
+        return _job(self, -self.rank)
 
     def record(self) -> Record:
         """All that is known of it."""
@@ -216,6 +229,7 @@ class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
             order_by=job.order_by,
             on_dead=job.on_dead,
             limits=job.limits,
+            fair_by=job.fair_by,
             state=self.state,
             attempt=self.attempt,
             crashes=self.crashes,
@@ -248,7 +262,7 @@ def extra_of(row: Rare) -> Extra:
     return NO_EXTRA if row.extra is None else read_extra(row.extra)
 
 
-def job_of(row: ReadyRow | JobColumns) -> Job:
+def _job(row: ReadyRow | JobColumns, priority: int) -> Job:
     """The job of a row: as most jobs are, and then what is rare about it."""
     job = Job(
         id=row.id,
@@ -256,7 +270,7 @@ def job_of(row: ReadyRow | JobColumns) -> Job:
         payload=row.payload.encode(),
         enqueued_at=EPOCH + timedelta(0, 0, row.enqueued_at),
         queue=row.queue,
-        priority=-row.rank,
+        priority=priority,
         keep=row.keep,
     )
     return job if row.extra is None else replace(job, **_rare_fields(row.extra))

@@ -94,7 +94,8 @@ def settle_on(tx: Transaction, session: str, lease: Lease, outcome: Outcome) -> 
 def _settle(tx: Transaction, session: str, settlements: Settlements) -> Work[list[Lease]]:
     keys = Keys(tx)
     yield from keys.lock_of_claimed(lease.job for lease, outcome in settlements if isinstance(outcome, (Done, Dead, Cancelled)))
-    yield from locking.lock(tx, locking.gates_of(lease.job for lease, _ in settlements))
+    back = [lease.job for lease, outcome in settlements if isinstance(outcome, (Retried, Release)) and outcome.delay <= 0]
+    yield from locking.lock(tx, [*locking.gates_of(lease.job for lease, _ in settlements), *locking.lines_of(back)])
     leases = sorted((lease.ref, lease.claim) for lease, _ in settlements if type(lease.ref) is int)
     held = {row.n: row for row in held_rows((yield from tx.value("end_leases", leases=text(leases), session=session)))}
     lost: list[Lease] = []

@@ -67,7 +67,7 @@ def succeed_in_turn(tx: Transaction, session: str, settlements: Settlements, mar
             return False
         if holds(lease.job):
             want = lone_want(lease.job)
-            if want is None:
+            if want is None or lease.job.fair_by is not None:
                 return False
             leaving[lease.ref] = want
     if not distinct(settlements):

@@ -13,7 +13,7 @@ import msgspec
 from psycopg.errors import LockNotAvailable
 
 from offload.broker import Work
-from offload.brokers.postgres import gating, locking
+from offload.brokers.postgres import gating, locking, turns
 from offload.brokers.postgres.cancelling import UNSTARTED, Turn, end_unstarted, in_turn
 from offload.brokers.postgres.endings import Ending, forget, let_go, record_ends
 from offload.brokers.postgres.gating import Gates, Own, Past
@@ -106,6 +106,7 @@ def _prune(tx: Transaction) -> Work[bool]:
     if not (yield from prune(tx)):
         return False
     yield from gating.forget(tx)
+    yield from turns.forget(tx)
     return True
 
 
@@ -130,14 +131,14 @@ def _wake(tx: Transaction) -> Work[None]:
 def promote(tx: Transaction) -> Work[int]:
     """What is due becomes ready, or waits for its gates. Returns the number of jobs."""
     yield from locking.lock(tx, ())
-    if (yield from tx.value("any_gated", now=tx.now, limit=WINDOW)):
-        return (yield from _promote_by_gates(tx))
+    if (yield from tx.value("any_keyed", now=tx.now, limit=WINDOW)):
+        return (yield from _promote_by_key(tx))
     rows = yield from tx.rows("promote", now=tx.now, limit=WINDOW)
     tx.work |= bool(rows)
     return len(rows)
 
 
-def _promote_by_gates(tx: Transaction) -> Work[int]:
+def _promote_by_key(tx: Transaction) -> Work[int]:
     rows = _due((yield from tx.value("due_jobs", now=tx.now, limit=WINDOW)))
     keys = {row.n: extra_of(row) for row in rows}
     fresh = [row.n for row in rows if row.claim == 0 and gated(keys[row.n])]  # only now they join their lanes
@@ -150,7 +151,7 @@ def _promote_by_gates(tx: Transaction) -> Work[int]:
     moves.seated({row.n: row.seat for row in rows} | seats)
     for row in rows:
         past = Past(row.claim, row.attempt, row.crashes, row.started_at, row.worker)
-        moves.come_due(row.n, keys[row.n], Own(row.queue, row.rank, past), row.due)
+        moves.come_due(row.n, keys[row.n], Own(row.queue, row.rank, past, keys[row.n].fair_by), row.due)
     yield from moves.write(tx)
     return len(rows)
 
@@ -193,7 +194,7 @@ def rescue(tx: Transaction, session: str, beat: int) -> Work[list[Touched]]:
     ns = _numbers((yield from tx.value("runs_of", session=session)))
     rows = yield from jobs_by_number(tx, ns)
     jobs = {n: row.job() for n, row in rows.items()}
-    yield from locking.lock(tx, locking.gates_of(jobs.values()))
+    yield from locking.lock(tx, [*locking.gates_of(jobs.values()), *locking.lines_of(jobs.values())])
     keys = Keys(tx)
     leases = held_rows((yield from tx.value("end_session_leases", session=session)))
     yield from tx.post("drop_session" if len(leases) == len(ns) else "shut_session", id=session)
