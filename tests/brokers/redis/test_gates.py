@@ -235,7 +235,7 @@ async def test_a_sleeper_that_waits_for_a_token_is_woken_by_other_work(broker: R
 
 
 KEYS = 50
-COMMANDS = {"order": 7, "slot": 9}
+COMMANDS = {"order": 5.5, "slot": 6.5}
 """At most so many commands for all of a job's way past its gate; each costs about as much as processing a tenth of a job without a key."""
 
 

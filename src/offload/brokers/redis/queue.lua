@@ -119,12 +119,13 @@ local fn, operations = {}, {}
 
 local function define()
 
--- For those who take turns by key. Here, as no function may capture more than 60 locals.
+-- Here, as no function may capture more than 60 locals: first for those who take turns by key.
 local TURNS = BAND / 2         -- where they stand in a band; before it there is room for 17,500 jobs a second over 30 years
 local ROUND = 2 ^ 20           -- places in one round
 local LAST_ROUND = 2 ^ 24 - 1  -- so many jobs of one key may be ahead of each other
 local turns = {} -- what was read of lines, by the key of their rounds: see `turns_of`
 local take_judged -- while jobs are judged: takes out of their lines those of whom is decided
+local block -- while writes are gathered: the numbers that may be given, from `next` to `last`, and how many are to be had at once
 
 -- Writing ------------------------------------------------------------------------------------------------------------------
 
@@ -205,15 +206,17 @@ function fn.write(command, key, one, two)
   end
 end
 
-function fn.gather()
+-- Gathers writes from now on. About so many numbers will be wanted meanwhile; what is left of them nobody gets.
+function fn.gather(numbers)
   gathered = { HSET = {}, HDEL = {}, ZADD = {} }
+  block = { next = 1, last = 0, size = numbers }
 end
 
 function fn.write_gathered()
   for command, writes in pairs(gathered) do
     for key, words in pairs(writes) do fn.many(command, key, words) end
   end
-  gathered = nil
+  gathered, block = nil, nil
 end
 
 -- Be let through although memory is short: whoever has written once may go on.
@@ -238,7 +241,13 @@ function fn.count(state, queue, by)
 end
 
 function fn.next_number()
-  return call('INCR', our.sequence)
+  if not block then return call('INCR', our.sequence) end
+  if block.next > block.last then
+    block.last = call('INCRBY', our.sequence, block.size)
+    block.next = block.last - block.size + 1
+  end
+  block.next = block.next + 1
+  return block.next - 1
 end
 
 function fn.integer(number)
@@ -355,7 +364,7 @@ function fn.read_common(words)
   local band, _, q, t, _, at = read(COMMON, words)
   local common = { band = band, queue = sub(words, at, at + q - 1), task = sub(words, at + q, at + q + t - 1) }
   common.rare = at + q + t <= #words and cmsgpack.unpack(sub(words, at + q + t)) or {}
-  common.common, common.__index = common, common
+  common.common, common.__index, common.words = common, common, words
   commons[words] = common
   return common
 end
@@ -454,10 +463,15 @@ function fn.read_past(row)
   }
 end
 
+-- What is stored of what a job has behind it.
+function fn.stored_past(job)
+  local row = fn.has_any('past') and call('HGET', our.past, job.id)
+  return row and fn.read_past(row)
+end
+
 -- What a job has behind it that stands in a line, or stood there before it was claimed.
 function fn.past_of(job)
-  local row = fn.has_any('past') and call('HGET', our.past, job.id)
-  return row and fn.read_past(row) or fn.no_past(job)
+  return fn.stored_past(job) or fn.no_past(job)
 end
 
 -- That of a job whose row says it all: as long as it is `bare`, nothing else need be stored.
@@ -605,17 +619,19 @@ function fn.next_turn(job)
   return TURNS + round * ROUND + math.min(line.before + come, ROUND - 1)
 end
 
--- To the end of the ready line, or to the next turn of its key.
+-- To the end of the ready line, or to the next turn of its key. A past may be left out that would be bare.
 function fn.line_up_anew(job, past)
   local position = job.rare.fair_by and fn.next_turn(job) or fn.next_number()
-  past.since, past.place = now, job.band * BAND + position
-  if past.bare and #job.row <= SMALL_BYTES and job.payload <= #job.row then
+  local place = job.band * BAND + position
+  if (not past or past.bare) and #job.row <= SMALL_BYTES and job.payload <= #job.row then
     job.row = sub(job.row, 1, ORIGIN_AT - 1) .. pack('>I6I7', position, now) .. sub(job.row, ORIGIN_AT + 13)
     fn.later('HSET', our.jobs, job.id, job.row)
   else
+    past = past or fn.no_past(job)
+    past.since, past.place = now, place
     fn.later('HSET', our.past, job.id, fn.past_row(past))
   end
-  fn.line_up(job, past.place)
+  fn.line_up(job, place)
 end
 
 -- The same for one that passes its gates; else it waits in its lane.
@@ -906,7 +922,7 @@ function fn.arrive(job)
   elseif fn.is_gated(job) and not fn.enter(job, true) then
     return
   elseif job.rare.fair_by then
-    fn.line_up_anew(job, fn.no_past(job))
+    fn.line_up_anew(job)
   else
     fn.line_up(job, job.band * BAND + fn.origin_of(job))
   end
@@ -932,7 +948,7 @@ function fn.store_keyless(ids, tails)
   end
   fn.many('HSET', our.jobs, rows)
   fn.many('ZADD', our.all, all)
-  fn.gather()
+  fn.gather(1)
   for _, job in ipairs(jobs) do
     if #job.row - job.payload >= LARGE_BYTES then fn.note_size(job) end
     if job.rare.expires_at then
@@ -1349,7 +1365,7 @@ function fn.succeed_with_care(members, runs, results, worker, keep)
   fn.fetch(ids)
   for i, id in ipairs(ids) do jobs[i] = fn.find_job(id) or false end
   fn.fetch_followers(jobs)
-  fn.gather()
+  fn.gather(#jobs)
   for i, job in ipairs(jobs) do
     local run = runs[i]
     fn.count('RUNNING', run.queue, -1)
@@ -2547,6 +2563,13 @@ function fn.head_of(lane)
   return heads[lane]
 end
 
+-- Whether whoever is first in a lane has all in common with a job; no when that would have to be read first.
+function fn.is_alike(lane, job)
+  local member = fn.line_of(lane)[1]
+  local row = member and fetched[sub(member, 7)]
+  return row and sub(row, COMMON_AT, COMMON_AT + #job.common.words - 1) == job.common.words
+end
+
 -- Reads at once who may go when jobs leave their gates: whoever is first in the lanes of these, and where more than one may go, the second.
 function fn.fetch_followers(jobs)
   local ids = {}
@@ -2732,7 +2755,7 @@ end
 function fn.let_in(job, lane)
   fn.quit_lane(lane, job)
   fn.pass(job)
-  fn.line_up_anew(job, fn.past_of(job))
+  fn.line_up_anew(job, fn.stored_past(job))
   passed = passed + 1
 end
 
@@ -2741,11 +2764,13 @@ end
 -- Lets pass who may, of those that wait at a gate.
 function fn.pump(id)
   local gate = fn.gate(id)
-  local unfinished = nil
+  local unfinished, head, want = nil, nil, nil
   while true do
     local lane = fn.first_parked(id)
-    local head = lane and fn.head_of(lane)
-    local want = head and fn.want_of(head, id) -- another job may be first where a row is gone, and want something else
+    -- Mostly one has left and one has come, and the next one wants the very same. (A turn is also open to whoever holds it.)
+    if lane and want and want.kind ~= 'turn' and fn.is_alike(lane, head) and not fn.is_open(head, want, true) then break end
+    head = lane and fn.head_of(lane)
+    want = head and fn.want_of(head, id) -- another job may be first where a row is gone, and want something else
     if lane and not head then
       fn.touch_gate(id, true)
       fn.unpark(lane)
