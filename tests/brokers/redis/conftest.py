@@ -64,3 +64,28 @@ def rung(each_redis: RedisServer, fresh_name: str) -> Rung:
         return [each_redis.ask("EXISTS", f"{{{fresh_name}}}:bell:{session.id}") == 1 for session in sessions]
 
     return rung
+
+
+def words(reply: object) -> list[bytes]:
+    assert isinstance(reply, list)
+    return [word for word in reply if isinstance(word, bytes)]
+
+
+def stored(server: RedisServer, prefix: str) -> dict[str, list[bytes]]:
+    """All that lies under a prefix but for the numbers given out."""
+    read = {b"hash": ("HGETALL",), b"zset": ("ZRANGE", "0", "-1", "WITHSCORES"), b"string": ("GET",), b"set": ("SMEMBERS",)}
+    found: dict[str, list[bytes]] = {}
+    for key in words(server.ask("KEYS", f"{{{prefix}}}:*")):
+        name = key.decode()
+        kind = server.ask("TYPE", name)
+        command, *rest = read[kind if isinstance(kind, bytes) else str(kind).encode()]
+        value = server.ask(command, name, *rest)
+        found[name.partition(":")[2]] = sorted(words(value)) if isinstance(value, list) else [str(value).encode()]
+    return {name: value for name, value in found.items() if name != "sequence"}
+
+
+def calls(server: RedisServer) -> int:
+    """The commands that were called so far, those of scripts too."""
+    told = server.ask("INFO", "commandstats")
+    assert isinstance(told, bytes)
+    return sum(int(line.partition("calls=")[2].partition(",")[0]) for line in told.decode().splitlines() if "calls=" in line)

@@ -8,7 +8,7 @@ from datetime import timedelta
 from time import monotonic
 
 import pytest
-from tests.brokers.redis.conftest import Rung
+from tests.brokers.redis.conftest import Rung, calls, stored
 
 from offload.brokers.redis import RedisBroker
 from offload.clock import SystemClock
@@ -36,24 +36,6 @@ async def broker(each_redis: RedisServer, fresh_name: str, clock: TestClock) -> 
     await broker.open()
     yield broker
     await broker.close()
-
-
-def words(reply: object) -> list[bytes]:
-    assert isinstance(reply, list)
-    return [word for word in reply if isinstance(word, bytes)]
-
-
-def stored(server: RedisServer, prefix: str) -> dict[str, list[bytes]]:
-    """All that lies under a prefix but for the numbers given out."""
-    read = {b"hash": ("HGETALL",), b"zset": ("ZRANGE", "0", "-1", "WITHSCORES"), b"string": ("GET",), b"set": ("SMEMBERS",)}
-    found: dict[str, list[bytes]] = {}
-    for key in words(server.ask("KEYS", f"{{{prefix}}}:*")):
-        name = key.decode()
-        kind = server.ask("TYPE", name)
-        command, *rest = read[kind if isinstance(kind, bytes) else str(kind).encode()]
-        value = server.ask(command, name, *rest)
-        found[name.partition(":")[2]] = sorted(words(value)) if isinstance(value, list) else [str(value).encode()]
-    return {name: value for name, value in found.items() if name != "sequence"}
 
 
 async def enqueue_all(broker: RedisBroker, jobs: Sequence[Job]) -> None:
@@ -253,15 +235,8 @@ async def test_a_sleeper_that_waits_for_a_token_is_woken_by_other_work(broker: R
 
 
 KEYS = 50
-COMMANDS = {"order": 7, "slot": 9}
+COMMANDS = {"order": 5.5, "slot": 6.5}
 """At most so many commands for all of a job's way past its gate; each costs about as much as processing a tenth of a job without a key."""
-
-
-def calls(server: RedisServer) -> int:
-    """The commands that were called so far, those of scripts too."""
-    told = server.ask("INFO", "commandstats")
-    assert isinstance(told, bytes)
-    return sum(int(line.partition("calls=")[2].partition(",")[0]) for line in told.decode().splitlines() if "calls=" in line)
 
 
 @pytest.mark.parametrize("kind", ["order", "slot"])

@@ -43,7 +43,7 @@ class RedisBroker(Store):
     A client belongs to the event loop that opened it; `client` gives one for another.
     """
 
-    features: ClassVar[frozenset[Feature]] = frozenset(Feature) - {Feature.FAIRNESS}
+    features: ClassVar[frozenset[Feature]] = frozenset(Feature)
 
     def __init__(self, address: Address, clock: Clock) -> None:
         self.address = address

@@ -10,6 +10,8 @@
 --   ready:<queue>     ZSET   member by place: priority first, then the order of becoming ready. A "member" is n and id, so that members
 --                            of one score are in the order in which they were stored
 --   aside:<queue>\0<task>    the same, of jobs that a worker met who did not know the task
+--   rounds:<queue>\0<100 - priority>    ZSET   key by the last round that was given to a job of it, where keys take turns; and '' by how
+--                            many had come, negated, when the rounds last began anew: see `next_turn`
 --   queues, asides    ZSET   names of the queues that have a ready line, and of the aside lines: none of them is empty
 --   running:<session> HASH   member -> how it runs: see RUN_ROW
 --   scheduled         ZSET   member by the time it is due
@@ -67,7 +69,7 @@ local WINDOW = 1000                   -- the most jobs that one call moves, or l
 local VISIT = 4                       -- looking into a queue costs the server as much as looking at so many jobs
 local NEVER = -2 ^ 62                 -- where a time is missing
 local FOREVER = 2 ^ 62                -- a time that does not come
-local BAND = 2 ^ 45                   -- places in one priority: enough for 35,000 jobs a second over 30 years
+local BAND = 2 ^ 45                   -- places in one priority
 local LARGE_BYTES = 16 * 1024
 local SMALL_BYTES = 1024              -- a row that is written anew rather than a past beside it
 local CRASHES_BEFORE_ISOLATION = 2
@@ -117,6 +119,14 @@ local fn, operations = {}, {}
 
 local function define()
 
+-- Here, as no function may capture more than 60 locals: first for those who take turns by key.
+local TURNS = BAND / 2         -- where they stand in a band; before it there is room for 17,500 jobs a second over 30 years
+local ROUND = 2 ^ 20           -- places in one round
+local LAST_ROUND = 2 ^ 24 - 1  -- so many jobs of one key may be ahead of each other
+local turns = {} -- what was read of lines, by the key of their rounds: see `turns_of`
+local take_judged -- while jobs are judged: takes out of their lines those of whom is decided
+local block -- while writes are gathered: the numbers that may be given, from `next` to `last`, and how many are to be had at once
+
 -- Writing ------------------------------------------------------------------------------------------------------------------
 
 -- These two say how many fields were new, or were there.
@@ -152,9 +162,18 @@ function fn.leave(key, member)
   call('ZREM', key, member)
 end
 
+-- Drops all that is at a key.
+function fn.empty(key)
+  if undo then
+    local was = call('ZRANGE', key, '0', '-1', 'WITHSCORES')
+    for i = 1, #was, 2 do undo[#undo + 1] = { 'ZADD', key, was[i + 1], was[i] } end
+  end
+  call('UNLINK', key)
+end
+
 function fn.take_back()
   for i = #undo, 1, -1 do call(unpack(undo[i])) end
-  tally, news, ended, stirred, retimed = {}, {}, {}, false, false
+  tally, news, ended, stirred, retimed, turns = {}, {}, {}, false, false, {}
   if rawget(fn, 'forget_read') then fn.forget_read() end
 end
 
@@ -187,15 +206,17 @@ function fn.write(command, key, one, two)
   end
 end
 
-function fn.gather()
+-- Gathers writes from now on. About so many numbers will be wanted meanwhile; what is left of them nobody gets.
+function fn.gather(numbers)
   gathered = { HSET = {}, HDEL = {}, ZADD = {} }
+  block = { next = 1, last = 0, size = numbers }
 end
 
 function fn.write_gathered()
   for command, writes in pairs(gathered) do
     for key, words in pairs(writes) do fn.many(command, key, words) end
   end
-  gathered = nil
+  gathered, block = nil, nil
 end
 
 -- Be let through although memory is short: whoever has written once may go on.
@@ -220,7 +241,13 @@ function fn.count(state, queue, by)
 end
 
 function fn.next_number()
-  return call('INCR', our.sequence)
+  if not block then return call('INCR', our.sequence) end
+  if block.next > block.last then
+    block.last = call('INCRBY', our.sequence, block.size)
+    block.next = block.last - block.size + 1
+  end
+  block.next = block.next + 1
+  return block.next - 1
 end
 
 function fn.integer(number)
@@ -337,7 +364,7 @@ function fn.read_common(words)
   local band, _, q, t, _, at = read(COMMON, words)
   local common = { band = band, queue = sub(words, at, at + q - 1), task = sub(words, at + q, at + q + t - 1) }
   common.rare = at + q + t <= #words and cmsgpack.unpack(sub(words, at + q + t)) or {}
-  common.common, common.__index = common, common
+  common.common, common.__index, common.words = common, common, words
   commons[words] = common
   return common
 end
@@ -436,10 +463,15 @@ function fn.read_past(row)
   }
 end
 
+-- What is stored of what a job has behind it.
+function fn.stored_past(job)
+  local row = fn.has_any('past') and call('HGET', our.past, job.id)
+  return row and fn.read_past(row)
+end
+
 -- What a job has behind it that stands in a line, or stood there before it was claimed.
 function fn.past_of(job)
-  local row = fn.has_any('past') and call('HGET', our.past, job.id)
-  return row and fn.read_past(row) or fn.no_past(job)
+  return fn.stored_past(job) or fn.no_past(job)
 end
 
 -- That of a job whose row says it all: as long as it is `bare`, nothing else need be stored.
@@ -543,17 +575,63 @@ function fn.tidy(line)
   end
 end
 
--- To the end of the ready line.
+-- The key of the rounds of the line in which a job takes turns.
+function fn.rounds_of(job)
+  return each.rounds .. job.queue .. '\0' .. job.band
+end
+
+-- Of the line in which a job takes turns: the round that is being served, which is that of whoever stands first, false where nobody does;
+-- how many keys had come before the rounds began; and, once that was asked, the last rounds of keys, and by round how many came since.
+function fn.turns_of(job)
+  local rounds = fn.rounds_of(job)
+  if not turns[rounds] then
+    if take_judged then take_judged() end
+    local first = job.band * BAND + TURNS
+    local found = call('ZRANGEBYSCORE', each.ready .. job.queue, first, first + TURNS - 1, 'WITHSCORES', 'LIMIT', '0', '1')
+    local before = -(tonumber(call('ZSCORE', rounds, '') or 0))
+    turns[rounds] = { serving = found[2] and math.floor((found[2] - first) / ROUND), before = before, lasts = {}, come = {} }
+    fn.next_number() -- so that all who sleep have looked before this
+  end
+  return turns[rounds]
+end
+
+-- Where nobody takes turns any more, rounds begin anew. Whoever was claimed may come back: in his round he goes before those who come now.
+function fn.begin_rounds(rounds, line)
+  line.before = (line.before + call('ZCARD', rounds)) % (ROUND / 2)
+  fn.empty(rounds)
+  fn.stand(rounds, -line.before, '')
+end
+
+-- The position of a job that takes its turn among the keys of its line: by its round, see `gates/rounds.py`, and in the order in which that
+-- was given. Whoever gets a round finds one key more that has come so far than the one before did.
+function fn.next_turn(job)
+  local rounds, key, line, round = fn.rounds_of(job), job.rare.fair_by, fn.turns_of(job), 1
+  if line.serving then
+    local last = line.lasts[key] or tonumber(call('ZSCORE', rounds, key) or 0)
+    round = math.min(math.max(line.serving, last) + 1, LAST_ROUND)
+  else
+    fn.begin_rounds(rounds, line)
+    line.serving = round
+  end
+  local come = line.come[round] or call('ZCOUNT', rounds, round, '+inf')
+  line.lasts[key], line.come[round] = round, come + 1
+  fn.later('ZADD', rounds, round, key)
+  return TURNS + round * ROUND + math.min(line.before + come, ROUND - 1)
+end
+
+-- To the end of the ready line, or to the next turn of its key. A past may be left out that would be bare.
 function fn.line_up_anew(job, past)
-  local position = fn.next_number()
-  past.since, past.place = now, job.band * BAND + position
-  if past.bare and #job.row <= SMALL_BYTES and job.payload <= #job.row then
+  local position = job.rare.fair_by and fn.next_turn(job) or fn.next_number()
+  local place = job.band * BAND + position
+  if (not past or past.bare) and #job.row <= SMALL_BYTES and job.payload <= #job.row then
     job.row = sub(job.row, 1, ORIGIN_AT - 1) .. pack('>I6I7', position, now) .. sub(job.row, ORIGIN_AT + 13)
     fn.later('HSET', our.jobs, job.id, job.row)
   else
+    past = past or fn.no_past(job)
+    past.since, past.place = now, place
     fn.later('HSET', our.past, job.id, fn.past_row(past))
   end
-  fn.line_up(job, past.place)
+  fn.line_up(job, place)
 end
 
 -- The same for one that passes its gates; else it waits in its lane.
@@ -576,6 +654,7 @@ end
 -- Out of the line where a job stands that does not run.
 function fn.take_out(job, state, standing)
   if state == 'READY' then
+    turns = {}
     fn.leave(standing.line, job.member)
     fn.tidy(standing.line)
   elseif state == 'SCHEDULED' then
@@ -840,7 +919,11 @@ function fn.arrive(job)
     fn.stand(our.scheduled, due, job.member)
     fn.count('SCHEDULED', job.queue, 1)
     stirred = true
-  elseif not fn.is_gated(job) or fn.enter(job, true) then
+  elseif fn.is_gated(job) and not fn.enter(job, true) then
+    return
+  elseif job.rare.fair_by then
+    fn.line_up_anew(job)
+  else
     fn.line_up(job, job.band * BAND + fn.origin_of(job))
   end
 end
@@ -857,13 +940,15 @@ function fn.store_keyless(ids, tails)
   end
   local looked = {}
   for _, job in ipairs(jobs) do -- what fails where another's key is in the way fails now, before anything is stored
-    local lane = fn.is_gated(job) and fn.lane_of(job)
+    local lane, rounds = fn.is_gated(job) and fn.lane_of(job), job.rare.fair_by and fn.rounds_of(job)
     if lane and not looked[lane] then fn.try_gates(job, lane) end
+    if rounds and not looked[rounds] then call('ZCARD', rounds) end
     if not looked[job.queue] then call('ZCARD', each.ready .. job.queue) end
-    looked[lane or job.queue], looked[job.queue] = true, true
+    looked[lane or job.queue], looked[rounds or job.queue], looked[job.queue] = true, true, true
   end
   fn.many('HSET', our.jobs, rows)
   fn.many('ZADD', our.all, all)
+  fn.gather(1)
   for _, job in ipairs(jobs) do
     if #job.row - job.payload >= LARGE_BYTES then fn.note_size(job) end
     if job.rare.expires_at then
@@ -872,6 +957,7 @@ function fn.store_keyless(ids, tails)
     end
     fn.arrive(job)
   end
+  fn.write_gathered()
   return true
 end
 
@@ -1074,6 +1160,7 @@ end
 
 -- Takes out of their lines the members up to the `last` that are not passed over.
 function fn.take_from_lines(members, of, last, passed)
+  turns = {}
   if type(of) == 'string' and passed.number == 0 and last == #members then
     fn.many('ZREM', of, members)
     return fn.tidy(of)
@@ -1123,6 +1210,7 @@ function fn.claim_from(claim, queue, limit)
     if #members == 0 then break end
     local last, verdict = fn.take_plain(claim, queue, members, rows, pasts, looked < limit and batch or 1), ''
     taken, looked = taken + last, looked + last
+    take_judged = function() fn.take_from_lines(members, of, last, passed) end
     while last < #members and verdict ~= 'changed' and taken < limit and (taken == 0 or looked < limit) do
       last, looked = last + 1, looked + 1
       local row = rows[last]
@@ -1133,7 +1221,8 @@ function fn.claim_from(claim, queue, limit)
         passed.number = passed.number + 1
       end
     end
-    fn.take_from_lines(members, of, last, passed)
+    take_judged()
+    take_judged = nil
   end
   if taken > 0 then fn.count('RUNNING', queue, taken) end
   return taken, looked
@@ -1211,7 +1300,9 @@ end
 function fn.hand_back(job, past)
   past.attempt = past.attempt - 1
   fn.note_past(job, past)
-  if not fn.is_gated(job) or fn.enter(job) then fn.line_up(job, past.place) end
+  if fn.is_gated(job) and not fn.enter(job) then return end
+  turns = {}
+  fn.line_up(job, past.place)
 end
 
 -- Carries out the outcome of an attempt, but for success; `detail` is a delay in microseconds, the time to keep, or a reason.
@@ -1274,7 +1365,7 @@ function fn.succeed_with_care(members, runs, results, worker, keep)
   fn.fetch(ids)
   for i, id in ipairs(ids) do jobs[i] = fn.find_job(id) or false end
   fn.fetch_followers(jobs)
-  fn.gather()
+  fn.gather(#jobs)
   for i, job in ipairs(jobs) do
     local run = runs[i]
     fn.count('RUNNING', run.queue, -1)
@@ -1597,19 +1688,19 @@ function fn.ahead(job, place)
   return number
 end
 
--- When the oldest of the first jobs of each priority of a line became ready.
+-- When the oldest of the first jobs of each priority of a line became ready, of those that take turns and of the others.
 function fn.oldest_of(line)
   local oldest, from = nil, '-inf'
   while true do
     local found = call('ZRANGEBYSCORE', line, from, '+inf', 'WITHSCORES', 'LIMIT', 0, 100)
     if #found == 0 then return oldest end
-    local band = math.floor(found[2] / BAND)
+    local part = math.floor(found[2] / TURNS)
     for i = 1, #found, 2 do
-      local job = math.floor(found[i + 1] / BAND) == band and fn.find_job(sub(found[i], 7))
+      local job = math.floor(found[i + 1] / TURNS) == part and fn.find_job(sub(found[i], 7))
       local since = job and fn.past_of(job).since
       if since and (not oldest or since < oldest) then oldest = since end
     end
-    from = fn.integer((band + 1) * BAND)
+    from = fn.integer((part + 1) * TURNS)
   end
 end
 
@@ -2472,6 +2563,13 @@ function fn.head_of(lane)
   return heads[lane]
 end
 
+-- Whether whoever is first in a lane has all in common with a job; no when that would have to be read first.
+function fn.is_alike(lane, job)
+  local member = fn.line_of(lane)[1]
+  local row = member and fetched[sub(member, 7)]
+  return row and sub(row, COMMON_AT, COMMON_AT + #job.common.words - 1) == job.common.words
+end
+
 -- Reads at once who may go when jobs leave their gates: whoever is first in the lanes of these, and where more than one may go, the second.
 function fn.fetch_followers(jobs)
   local ids = {}
@@ -2657,7 +2755,7 @@ end
 function fn.let_in(job, lane)
   fn.quit_lane(lane, job)
   fn.pass(job)
-  fn.line_up_anew(job, fn.past_of(job))
+  fn.line_up_anew(job, fn.stored_past(job))
   passed = passed + 1
 end
 
@@ -2666,11 +2764,13 @@ end
 -- Lets pass who may, of those that wait at a gate.
 function fn.pump(id)
   local gate = fn.gate(id)
-  local unfinished = nil
+  local unfinished, head, want = nil, nil, nil
   while true do
     local lane = fn.first_parked(id)
-    local head = lane and fn.head_of(lane)
-    local want = head and fn.want_of(head, id) -- another job may be first where a row is gone, and want something else
+    -- Mostly one has left and one has come, and the next one wants the very same. (A turn is also open to whoever holds it.)
+    if lane and want and want.kind ~= 'turn' and fn.is_alike(lane, head) and not fn.is_open(head, want, true) then break end
+    head = lane and fn.head_of(lane)
+    want = head and fn.want_of(head, id) -- another job may be first where a row is gone, and want something else
     if lane and not head then
       fn.touch_gate(id, true)
       fn.unpark(lane)

@@ -86,6 +86,26 @@ class Turns(Fixtures):
             await settle(session, again, Retried(0))
             assert await one_by_one(session) == ["a2", "b1", "b2", "a1"]
 
+    @needs(Feature.FAIRNESS, Feature.DELAY)
+    async def test_inside_a_round_jobs_go_in_the_order_in_which_they_became_ready(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([fair(clock, "later", "c", delay=5)])
+        await store.enqueue([fair(clock, "first", "a"), fair(clock, "sooner", "b")])
+        clock.advance(5)
+        async with store.session(info()) as session:
+            await session.maintain()
+            assert await one_by_one(session) == ["first", "sooner", "later"]
+
+    @needs(Feature.FAIRNESS)
+    async def test_who_comes_back_to_an_empty_line_goes_before_those_who_came_to_his_round_since(
+        self, store: Store, clock: TestClock
+    ) -> None:
+        await store.enqueue([fair(clock, "a1", "a"), fair(clock, "b1", "b"), fair(clock, "c1", "c")])
+        async with store.session(info()) as session:
+            _, _, c1 = await claim(session)
+            await store.enqueue([fair(clock, "d1", "d"), fair(clock, "e1", "e")])
+            await settle(session, c1, Release())
+            assert await one_by_one(session) == ["d1", "c1", "e1"]
+
     @needs(Feature.FAIRNESS, Feature.LIMITS)
     async def test_who_has_waited_for_a_slot_takes_a_turn_as_well(self, store: Store, clock: TestClock) -> None:
         one = (SlotLimit("k", 1),)
