@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hypothesis import given
-from hypothesis.strategies import DrawFn, composite, integers, lists
+from hypothesis.strategies import DrawFn, composite, integers, lists, sampled_from
 from msgspec import UNSET
 
 from offload.gates import (
@@ -17,6 +17,7 @@ from offload.gates import (
     kind_of,
     member_of,
     settled,
+    taken,
     token_at,
     tokens,
     wants_of,
@@ -26,42 +27,49 @@ from offload.job import Draft, LimitChange, RateLimit, SlotLimit
 SECOND = 1_000_000
 intervals = integers(1, 5 * LATENESS)
 bursts = integers(1, 20)
+costs = sampled_from([1, 1, 1, 2, 5, 30])
 moments = integers(0, 10**12)
 
 
 @composite
-def starts(draw: DrawFn, interval: int, burst: int) -> list[int]:
-    """When jobs start that ask for a token at random moments, one after the other, often several at once."""
-    at, tat = draw(moments), 0
-    started: list[int] = []
+def starts(draw: DrawFn, interval: int, burst: int) -> list[tuple[int, int]]:
+    """When jobs start that ask for tokens at random moments, one after the other, often several at once; with the tokens that they take."""
+    at, tat, owed = draw(moments), 0, 0
+    started: list[tuple[int, int]] = []
     for pause in draw(lists(integers(0, 3 * LATENESS) | integers(0, 20 * interval), max_size=60)):
         at += pause
         for _ in range(draw(integers(1, 2 * burst + 2))):
-            if tokens(tat, at, interval, burst) >= 1:
-                tat = settled(tat, at, interval, burst) + interval
-                started.append(at)
+            cost = draw(costs)
+            if tokens(tat, at, interval, burst, owed) >= min(cost, burst):
+                tat, owed = taken(tat, at, interval, owed, cost)
+                started.append((at, cost))
     return started
 
 
 @composite
-def paced(draw: DrawFn) -> tuple[int, int, list[int]]:
+def paced(draw: DrawFn) -> tuple[int, int, list[tuple[int, int]]]:
     interval, burst = draw(intervals), draw(bursts)
     return interval, burst, draw(starts(interval, burst))
 
 
 @given(paced())
-def test_no_span_of_time_sees_more_starts_than_the_rate_the_burst_and_the_lateness_allow(run: tuple[int, int, list[int]]) -> None:
+def test_no_span_of_time_sees_more_tokens_taken_than_the_rate_the_burst_and_the_lateness_allow(
+    run: tuple[int, int, list[tuple[int, int]]],
+) -> None:
+    """Of the last job in the span only what was there counts, where it takes more than gathers: those after it make up for that."""
     interval, burst, started = run
-    for first, begin in enumerate(started):
-        for last, end in enumerate(started[first:], start=first):
-            assert last - first + 1 <= (end - begin + LATENESS) // interval + burst
+    for first, (begin, _) in enumerate(started):
+        spent = 0
+        for end, cost in started[first:]:
+            assert spent + min(cost, burst) <= (end - begin + LATENESS) // interval + burst
+            spent += cost
 
 
 @given(intervals, bursts, moments, integers(1, 10**9))
 def test_after_a_pause_longer_than_the_lateness_a_burst_starts_and_no_more(interval: int, burst: int, tat: int, beyond: int) -> None:
-    now, started = tat + LATENESS + beyond, 0
-    while tokens(tat, now, interval, burst) >= 1:
-        tat = settled(tat, now, interval, burst) + interval
+    now, owed, started = tat + LATENESS + beyond, burst, 0
+    while tokens(tat, now, interval, burst, owed) >= 1:
+        tat, owed = taken(tat, now, interval, owed, 1)
         started += 1
     assert started == burst
 
@@ -69,23 +77,36 @@ def test_after_a_pause_longer_than_the_lateness_a_burst_starts_and_no_more(inter
 @given(intervals, integers(0, LATENESS))
 def test_who_is_late_by_less_makes_nobody_late(interval: int, late: int) -> None:
     tat = 10 * SECOND
-    assert settled(tat, tat + late, interval, 1) + interval == tat + interval
+    assert taken(tat, tat + late, interval, 1, 1)[0] == tat + interval
 
 
 @given(intervals, bursts, moments, moments)
 def test_there_are_never_fewer_tokens_than_none_even_after_the_clock_was_set_back(interval: int, burst: int, tat: int, now: int) -> None:
-    assert tokens(tat, now, interval, burst) >= 0
+    """Unless a job has taken more than gathers."""
+    assert tokens(tat, now, interval, burst, burst) >= 0
+    assert tokens(tat, now, interval, burst, burst + 3) >= -3
     assert settled(tat, now, interval, burst) <= now + burst * interval
 
 
-@given(intervals, bursts, moments, integers(-10 * SECOND, 10 * SECOND), integers(1, 20))
-def test_tokens_are_there_when_they_are_expected_and_not_before(interval: int, burst: int, tat: int, away: int, number: int) -> None:
+@given(intervals, bursts, integers(1, 50), moments, moments)
+def test_what_a_start_leaves_owed_is_how_far_ahead_it_is(interval: int, burst: int, cost: int, tat: int, now: int) -> None:
+    if tokens(tat, now, interval, burst, burst) >= min(cost, burst):
+        after, owed = taken(tat, now, interval, burst, cost)
+        assert settled(after, now, interval, owed) == max(after, now - LATENESS)
+        assert owed <= max(burst, cost)
+
+
+@given(intervals, bursts, moments, integers(-10 * SECOND, 10 * SECOND), integers(1, 20), integers(0, 30))
+def test_tokens_are_there_when_they_are_expected_and_not_before(
+    interval: int, burst: int, tat: int, away: int, number: int, more: int
+) -> None:
     now, number = max(tat + away, 0), min(number, burst)
-    at = token_at(tat, now, interval, burst, number)
-    known = settled(tat, now, interval, burst)
+    owed = burst + more
+    at = token_at(tat, now, interval, burst, owed, number)
+    known = settled(tat, now, interval, owed)
     assert at >= now
-    assert tokens(known, at, interval, burst) >= number
-    assert at == now or tokens(known, at - 1, interval, burst) < number
+    assert tokens(known, at, interval, burst, owed) >= number
+    assert at == now or tokens(known, at - 1, interval, burst, owed) < number
 
 
 def job(**fields: object) -> Draft[None]:

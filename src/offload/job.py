@@ -212,6 +212,8 @@ class Dead(msgspec.Struct, frozen=True, tag=True):
 
     reason: str
     failure: Failure | None = None
+    hold_key: float = 0.0
+    """Seconds for which no other job of its keys starts, as `whole_key` of `Retried` holds them back."""
 
 
 class Cancelled(msgspec.Struct, frozen=True, tag=True):

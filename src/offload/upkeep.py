@@ -33,6 +33,11 @@ class Moments(NamedTuple):
         return self.pruned is None or not 0 <= self.now - self.pruned < LOOK_EVERY
 
     @property
+    def set_back(self) -> bool:
+        """Whether the clock was set back since then: what waits for a moment that it reckoned with before is to be looked at again."""
+        return self.pruned is not None and self.pruned > self.now
+
+    @property
     def idle(self) -> bool:
         """Whether a round would find nothing to do but, perhaps, to rescue."""
         return not (self.prunes or any(map(self.come, (self.due, self.expires, self.forgets, self.wakes))))

@@ -72,6 +72,15 @@ def test_retry_later_names_its_delay_and_counts() -> None:
     assert isinstance(last, Dead)
 
 
+def test_retry_later_holds_the_whole_key_back_in_the_last_attempt_too() -> None:
+    first, last, alone = (outcome(RetryLater(33, whole_key=whole), attempt=n) for whole, n in ((True, 1), (True, 3), (False, 3)))
+    assert isinstance(first, Retried)
+    assert first.whole_key
+    assert isinstance(last, Dead)
+    assert isinstance(alone, Dead)
+    assert (last.hold_key, alone.hold_key) == (33, 0)
+
+
 def test_snooze_gives_the_attempt_back() -> None:
     assert outcome(Snooze(60), attempt=3) == Release(60)
 

@@ -26,7 +26,7 @@ Read on in this order:
 from __future__ import annotations
 
 from offload.gates.ledger import Ledger
-from offload.gates.rates import LATENESS, settled, token_at, tokens
+from offload.gates.rates import LATENESS, settled, taken, token_at, tokens
 from offload.gates.records import MOST_HOLDERS, MOST_STRIKING, limit_record
 from offload.gates.rounds import round_of
 from offload.gates.rules import changes, rule_id
@@ -45,6 +45,7 @@ from offload.gates.wants import (
     holds_on,
     key_of,
     kind_of,
+    left_when_put_off,
     lone_want,
     member_of,
     wants_of,
@@ -78,12 +79,14 @@ __all__ = [
     "holds_on",
     "key_of",
     "kind_of",
+    "left_when_put_off",
     "limit_record",
     "lone_want",
     "member_of",
     "round_of",
     "rule_id",
     "settled",
+    "taken",
     "token_at",
     "tokens",
     "wants_of",

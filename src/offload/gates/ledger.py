@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec import UNSET
 
-from offload.gates.rates import settled, token_at, tokens
+from offload.gates.rates import taken, token_at, tokens
 from offload.gates.rules import rate_at, slots_at
 from offload.gates.state import LAST, Changes, Gate, Lane, Need, Place, Steps
 from offload.gates.wants import KINDS, Member, Want, kind_of
@@ -49,7 +49,10 @@ class Ledger:
             insort(lane.line, member)
         self.changes.waiting[member.n] = (member, True)
         if stop is not None:
+            left = lane.gate
             yield from self._park(lane, stop)
+            if left not in (None, stop):
+                yield from self.pump(left)  # where others may have waited only because it stood before them
         return False
 
     def _holds(self, member: Member) -> bool:
@@ -104,8 +107,8 @@ class Ledger:
         for want in member.wants:
             if isinstance(want.limit, RateLimit):
                 gate = self.gates[want.gate]
-                interval, burst = rate_at(gate, want, self.rules)
-                gate.tat = settled(gate.tat, self.now, interval, burst) + want.cost * interval
+                interval, _ = rate_at(gate, want, self.rules)
+                gate.tat, gate.owed = taken(gate.tat, self.now, interval, gate.owed, want.cost)
                 self.changes.gates.add(gate.id)
                 self._let_go(member, want)
                 yield from self._time(gate)
@@ -182,7 +185,7 @@ class Ledger:
                 return len(gate.holders) < slots_at(gate, want, self.rules)
             case "token":
                 interval, burst = rate_at(gate, want, self.rules)
-                return tokens(gate.tat, self.now, interval, burst) - sum(gate.holders.values()) >= min(want.cost, burst)
+                return tokens(gate.tat, self.now, interval, burst, gate.owed) - sum(gate.holders.values()) >= min(want.cost, burst)
 
     def _may_start(self, want: Want) -> bool:
         """Whether a READY job may still be claimed: the key may have been shut meanwhile, and tokens do not keep."""
@@ -192,7 +195,7 @@ class Ledger:
         if gate.kind != "token":
             return True
         interval, burst = rate_at(gate, want, self.rules)
-        return tokens(gate.tat, self.now, interval, burst) >= min(want.cost, burst)
+        return tokens(gate.tat, self.now, interval, burst, gate.owed) >= min(want.cost, burst)
 
     def _stop(self, member: Member) -> str | None:
         """The first gate that a job cannot pass; nor does it overtake whoever waits there."""
@@ -234,11 +237,11 @@ class Ledger:
         assert head is not None, PARKED
         want = next(want for want in head.wants if want.gate == gate.id)
         interval, burst = rate_at(gate, want, self.rules)
-        furthest = self.now + burst * interval
+        furthest = self.now + gate.owed * interval
         if gate.tat > furthest:  # the rate was raised, or the clock set back
             gate.tat = furthest
             self.changes.gates.add(gate.id)
-        at = token_at(gate.tat, self.now, interval, burst, min(want.cost, burst) + sum(gate.holders.values()))
+        at = token_at(gate.tat, self.now, interval, burst, gate.owed, min(want.cost, burst) + sum(gate.holders.values()))
         return max(at, gate.shut_until, self.now + 1)
 
     # -- lanes ---------------------------------------------------------------------------------------------------------------

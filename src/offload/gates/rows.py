@@ -12,8 +12,8 @@ from offload.gates.state import Gate, Place
 from offload.gates.wants import Keyed, Member, kind_of, wants_of
 from offload.job import Limit, LimitRecord
 
-Told: TypeAlias = tuple[int | None, int | None, int | None, bool, int, int, int | None]
-"""What is known of a gate besides: n, interval, burst, paused, shut_until, tat, wake_at."""
+Told: TypeAlias = tuple[int | None, int | None, int | None, bool, int, int, int, int | None]
+"""What is known of a gate besides: n, interval, burst, paused, shut_until, tat, owed, wake_at."""
 GateRow: TypeAlias = tuple[str, Told | None, list[tuple[int, int]], list[Place]]
 """A gate: its id, what is known of it, who holds it with which costs, the first lanes that are parked there."""
 
@@ -23,13 +23,13 @@ def gate_from(row: GateRow) -> Gate:
     id, told, holders, _ = row
     gate = Gate(id, kind_of(id), dict(holders))
     if told is not None:
-        gate.n, gate.interval, gate.burst, gate.paused, gate.shut_until, gate.tat, gate.wake_at = told
+        gate.n, gate.interval, gate.burst, gate.paused, gate.shut_until, gate.tat, gate.owed, gate.wake_at = told
     return gate
 
 
-def written(gate: Gate) -> tuple[str, int | None, int | None, int | None, bool, int, int, int | None]:
+def written(gate: Gate) -> tuple[str, int | None, int | None, int | None, bool, int, int, int, int | None]:
     """What is known of a gate, behind its id."""
-    return (gate.id, gate.n, gate.interval, gate.burst, gate.paused, gate.shut_until, gate.tat, gate.wake_at)
+    return (gate.id, gate.n, gate.interval, gate.burst, gate.paused, gate.shut_until, gate.tat, gate.owed, gate.wake_at)
 
 
 def unread_gates(ledger: Ledger, gates: Iterable[str]) -> list[str]:

@@ -51,6 +51,8 @@ class Gate:
     shut_until: int = 0
     """Until then nobody passes."""
     tat: int = 0
+    owed: int = 0
+    """When the next token is due, and how many intervals at most that is ahead: see rates.py."""
     wake_at: int | None = None
     """When it is to be looked at again, because time alone lets somebody pass."""
 

@@ -109,6 +109,11 @@ def _keys(order_by: str | None, limits: tuple[Limit, ...]) -> tuple[str, tuple[W
     return wants[0].gate if order_by is not None else "\n".join(want.gate for want in wants), wants
 
 
+def left_when_put_off(claim: int) -> tuple[Kind, ...]:
+    """What a job lets go of that is to run later: all but its turn; and that too where it has never started, for it joins the line anew."""
+    return KINDS if claim == 0 else ("slot", "token")
+
+
 def held_back_by(job: Keyed) -> tuple[str, ...]:
     """The gates that are shut when an attempt of the job asks to hold back its whole key."""
     wants = wants_of(job)

@@ -84,6 +84,7 @@ LIMITS: tuple[tuple[Limit, ...], ...] = (
     (RateLimit("r", 5_000_000),),
     (RateLimit("r", 5_000_000, 2, 2),),
     (RateLimit("r", 5_000_000, 2), SlotLimit("x", 1)),
+    (RateLimit("r", 5_000_000, 1, 3),),
     (RateLimit("x", 700_000, 3), RateLimit("r", 5_000_000, 1, 1, "of {r}")),
 )
 DECLARED: tuple[Limit, ...] = (
@@ -154,6 +155,7 @@ _outcomes: SearchStrategy[Outcome] = sampled_from(
         Retried(5.5, FAILURE, whole_key=True),
         Dead("d", FAILURE),
         Dead("no failure"),
+        Dead("spent", FAILURE, hold_key=5.5),
         Cancelled("mine"),
         Release(),
         Release(5.5),

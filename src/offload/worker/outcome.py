@@ -41,9 +41,14 @@ def after(error: BaseException, policy: RetryPolicy, lease: Lease, now: datetime
                 case Again(delay):
                     return Retried(delay, failure, whole_key=isinstance(checked, RetryLater) and checked.whole_key)
                 case Enough(reason):
-                    return Dead(_text(reason), failure)
+                    return Dead(_text(reason), failure, _held_back(checked))
                 case _:
                     assert_never(verdict)
+
+
+def _held_back(checked: BaseException) -> float:
+    """Seconds for which the whole key is to wait although the job itself is not tried again: the service asked for it all the same."""
+    return seconds(checked.delay, "RetryLater(delay)") if isinstance(checked, RetryLater) and checked.whole_key else 0.0
 
 
 def _checked(error: BaseException) -> BaseException:

@@ -98,6 +98,8 @@ class MemoryBroker(Store):
         if touched or promoted or expired:  # only then: who is woken calls again
             self.work.ring()
         now = self.clock.now()
+        if self.calendar.set_back(now):
+            self.shelf.gating.look_again(self.shelf.moment())
         self.calendar.prune(now, {s.name for session in self.live.values() for s, _ in session.info.schedules})
         if upkeep.WINDOW in (promoted, len(expired), forgotten):
             return Upkeep(0.0, (*touched, *expired))

@@ -100,6 +100,10 @@ class Calendar:
         """When the next tick is due."""
         return min((p.next_at for p in self.planned.values() if not p.paused and p.next_at is not None), default=None)
 
+    def set_back(self, now: datetime) -> bool:
+        """Whether the clock was set back since absent schedules were last looked for."""
+        return self._looked is not None and self._looked > now
+
     def prune(self, now: datetime, declared: set[str]) -> None:
         """Once a minute, remove schedules from code that no live session has declared for ten minutes."""
         if self._looked is not None and timedelta() <= now - self._looked < LOOK_EVERY:

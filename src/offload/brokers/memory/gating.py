@@ -40,6 +40,12 @@ class Gating:
         """The gates where time alone may let somebody pass by now."""
         return sorted(gate.id for gate in self.gates.values() if gate.wake_at is not None and gate.wake_at <= now)
 
+    def look_again(self, now: int) -> None:
+        """The clock was set back: what waits for a moment that was reckoned with before is to be looked at now."""
+        for gate in self.gates.values():
+            if gate.wake_at is not None:
+                gate.wake_at = min(gate.wake_at, now)
+
     def next_moment(self) -> int | None:
         """When that is next to be looked at."""
         return min((gate.wake_at for gate in self.gates.values() if gate.wake_at is not None), default=None)

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from offload.brokers.memory.line import Entry
 from offload.brokers.memory.shelf import Shelf, stored
-from offload.gates import KINDS, Ledger, Member, Steps, changed_by, gated, held_back_by, member_of, round_of
+from offload.gates import KINDS, Ledger, Member, Steps, changed_by, gated, held_back_by, left_when_put_off, member_of, round_of
 from offload.job import Job, Kind, Limit, LimitChange, State
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ def place(shelf: Shelf, entry: Entry, run_at: datetime | None) -> None:
     if run_at is not None and run_at > shelf.clock.now():
         entry.state = State.SCHEDULED
         shelf.scheduled.push(entry)
-        leave(shelf, entry, ("slot", "token"))
+        leave(shelf, entry, left_when_put_off(entry.claim))
     else:
         make_ready(shelf, entry)
 

@@ -25,8 +25,10 @@ def settle(shelf: Shelf, entry: Entry, outcome: Outcome) -> None:
             if whole_key:
                 shut(shelf, entry, delay)
             place(shelf, entry, shelf.clock.now() + timedelta(seconds=delay) if delay > 0 else None)
-        case Dead(reason, failure):
+        case Dead(reason, failure, hold_key):
             _note(entry, failure)
+            if hold_key > 0:
+                shut(shelf, entry, hold_key)
             finish(shelf, entry, State.DEAD, reason)
         case Cancelled(reason):
             finish(shelf, entry, State.CANCELLED, reason)

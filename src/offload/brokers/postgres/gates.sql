@@ -21,7 +21,7 @@ insert into offload.rules (id, value) values (%(id)s, %(value)s) on conflict (id
 -- Gates, as gates.rows.GateRow: what is known of each, who holds it, and the first :depth lanes that are parked there. And what `at_gates` tells.
 select coalesce(json_agg(json_build_array(
     asked.id,
-    (select json_build_array(n, every, burst, paused, shut_until, tat, wake_at) from offload.gates where id = asked.id),
+    (select json_build_array(n, every, burst, paused, shut_until, tat, owed, wake_at) from offload.gates where id = asked.id),
     (select coalesce(json_agg(json_build_array(n, cost)), '[]') from offload.slots where gate = asked.id),
     (select coalesce(json_agg(json_build_array(seat, id)), '[]') from (
         select seat, id from (
@@ -166,12 +166,12 @@ with gone as (
     select value ->> 0, value ->> 1, (value ->> 2)::bigint from json_array_elements(%(lanes)s::json)
     on conflict (id) do update set gate = excluded.gate, seat = excluded.seat
 )
-insert into offload.gates (id, n, every, burst, paused, shut_until, tat, wake_at)
+insert into offload.gates (id, n, every, burst, paused, shut_until, tat, owed, wake_at)
 select value ->> 0, (value ->> 1)::integer, (value ->> 2)::bigint, (value ->> 3)::integer, (value ->> 4)::boolean,
-    (value ->> 5)::bigint, (value ->> 6)::bigint, (value ->> 7)::bigint
+    (value ->> 5)::bigint, (value ->> 6)::bigint, (value ->> 7)::integer, (value ->> 8)::bigint
 from json_array_elements(%(gates)s::json)
 on conflict (id) do update set n = excluded.n, every = excluded.every, burst = excluded.burst, paused = excluded.paused,
-    shut_until = excluded.shut_until, tat = excluded.tat, wake_at = excluded.wake_at
+    shut_until = excluded.shut_until, tat = excluded.tat, owed = excluded.owed, wake_at = excluded.wake_at
 
 -- name: seats
 -- The seats of jobs, as [n, seat].
@@ -361,3 +361,6 @@ delete from offload.rounds where ctid = any(array(
         for update skip locked
     ) as r
 ))
+
+-- name: look_at_gates_again
+update offload.gates set wake_at = %(now)s::bigint where wake_at > %(now)s::bigint

@@ -45,6 +45,7 @@ create table offload.gates (        -- what is known of a gate besides
     paused boolean not null,
     shut_until bigint not null,
     tat bigint not null,
+    owed integer not null,
     wake_at bigint                  -- when time alone may let somebody pass
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 create index gates_shut on offload.gates (shut_until) where paused or shut_until > 0;

@@ -12,7 +12,7 @@ from offload.brokers.postgres import locking, turns
 from offload.brokers.postgres.gating import Gates, Own, Past, member
 from offload.brokers.postgres.rows import JobColumns, jobs_by_number, placed
 from offload.brokers.postgres.work import Transaction, text
-from offload.gates import KINDS, Keyed, Member, changed_by, gated, held_back_by, wants_of
+from offload.gates import KINDS, Keyed, Member, changed_by, gated, held_back_by, left_when_put_off, wants_of
 from offload.job import Job, Kind, LimitChange, State
 
 MOST_ARRIVALS = 1_000
@@ -126,7 +126,7 @@ class Moves:
         """
         if due is not None and due > self._now:
             self._times.append((due, n, *past))
-            self.leave(n, job, ("slot", "token"))
+            self.leave(n, job, left_when_put_off(past.claim))
         elif gated(job):
             self._steps.append(Enter(n, job, Own.of(job, past), due, joins=joins and past.claim == 0))
         else:

@@ -145,6 +145,8 @@ def end_attempts(tx: Transaction, keys: Keys, settled: Sequence[tuple[Held, Leas
             case Release():
                 moves.back(n, job, row.past(given_back=1), row.pos, row.ready_at)
             case Done() | Dead() | Cancelled():
+                if isinstance(outcome, Dead) and outcome.hold_key > 0:
+                    moves.shut(job, tx.now + seconds(outcome.hold_key))
                 ending = _ending(n, job, row.past(), outcome)
                 endings.append(ending)
                 yield from let_go(keys, ending, moves)

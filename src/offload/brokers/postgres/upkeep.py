@@ -87,6 +87,8 @@ async def maintain(run: Runner, step: Runner, apart: Runner, dead: Sequence[tupl
         expired = await run(_expire)
         touched += expired
         pieces.append(len(expired))
+    if moments.set_back:
+        await run(_look_again)
     pruned = moments.prunes and await run(_prune)
     if WINDOW in pieces:
         return Upkeep(0.0, tuple(touched))
@@ -99,6 +101,12 @@ def look(tx: Transaction) -> Work[Moments]:
     """What is next to do; reads only."""
     due, expires, forgets, tick, pruned, wakes = yield from tx.row("moments")
     return Moments(due, expires, forgets, tick, pruned, wakes, tx.now)
+
+
+def _look_again(tx: Transaction) -> Work[None]:
+    """The clock was set back."""
+    yield from locking.lock_all(tx)
+    yield from tx.post("look_at_gates_again", now=tx.now)
 
 
 def _prune(tx: Transaction) -> Work[bool]:

@@ -32,7 +32,7 @@
 --   seats             HASH   id -> its seat, of jobs where that is not n
 --   lanes             HASH   lane -> the gate where it is parked, unless that is the one whose name it bears
 --   parked:<gate>     ZSET   lane by the seat of its first job, of lanes that `lanes` says are parked here
---   gates             HASH   gate -> msgpack of what else is known of it: n, interval, burst, paused, shut_until, tat, wake_at, unfinished
+--   gates             HASH   gate -> msgpack of what else is known of it: n, interval, burst, paused, shut_until, tat, owed, wake_at, unfinished
 --   keyed             ZSET   gates of which anything is stored
 --   wakes             ZSET   gate by when it is to be looked at again; fading: gate by when what `gates` has of it will mean nothing
 --   rules             HASH   rule -> msgpack of the limit that workers declare; reviews HASH rule that has changed -> the last gate looked at
@@ -648,7 +648,7 @@ function fn.place(job, past, due)
   fn.stand(our.scheduled, due, job.member)
   fn.count('SCHEDULED', job.queue, 1)
   stirred = true -- whoever wakes up sees when there is something to promote
-  if fn.is_gated(job) then fn.go_to_wait(job) end
+  if fn.is_gated(job) then fn.put_off_at_gates(job, past.claim == 0) end
 end
 
 -- Out of the line where a job stands that does not run.
@@ -1316,8 +1316,13 @@ function fn.end_attempt(id, run, worker, outcome, detail, extra)
     fn.note_failure(id, extra)
     if outcome == 'HeldBack' and fn.is_gated(job) then fn.shut(job, now + detail) end
     fn.place(job, past, tonumber(detail) > 0 and now + detail or NEVER)
-  elseif outcome == 'Dead' then
+  elseif outcome == 'Dead' or outcome == 'DeadHolding' then
     fn.note_failure(id, extra)
+    if outcome == 'DeadHolding' then
+      local delay, reason = string.match(detail, '^(%d+) (.*)$')
+      if fn.is_gated(job) then fn.shut(job, now + delay) end
+      detail = reason
+    end
     fn.finish(job, past, 'DEAD', detail, KEEP)
   elseif outcome == 'Cancelled' then
     fn.finish(job, past, 'CANCELLED', detail, KEEP)
@@ -1598,6 +1603,7 @@ end
 function fn.prune()
   local looked = tonumber(call('GET', our.pruned) or NEVER)
   if now >= looked and now - looked < 60 * SECOND then return end
+  if looked ~= NEVER and looked > now then fn.look_at_gates_again() end
   call('SET', our.pruned, fn.integer(now))
   local declared = {}
   for _, session in ipairs(call('ZRANGE', our.sessions, 0, -1)) do
@@ -2335,7 +2341,7 @@ function fn.gate(id)
   if not known[id] then
     local row = fn.has_any('gates') and call('HGET', our.gates, id)
     local gate = row and cmsgpack.unpack(row) or {}
-    gate.shut_until, gate.tat = gate.shut_until or 0, gate.tat or 0
+    gate.shut_until, gate.tat, gate.owed = gate.shut_until or 0, gate.tat or 0, gate.owed or 0
     known[id] = gate
   end
   return known[id]
@@ -2402,12 +2408,13 @@ end
 
 -- The generic cell rate algorithm ---
 
-function fn.settled(tat, interval, burst)
-  return tat < now - LATENESS and now or math.min(tat, now + burst * interval)
+-- `tat` as it counts now: not far in the past, where nobody came, nor further ahead than the last start has left it.
+function fn.settled(gate, interval)
+  return gate.tat < now - LATENESS and now or math.min(gate.tat, now + gate.owed * interval)
 end
 
-function fn.tokens(tat, interval, burst)
-  return math.floor((now - fn.settled(tat, interval, burst)) / interval) + burst
+function fn.tokens(gate, interval, burst)
+  return math.floor((now - fn.settled(gate, interval)) / interval) + burst
 end
 
 -- Who holds ---
@@ -2466,7 +2473,7 @@ function fn.is_open(job, want, waits)
     free = number < fn.slots_of(want)
   else
     local interval, burst = fn.rate_of(want)
-    free = fn.tokens(gate.tat, interval, burst) - fn.taken_of(want.gate) >= math.min(want.cost, burst)
+    free = fn.tokens(gate, interval, burst) - fn.taken_of(want.gate) >= math.min(want.cost, burst)
   end
   return free or number > 0 and not (waits and want.kind ~= 'turn') and fn.holds(job, want)
 end
@@ -2477,7 +2484,7 @@ function fn.may_start(want)
   if gate.paused or gate.shut_until > now then return false end
   if want.kind ~= 'token' then return true end
   local interval, burst = fn.rate_of(want)
-  return fn.tokens(gate.tat, interval, burst) >= math.min(want.cost, burst)
+  return fn.tokens(gate, interval, burst) >= math.min(want.cost, burst)
 end
 
 -- The first two lanes from elsewhere that are parked at a gate, each with the seat of its first job.
@@ -2641,13 +2648,13 @@ function fn.token_at(id, lane)
   if not head then return now + 1 end
   local want = fn.want_of(head, id)
   local interval, burst = fn.rate_of(want)
-  local furthest = now + burst * interval
+  local furthest = now + gate.owed * interval
   if gate.tat > furthest then -- the rate was raised, or the clock set back
     gate.tat = furthest
     fn.put_gate(id)
   end
   local number = math.min(want.cost, burst) + fn.taken_of(id)
-  local at = math.max(fn.settled(gate.tat, interval, burst) + (number - burst) * interval, now)
+  local at = math.max(fn.settled(gate, interval) + (number - burst) * interval, now)
   return math.max(at, gate.shut_until, now + 1)
 end
 
@@ -2681,8 +2688,10 @@ function fn.enter(job, is_new)
     fn.pass(job)
     return true
   end
+  local left = stop and not is_new and fn.first_of_lane(lane) and fn.gate_of(lane)
   fn.join_lane(lane, job)
   if stop then fn.park(lane, stop, fn.seat_of(job)) end
+  if left and left ~= stop then fn.pump(left) end -- where others may have waited only because it stood before them
   return false
 end
 
@@ -2696,8 +2705,9 @@ function fn.leave_gates(job, kinds)
   return #left > 0
 end
 
-function fn.go_to_wait(job)
-  fn.leave_gates(job, PASSING)
+-- A job is to run later: it keeps its turn, but for one that has never started, which joins the line anew.
+function fn.put_off_at_gates(job, is_new)
+  fn.leave_gates(job, is_new and ALL or PASSING)
 end
 
 -- A job has ended, or is deleted. Who keeps its turn keeps it until somebody retries or deletes it.
@@ -2741,8 +2751,9 @@ function fn.starts(job)
   end
   for _, want in ipairs(fn.wants_of(job)) do
     if want.kind == 'token' then
-      local gate, interval, burst = fn.gate(want.gate), fn.rate_of(want)
-      gate.tat = fn.settled(gate.tat, interval, burst) + want.cost * interval
+      local gate, interval = fn.gate(want.gate), fn.rate_of(want)
+      gate.tat = fn.settled(gate, interval) + want.cost * interval
+      gate.owed = math.max(math.ceil((gate.tat - now) / interval), 0)
       fn.put_gate(want.gate)
       fn.let_go(job, want)
       fn.note_wake(want.gate)
@@ -2842,6 +2853,14 @@ function fn.change(key, change)
       fn.put_gate(id)
       fn.pump(id)
     end
+  end
+end
+
+-- The clock was set back: what waits for a moment that was reckoned with before is looked at now.
+function fn.look_at_gates_again()
+  for _, id in ipairs(call('ZRANGEBYSCORE', our.wakes, '(' .. fn.integer(now), '+inf')) do
+    fn.gate(id).wake_at = now
+    fn.put_gate(id)
   end
 end
 

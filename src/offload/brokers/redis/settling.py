@@ -74,7 +74,9 @@ def _words(lease: Lease, outcome: Outcome) -> Words:
             return _successes([(lease, outcome)], lease.job.keep, [0])
         case Retried(delay, failure, whole_key):
             return ["HeldBack" if whole_key else "Retried", member, claim, _delay(delay), _failure(failure)]
-        case Dead(reason, failure):
+        case Dead(reason, failure, hold_key):
+            if hold_key > 0:
+                return ["DeadHolding", member, claim, f"{_delay(hold_key)} {reason}", _failure(failure)]
             return ["Dead", member, claim, reason, _failure(failure)]
         case Cancelled(reason):
             return ["Cancelled", member, claim, reason, b""]

@@ -10,7 +10,7 @@ insert into rules (id, value) values (:id, :value) on conflict (id) do update se
 -- Gates, as gates.rows.GateRow: what is known of each, who holds it, and the first :depth lanes that are parked there.
 select json_group_array(json_array(
     asked.value,
-    json((select json_array(n, interval, burst, json(iif(paused, 'true', 'false')), shut_until, tat, wake_at) from gates where id = asked.value)),
+    json((select json_array(n, interval, burst, json(iif(paused, 'true', 'false')), shut_until, tat, owed, wake_at) from gates where id = asked.value)),
     json((select json_group_array(json_array(n, cost)) from slots where gate = asked.value)),
     json((select json_group_array(json_array(seat, id)) from (
         select seat, id from (
@@ -99,7 +99,7 @@ insert into lanes (id, gate, seat)
 delete from lanes where id in (select value from json_each(:ids))
 
 -- name: add_gates
-insert into gates (id, n, interval, burst, paused, shut_until, tat, wake_at)
+insert into gates (id, n, interval, burst, paused, shut_until, tat, owed, wake_at)
 
 -- name: drop_gates
 delete from gates where id in (select value from json_each(:ids))
@@ -202,3 +202,6 @@ select ifnull((select gate from lanes where id = :lane), :lane), (select count(*
 -- Drop what says no more than that nothing is known.
 delete from gates
 where not paused and shut_until <= :now and n is null and interval is null and burst is null and wake_at is null and tat < :before
+
+-- name: look_at_gates_again
+update gates set wake_at = :now where wake_at > :now

@@ -38,6 +38,7 @@ create table gates (                -- what is known of a gate besides
     paused integer not null default 0,
     shut_until integer not null default 0,
     tat integer not null default 0,
+    owed integer not null default 0,
     wake_at integer                 -- when time alone may let somebody pass
 ) without rowid;
 create index gates_shut on gates (shut_until) where paused or shut_until > 0;

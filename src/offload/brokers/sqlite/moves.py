@@ -11,7 +11,7 @@ import msgspec
 from offload.brokers.sqlite.gating import Gates, Own, Past, member, seats
 from offload.brokers.sqlite.rows import Extra, JobColumns, placed, text
 from offload.brokers.sqlite.transaction import Transaction
-from offload.gates import KINDS, Member, changed_by, gated, held_back_by, member_of, round_of
+from offload.gates import KINDS, Member, changed_by, gated, held_back_by, left_when_put_off, member_of, round_of
 from offload.job import Job, Kind, LimitChange, State
 
 NO_PAST = Past()
@@ -82,7 +82,7 @@ class Moves:
         if due is not None and due > self._now:
             self._times.append((due, n, past))
             if gated(job):
-                self.leave(n, job, ("slot", "token"))
+                self.leave(n, job, left_when_put_off(past.claim))
         elif gated(job) and not self._enter(self._member(n, job, past)):
             self.gates.waits(n, due)
         else:

@@ -111,6 +111,8 @@ def end_attempts(tx: Transaction, now: int, settled: Sequence[tuple[Held, Lease,
             case Release():
                 moves.back(n, job, row.past(given_back=1), row.pos, row.ready_at)
             case Done() | Dead() | Cancelled():
+                if isinstance(outcome, Dead) and outcome.hold_key > 0:
+                    moves.shut(job, now + seconds(outcome.hold_key))
                 ending = _ending(n, job, row.past(), outcome)
                 endings.append(ending)
                 let_go(tx, now, ending, moves)

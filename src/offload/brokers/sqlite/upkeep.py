@@ -56,7 +56,10 @@ def maintain(tx: Transaction, now: int, dead: Sequence[tuple[str, int]]) -> Upke
     expired = _expire(tx, now)
     forgotten = _forget(tx, now)
     gating.forget(tx, now)
-    if look(tx, now).prunes:
+    moments = look(tx, now)
+    if moments.set_back:
+        tx.do("look_at_gates_again", now=now)
+    if moments.prunes:
         prune(tx, now)
     wait = 0.0 if WINDOW in (promoted, len(expired), forgotten) else look(tx, now).wait
     return Upkeep(wait, (*touched, *expired))

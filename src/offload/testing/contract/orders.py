@@ -223,6 +223,18 @@ class Orders(Fixtures):
             await session.maintain()
             assert sorted([*await run(session), *await run(session)]) == ["a", "b"]
 
+    @needs(Feature.ORDER, Feature.UNIQUE, Feature.DELAY)
+    async def test_who_is_debounced_to_a_later_time_gives_its_turn_to_the_next(self, store: Store, clock: TestClock) -> None:
+        last = UniqueKey("u", "started", "debounce")
+        await store.enqueue([turn(clock, "a", unique=last), turn(clock, "b")])
+        await store.enqueue([turn(clock, "later", unique=last, delay=60)])
+        async with store.session(info()) as session:
+            assert await run(session) == ["b"]
+            await store.enqueue([turn(clock, "c")])
+            clock.advance(60)
+            await session.maintain()
+            assert [await run(session), await run(session)] == [["c"], ["a"]]
+
     @needs(Feature.ORDER, Feature.LIMITS)
     async def test_the_next_in_order_passes_only_with_its_slot(self, store: Store, clock: TestClock) -> None:
         next_one = job(clock, "b", order_by="k", limits=(SlotLimit("s", 1),))

@@ -8,6 +8,7 @@ from msgspec import UNSET
 
 from offload.broker import Feature, Store
 from offload.job import (
+    Dead,
     Done,
     Lease,
     Limit,
@@ -19,7 +20,7 @@ from offload.job import (
     State,
 )
 from offload.testing.clock import TestClock
-from offload.testing.contract.fixtures import Fixtures, claim, claim_one, info, job, live, needs, settle, state
+from offload.testing.contract.fixtures import Fixtures, claim, claim_one, failure, info, job, live, needs, settle, state
 from offload.testing.contract.keyed import SECOND, limit, run, slot, token, waits
 
 
@@ -124,6 +125,73 @@ class Tokens(Fixtures):
             clock.advance(1)
             await session.maintain()
             assert "j1" in await run(session)
+
+    @needs(Feature.LIMITS)
+    async def test_a_job_that_dies_holds_its_key_back_as_well(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([token(clock, f"j{n}", burst=3) for n in range(3)])
+        async with store.session(info()) as session:
+            (first,) = await claim(session, 1)
+            await settle(session, first, Dead("retries used up", failure(clock), hold_key=60))
+            assert (await store.get(["j0"]))["j0"].reason == "retries used up"
+            assert await run(session) == []
+            assert (await limit(store)).shut_until == clock.now() + timedelta(seconds=60)
+            clock.advance(60)
+            await session.maintain()
+            assert sorted([*await run(session), *await run(session)]) == ["j1", "j2"]
+
+    @needs(Feature.LIMITS)
+    async def test_a_job_that_takes_more_than_gathers_keeps_the_pace_all_the_same(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([job(clock, f"j{n}", limits=(RateLimit("k", SECOND, 5, 5),)) for n in range(8)])
+        await store.set_limit("k", LimitChange(burst=1))
+        started: list[str] = []
+        async with store.session(info()) as session:
+            for _ in range(12):
+                started += await run(session)
+                clock.advance(1)
+                await session.maintain()
+            assert started == ["j0", "j1", "j2"], "one in five seconds"
+
+    @needs(Feature.LIMITS)
+    async def test_what_one_job_took_another_of_less_cost_and_burst_does_not_forgive(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([job(clock, "large", limits=(RateLimit("k", SECOND, 5, 5),))])
+        async with store.session(info()) as session:
+            assert await run(session) == ["large"]
+            await store.enqueue([token(clock, "small")])
+            for second in range(5):
+                assert await run(session) == [], second
+                clock.advance(1)
+                await session.maintain()
+            assert await run(session) == ["small"]
+
+    @needs(Feature.LIMITS)
+    async def test_a_clock_that_is_set_back_stops_no_rate(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([token(clock, f"j{n}") for n in range(4)])
+        async with store.session(info()) as session:
+            await session.maintain()
+            assert await run(session) == ["j0"]
+            clock.jump(-3_600)
+            await session.maintain()
+            started: list[str] = []
+            for _ in range(4):
+                started += await run(session)
+                clock.advance(1)
+            assert started == ["j1", "j2", "j3"]
+
+    @needs(Feature.LIMITS)
+    async def test_whoever_stands_behind_a_lane_that_moves_to_another_gate_is_looked_at(self, store: Store, clock: TestClock) -> None:
+        slot_of, rate = SlotLimit("s", 1), RateLimit("r", 3_600 * SECOND, 4)
+        dear = RateLimit("r", 3_600 * SECOND, 4, 4)
+        await store.enqueue([job(clock, "a", limits=(slot_of, rate))])
+        async with store.session(info()) as session:
+            a = await claim_one(session)
+            await store.enqueue([job(clock, "b", limits=(slot_of, dear))])  # waits for four tokens, three are there
+            await settle(session, a, Retried(60))
+            await store.enqueue([job(clock, "d", limits=(slot_of,)), job(clock, "c", limits=(rate,))])
+            assert [lease.job.id for lease in await claim(session)] == ["d"]
+            assert await waits(store, "c") == "waits for a token of r"
+            clock.advance(61)
+            await session.maintain()  # a is due, and takes its lane along to the slot
+            assert await run(session) == ["c"]
 
     @needs(Feature.LIMITS)
     async def test_a_key_that_a_task_holds_back_can_be_let_go(self, store: Store, clock: TestClock) -> None:
