@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Iterator
@@ -110,6 +111,20 @@ async def test_who_waits_to_be_let_in_can_be_cancelled_deleted_and_debounced_and
         clock.advance(60)
         await session.maintain()
         assert ids(await claim(session)) == ["debounced"]
+
+
+async def test_who_is_let_in_may_have_several_keys_as_long_as_can_be(broker: PostgresBroker, clock: TestClock, caller: Caller) -> None:
+    chance = random.Random(1)  # what repeats itself takes less room than its length says
+    limits = tuple(SlotLimit("".join(chr(chance.randrange(0x4E00, 0x9FFF)) for _ in range(200)), 1) for _ in range(4))
+    await broker.enqueue([job(clock, "holder", limits=limits[:1])])
+    carried_out(caller, broker.enqueue_on([job(clock, "wide", limits=limits)]))
+    caller.commit()
+    await broker.enqueue([job(clock, "plain")])
+    async with broker.session(info()) as session:
+        holder, plain = await claim(session)
+        assert ids([holder, plain]) == ["holder", "plain"]
+        await settle(session, holder, Done())
+        assert ids(await claim(session)) == ["wide"]
 
 
 @pytest.mark.parametrize("delay", [None, 60])
