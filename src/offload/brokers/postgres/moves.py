@@ -120,7 +120,8 @@ class Moves:
         """
         if due is not None and due > self._now:
             self._times.append((due, n, *past))
-            self.leave(n, job, ("slot", "token"))
+            if not joins:  # who has yet to join holds neither, and a caller's transaction must not wait at its gates
+                self.leave(n, job, ("slot", "token"))
         elif gated(job):
             self._steps.append(Enter(n, job, Own(job.queue, -job.priority, past), due, joins=joins and past.claim == 0))
         else:
