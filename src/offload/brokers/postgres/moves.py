@@ -165,6 +165,10 @@ class Moves:
         """A person changes what a key allows."""
         self._steps += [Change(gate, change) for gate in changed_by(key, change)]
 
+    def entering(self) -> bool:
+        """Whether anybody is to come into a ready line, by what is known before `write`."""
+        return any(isinstance(step, End) for step in self._steps)
+
     def starts(self, tx: Transaction, n: int, job: Job, past: Past) -> Work[bool]:
         """Whether a ready job, whose gates are locked, may be claimed; if not, it waits again. The caller takes it out of its line."""
         gates = yield from self._opened(tx)

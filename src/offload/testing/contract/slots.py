@@ -166,6 +166,16 @@ class Slots(Fixtures):
             assert sorted(await run(session)) == ["a", "b", "o", "t"]
         assert await store.limits() == []
 
+    @needs(Feature.LIMITS, Feature.PRIORITY)
+    async def test_who_passes_as_a_claim_meets_a_paused_key_comes_before_those_behind(self, store: Store, clock: TestClock) -> None:
+        k, m = SlotLimit("k", 2), SlotLimit("m", 1)
+        await store.enqueue([job(clock, "a", limits=(k,)), job(clock, "b", limits=(k, m)), job(clock, "c"), job(clock, "d")])
+        await store.enqueue([job(clock, "urgent", limits=(m,), priority=5)])
+        await store.set_limit("k", LimitChange(paused=True))
+        async with store.session(info()) as session:
+            assert [ids(await claim(session, 1)) for _ in range(4)] == [["urgent"], ["c"], ["d"], []]
+            assert [await waits(store, id) for id in "ab"] == ["waits for a slot of k"] * 2
+
     @needs(Feature.LIMITS)
     async def test_the_worker_that_started_last_declares_the_limit(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([job(clock, f"j{n}", limits=(SlotLimit("k", 1, "tenant:{t}"),)) for n in range(4)])
