@@ -75,7 +75,6 @@ class RateLimit(msgspec.Struct, frozen=True, omit_defaults=True, tag="rate"):
     burst: int = 1
     cost: int = 1
     rule: str = ""
-    """As in `SlotLimit`."""
 
 
 Limit: TypeAlias = SlotLimit | RateLimit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Iterator
@@ -16,12 +17,12 @@ from tests.brokers.postgres.conftest import Ask, Opens
 from offload.broker import Work
 from offload.brokers.postgres import PostgresBroker
 from offload.brokers.postgres.migrating import SCHEMA
-from offload.brokers.postgres.work import schema_script
+from offload.brokers.postgres.work import schema_script, statements
 from offload.clock import SystemClock
 from offload.errors import BrokerError
 from offload.job import Done, Job, RateLimit, SlotLimit, State, UniqueKey
 from offload.testing.clock import TestClock
-from offload.testing.contract.fixtures import claim, claim_one, ids, info, job, record, settle, state
+from offload.testing.contract.fixtures import claim, claim_one, ids, info, job, record, rule, settle, state, tick_job
 from offload.testing.servers import PostgresServer
 
 pytestmark = pytest.mark.anyio
@@ -112,6 +113,20 @@ async def test_who_waits_to_be_let_in_can_be_cancelled_deleted_and_debounced_and
         assert ids(await claim(session)) == ["debounced"]
 
 
+async def test_who_is_let_in_may_have_several_keys_as_long_as_can_be(broker: PostgresBroker, clock: TestClock, caller: Caller) -> None:
+    chance = random.Random(1)  # what repeats itself takes less room than its length says
+    limits = tuple(SlotLimit("".join(chr(chance.randrange(0x4E00, 0x9FFF)) for _ in range(200)), 1) for _ in range(4))
+    await broker.enqueue([job(clock, "holder", limits=limits[:1])])
+    carried_out(caller, broker.enqueue_on([job(clock, "wide", limits=limits)]))
+    caller.commit()
+    await broker.enqueue([job(clock, "plain")])
+    async with broker.session(info()) as session:
+        holder, plain = await claim(session)
+        assert ids([holder, plain]) == ["holder", "plain"]
+        await settle(session, holder, Done())
+        assert ids(await claim(session)) == ["wide"]
+
+
 @pytest.mark.parametrize("delay", [None, 60])
 async def test_a_debounce_by_a_caller_takes_the_job_from_its_gates_after_the_commit(
     broker: PostgresBroker, clock: TestClock, caller: Caller, delay: float | None
@@ -131,6 +146,55 @@ async def test_a_debounce_by_a_caller_takes_the_job_from_its_gates_after_the_com
         clock.advance(60)
         await session.maintain()
         assert [lease.job.id, *ids(await claim(session))] == (["a", "b"] if delay is None else ["b", "a"])
+
+
+def locks_of_gates(ask: Ask, caller: Caller) -> int:
+    [(count,)] = ask("select count(*) from pg_locks where locktype = 'advisory' and pid = %(pid)s", pid=caller.info.backend_pid)
+    return count
+
+
+async def test_a_debounce_by_a_caller_of_a_job_whose_time_is_to_come_locks_no_gates(
+    broker: PostgresBroker, clock: TestClock, caller: Caller, ask: Ask
+) -> None:
+    last = UniqueKey("u", "started", "debounce")
+    await broker.enqueue([keyed(clock, "a", unique=last, delay=60)])
+    carried_out(caller, broker.enqueue_on([keyed(clock, "again", unique=last, delay=90)]))
+    assert locks_of_gates(ask, caller) == 0
+    async with broker.session(info()) as session, asyncio.timeout(SOON):
+        await broker.enqueue([keyed(clock, "meanwhile")])
+        assert ids(await claim(session)) == ["meanwhile"]
+        caller.commit()
+        clock.advance(60)
+        await session.maintain()
+        assert await state(broker, "a") is State.SCHEDULED
+        clock.advance(30)
+        await session.maintain()
+        assert (await record(broker, "a")).reason == "waits for a turn of k"
+
+
+async def test_a_caller_whose_changes_were_undone_locks_its_gates_anew(
+    broker: PostgresBroker, clock: TestClock, caller: Caller, schema: str, ask: Ask
+) -> None:
+    schedule = rule(overlap="replace")
+    await broker.enqueue([tick_job(clock, schedule, "before", order_by="k")])
+    work = broker.enqueue_on([tick_job(clock, schedule, "after"), job(clock, "second", unique=UniqueKey("u"))])
+
+    def overtaken() -> Work[list[str]]:
+        """The first time that keys are taken, another has just taken one."""
+        take_keys = statements(schema)["take_keys"]
+        statement = next(work)
+        try:
+            while True:
+                if statement.sql == take_keys:
+                    ask("insert into uniques (key, n, holder, until) values ('u', 0, 'first', 'finished') on conflict do nothing")
+                statement = work.send((yield statement))
+        except StopIteration as end:
+            return end.value
+
+    assert carried_out(caller, overtaken()) == ["after", "first"]
+    assert locks_of_gates(ask, caller) == 1
+    caller.commit()
+    assert await state(broker, "before") is State.CANCELLED
 
 
 async def test_a_transaction_that_settles_gives_its_key_to_the_next_when_it_commits(

@@ -51,7 +51,7 @@ class Verdicts:
     """Those that wait again, as their key was shut or their token did not keep."""
     looked: int = 0
     stopped: bool = False
-    """True when what an expired or stopped job gave up may have let others into the line ahead of what follows."""
+    """True when what an expired or stopped job gave up may let others into the line ahead of what follows."""
 
 
 def judge(
@@ -62,10 +62,12 @@ def judge(
     limit: int,
     busy: Callable[[Candidate, Job], bool],
     starts: Callable[[Candidate, Job], Work[bool]],
+    entering: Callable[[], bool],
 ) -> Work[Verdicts]:
     """Decide about candidates in their order, until `limit` are taken; `room` is counted down.
 
-    Those that are `busy`, because another transaction has a key that they need, are passed over. `starts` asks at the gates of a job.
+    Those that are `busy`, because another transaction has a key that they need, are passed over. `starts` asks at the gates of a job,
+    and `entering` whether that let anybody into the line.
     """
     verdicts = Verdicts()
     for candidate in candidates:
@@ -92,7 +94,7 @@ def judge(
             verdicts.passed.add(row.n)
         elif gated(job) and not (yield from starts(candidate, job)):
             verdicts.stopped_at_gate.append(candidate)
-            verdicts.stopped = True
+            verdicts.stopped = entering()
         else:
             room[isolation] -= 1
             verdicts.taken.append((candidate, job))
@@ -165,21 +167,27 @@ class Claim:
         marked = not self._marks.due([queue])
         passed: set[int] = set()
         looked = 0
-        while looked < (limit if len(self._taken) > before else max(WINDOW, limit)):
-            want = len(passed) + (limit if looked < limit else max(WINDOW, limit)) - looked
-            found = yield from self._candidates(queue, aside, want, marked=marked)
-            fresh = [each for each in found if each[0].n not in passed]
-            keys, moves = Keys(self._tx), Moves(self._tx.now, self.gates)
-            busy = yield from self._busy(fresh, keys)
-            starts = partial(self._starts, moves)
+        keys = Keys(self._tx)
+        fresh: list[Candidate] = []
+        busy = yield from self._busy(fresh, keys)
+        all_read = False
+        while (fresh or not all_read) and looked < (limit if len(self._taken) > before else max(WINDOW, limit)):
+            if not fresh:
+                want = len(passed) + (limit if looked < limit else max(WINDOW, limit)) - looked
+                found = yield from self._candidates(queue, aside, want, marked=marked)
+                fresh, all_read = [each for each in found if each[0].n not in passed], len(found) < want
+                busy = yield from self._busy(fresh, keys)
+            moves = Moves(self._tx.now, self.gates)
             most = 1 if looked >= limit else limit
-            verdicts = yield from judge(fresh, self._tx.now, self._info.tasks, self._room, most, busy, starts)
+            starts = partial(self._starts, moves)
+            verdicts = yield from judge(fresh, self._tx.now, self._info.tasks, self._room, most, busy, starts, moves.entering)
             looked += verdicts.looked
             passed |= verdicts.passed
             yield from self._carry_out(queue, verdicts, keys, moves)
             self._note(verdicts, fresh)
-            if len(found) < want and not verdicts.stopped:
-                return
+            fresh = fresh[verdicts.looked :]
+            if moves.entered:  # perhaps ahead of those that were read
+                fresh, all_read = [], False
 
     def _busy(self, candidates: Sequence[Candidate], keys: Keys) -> Work[Callable[[Candidate, Job], bool]]:
         """Lock what these would give up or ask, as far as nobody else has it. Returns which are held up by others."""

@@ -121,6 +121,7 @@ def enqueue_on(tx: Transaction, jobs: Sequence[Job]) -> Work[list[str]]:
         except Doubt:
             yield from tx.post("rollback_to_savepoint")
             tx.work = tx.ended = False
+            tx.locks.clear()
         else:
             yield from tx.post("release_savepoint")
             return ids

@@ -55,7 +55,7 @@ LINE_DEPTH = 4
 FURTHER = 100
 """How many are read when those were not enough."""
 LONGEST_LANE = 900
-"""The most characters of a lane's id; one that is longer would not fit into an index."""
+"""The most bytes of a lane's id, more than the longest gate has: an index takes no more than 2,704 of both together."""
 
 
 class Past(NamedTuple):
@@ -99,13 +99,15 @@ _heads = msgspec.json.Decoder(list[tuple[str, str]]).decode
 def member(job: Keyed, n: int, seat: int, own: Own) -> Member:
     """A job as gates see it."""
     found = member_of(job, n, seat, own)
-    return found if len(found.lane) <= LONGEST_LANE else found._replace(lane=_short(found.lane))
+    lane = _fitting(found.lane)
+    return found if lane is found.lane else found._replace(lane=lane)
 
 
-@lru_cache(1024)
-def _short(lane: str) -> str:
-    """Another id for a lane of many gates; it names none of them."""
-    return f"lane\n{sha256(lane.encode()).hexdigest()}"
+@lru_cache(8192)
+def _fitting(lane: str) -> str:
+    """The id of a lane; where it is too long, one that names none of its many gates."""
+    encoded = lane.encode()
+    return lane if len(encoded) <= LONGEST_LANE else f"lane\n{sha256(encoded).hexdigest()}"
 
 
 def _member(row: LineRow) -> Member:

@@ -126,7 +126,8 @@ class Moves:
         """
         if due is not None and due > self._now:
             self._times.append((due, n, *past))
-            self.leave(n, job, left_when_put_off(past.claim))
+            if not joins:  # who has yet to join holds nothing, and a caller's transaction must not wait at its gates
+                self.leave(n, job, left_when_put_off(past.claim))
         elif gated(job):
             self._steps.append(Enter(n, job, Own.of(job, past), due, joins=joins and past.claim == 0))
         else:
@@ -179,6 +180,10 @@ class Moves:
     def change(self, key: str, change: LimitChange) -> None:
         """A person changes what a key allows."""
         self._steps += [Change(gate, change) for gate in changed_by(key, change)]
+
+    def entering(self) -> bool:
+        """Whether anybody is to come into a ready line, by what is known before `write`."""
+        return any(isinstance(step, End) for step in self._steps)
 
     def starts(self, tx: Transaction, n: int, job: Job, past: Past) -> Work[bool]:
         """Whether a ready job, whose gates are locked, may be claimed; if not, it waits again. The caller takes it out of its line."""

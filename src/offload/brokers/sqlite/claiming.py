@@ -45,7 +45,7 @@ class Verdicts:
     """Those that wait again, as their key was shut or their token did not keep."""
     looked: int = 0
     stopped: bool = False
-    """True when what an expired or stopped job gave up may have let others into the line."""
+    """True when what an expired or stopped job gave up may let others into the line."""
 
 
 def judge(
@@ -56,8 +56,12 @@ def judge(
     room: dict[Isolation, int],
     limit: int,
     starts: Callable[[Candidate, Job], bool],
+    entering: Callable[[], bool],
 ) -> Verdicts:
-    """Decide about candidates in their order, until `limit` are taken; `room` is counted down. `starts` asks at the gates of a job."""
+    """Decide about candidates in their order, until `limit` are taken; `room` is counted down.
+
+    `starts` asks at the gates of a job, and `entering` whether that let anybody into the line.
+    """
     verdicts = Verdicts()
     for candidate in candidates:
         if len(verdicts.taken) >= limit or verdicts.stopped:
@@ -79,7 +83,7 @@ def judge(
             verdicts.passed.add(row.n)
         elif gated(job) and not starts(candidate, job):
             verdicts.stopped_at_gate.append(candidate)
-            verdicts.stopped = True
+            verdicts.stopped = entering()
         else:
             room[isolation] -= 1
             verdicts.taken.append((candidate, job))
@@ -144,25 +148,29 @@ class Claim:
         before = len(self._taken)
         passed: set[int] = set()
         looked = 0
-        while looked < (limit if len(self._taken) > before else max(WINDOW, limit)):
-            want = len(passed) + (limit if looked < limit else max(WINDOW, limit)) - looked
-            rows = _rows(self._tx.value("candidates", queue=queue, limit=want))
-            if not aside and looked < limit and all_fit(rows, self._info.tasks, self._room, shut=self._shut):
-                if rows:
-                    self._take_front(queue, rows[-1])
-                    self._taken += [(row, row.job(queue)) for row in rows]
-                return
-            found = self._with_aside(rows, queue, aside, want)
-            fresh = [each for each in found if each[0].n not in passed]
+        fresh: list[Candidate] = []
+        all_read = False
+        while (fresh or not all_read) and looked < (limit if len(self._taken) > before else max(WINDOW, limit)):
+            if not fresh:
+                want = len(passed) + (limit if looked < limit else max(WINDOW, limit)) - looked
+                rows = _rows(self._tx.value("candidates", queue=queue, limit=want))
+                if not aside and looked < limit and all_fit(rows, self._info.tasks, self._room, shut=self._shut):
+                    if rows:
+                        self._take_front(queue, rows[-1])
+                        self._taken += [(row, row.job(queue)) for row in rows]
+                    return
+                found = self._with_aside(rows, queue, aside, want)
+                fresh, all_read = [each for each in found if each[0].n not in passed], len(found) < want
             moves = Moves(self._tx, self._now)
-            verdicts = judge(
-                fresh, queue, self._now, self._info.tasks, self._room, 1 if looked >= limit else limit, partial(self._starts, queue, moves)
-            )
+            most = 1 if looked >= limit else limit
+            starts = partial(self._starts, queue, moves)
+            verdicts = judge(fresh, queue, self._now, self._info.tasks, self._room, most, starts, moves.entering)
             looked += verdicts.looked
             passed |= verdicts.passed
             self._carry_out(queue, verdicts, moves)
-            if len(found) < want and not verdicts.stopped:
-                return
+            fresh = fresh[verdicts.looked :]
+            if moves.entering():  # perhaps ahead of those that were read
+                fresh, all_read = [], False
 
     def _starts(self, queue: str, moves: Moves, candidate: Candidate, job: Job) -> bool:
         if not self._shut and not any(kind_of(want.gate) == "token" for want in wants_of(job)):

@@ -116,6 +116,10 @@ class Moves:
         if not gated(keyed) or self._enter(member_of(keyed, n, self._seats[n], Own(queue, rank, past, keyed.fair_by))):
             self._ends.append(End(n, queue, rank, past, keyed.fair_by, due))
 
+    def entering(self) -> bool:
+        """Whether anybody comes into a ready line."""
+        return bool(self._ends or self._places)
+
     def starts(self, n: int, job: Job, past: Past) -> bool:
         """Whether a ready job may be claimed; if not, it waits again. The caller takes it out of its line."""
         return self.gates.run(lambda ledger: ledger.start(self._member(n, job, past)))

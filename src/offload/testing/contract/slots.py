@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from offload.broker import Feature, Store
 from offload.job import (
     Done,
@@ -124,6 +126,20 @@ class Slots(Fixtures):
             await settle(session, leases[1], Done())
             assert ids(await claim(session)) == ["c1"]
 
+    @needs(Feature.LIMITS, Feature.DELAY)
+    async def test_who_has_several_keys_as_long_as_can_be_waits_and_passes_as_others_do(self, store: Store, clock: TestClock) -> None:
+        chance = random.Random(1)  # what repeats itself takes less room than its length says
+        keys = ["".join(chr(chance.randrange(0x20000, 0x2A6E0)) for _ in range(200)) for _ in range(4)]
+        limits = tuple(SlotLimit(key, 1) for key in keys)
+        await store.enqueue([job(clock, "first", limits=limits[:1]), *(job(clock, id, limits=limits, delay=1) for id in ("a", "b"))])
+        await store.enqueue([slot(clock, "plain", delay=1), job(clock, "at once", limits=limits)])
+        async with store.session(info()) as session:
+            clock.advance(1)
+            await session.maintain()
+            assert await run(session) == ["first", "plain"]
+            assert [await run(session) for _ in range(3)] == [["at once"], ["a"], ["b"]]
+        assert await store.limits() == []
+
     @needs(Feature.LIMITS)
     async def test_a_limit_can_be_changed_while_jobs_wait(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([slot(clock, f"j{n}") for n in range(5)])
@@ -149,6 +165,16 @@ class Slots(Fixtures):
             await store.set_limit("k", LimitChange(paused=False))
             assert sorted(await run(session)) == ["a", "b", "o", "t"]
         assert await store.limits() == []
+
+    @needs(Feature.LIMITS, Feature.PRIORITY)
+    async def test_who_passes_as_a_claim_meets_a_paused_key_comes_before_those_behind(self, store: Store, clock: TestClock) -> None:
+        k, m = SlotLimit("k", 2), SlotLimit("m", 1)
+        await store.enqueue([job(clock, "a", limits=(k,)), job(clock, "b", limits=(k, m)), job(clock, "c"), job(clock, "d")])
+        await store.enqueue([job(clock, "urgent", limits=(m,), priority=5)])
+        await store.set_limit("k", LimitChange(paused=True))
+        async with store.session(info()) as session:
+            assert [ids(await claim(session, 1)) for _ in range(4)] == [["urgent"], ["c"], ["d"], []]
+            assert [await waits(store, id) for id in "ab"] == ["waits for a slot of k"] * 2
 
     @needs(Feature.LIMITS)
     async def test_the_worker_that_started_last_declares_the_limit(self, store: Store, clock: TestClock) -> None:
