@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from offload.broker import Work
 from offload.brokers.postgres.claiming import WINDOW, Claim, in_turn
 from offload.brokers.postgres.connections import Link
 from offload.brokers.postgres.marks import Marks, Segment
-from offload.brokers.postgres.rows import ReadyRow
+from offload.brokers.postgres.rows import SECOND, ReadyRow
 from offload.brokers.postgres.work import Transaction, text
 from offload.errors import SessionLost
 from offload.job import Isolation, Lease, WorkerInfo
@@ -81,6 +82,10 @@ class Fetching:
     def be_careful(self) -> None:
         """Somebody may pass gates: the one statement would only say so."""
         self._careful = max(self._careful, 1)
+
+    def until_wake(self) -> float:
+        """Seconds until somebody may pass gates that the last claim with care has read; without end where that is not known."""
+        return inf if self._wake_at is None else max((self._wake_at - self._link.now()) / SECOND, 0.0)
 
     def _wakes(self) -> bool:
         return self._wake_at is not None and self._wake_at <= self._link.now()

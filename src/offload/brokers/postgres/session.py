@@ -24,6 +24,8 @@ from offload.liveness import Watch
 
 SOONEST = 0.005
 """Seconds within which tokens are not looked for again: those that come meanwhile are taken together, and none is late for it."""
+LONGEST_DOZE = 0.01
+"""Seconds to the next token that are too few to be worth asking for notifications, which costs more than to look again then."""
 LONGEST_NAP = 0.1
 """Seconds after which a worker looks again at gates where it could let nobody pass, as others were at it."""
 PROMPT = 1.0
@@ -147,8 +149,12 @@ class PostgresSession(Session):
     async def wait(self, timeout: float) -> None:
         """Return when there may be something to claim that the last fetch did not see."""
         self._places = None
+        ear, doze = self._database.ear, self._fetching.until_wake()
         try:
-            await self._database.ear.sleep("work", self._heard, timeout, self._news, self._nap, rest=self._rest())
+            if doze <= LONGEST_DOZE and not (self._fetching.passed or self._fetching.held_up):
+                await ear.doze("work", self._heard, min(max(doze, SOONEST), timeout))
+            else:
+                await ear.sleep("work", self._heard, timeout, self._news, self._nap, rest=self._rest())
         finally:
             self._fetching.passed = self._fetching.held_up = False
 

@@ -87,6 +87,11 @@ class Ear:
                 continue
             await self._rung(what, heard, min(left, nap(), (POLL_DEAF if deaf else POLL) * random.uniform(0.8, 1.2)))
 
+    async def doze(self, what: What, heard: int, timeout: float) -> None:
+        """Return when woken since `heard` was counted, or after `timeout` seconds: so few that nobody is asked to notify."""
+        if self._counts[what] == heard:
+            await self._rung(what, heard, timeout)
+
     async def _rung(self, what: What, heard: int, timeout: float) -> None:
         """Wait to be woken, for `timeout` seconds."""
         bell = self._bells[what]
