@@ -220,11 +220,12 @@ def rescue(tx: Transaction, session: str, beat: int) -> Work[list[Touched]]:
     ns = _numbers((yield from tx.value("runs_of", session=session)))
     rows = yield from jobs_by_number(tx, ns)
     jobs = {n: row.job() for n, row in rows.items()}
-    yield from locking.lock(tx, locking.gates_of(jobs.values()))
     keys = Keys(tx)
+    yield from keys.lock_of_claimed(jobs[n] for n, row in rows.items() if row.cancel_asked)
+    yield from locking.lock(tx, locking.gates_of(jobs.values()))
     leases = held_rows((yield from tx.value("end_session_leases", session=session)))
     yield from tx.post("drop_session" if len(leases) == len(ns) else "shut_session", id=session)
-    yield from keys.lock_of_claimed(jobs[held.n] for held in leases if held.cancel)
+    keys.check_claimed(jobs[held.n] for held in leases if held.cancel)  # some may have been asked to stop just now
     touched: list[Touched] = []
     endings: list[Ending] = []
     moves = Moves(tx.now)
