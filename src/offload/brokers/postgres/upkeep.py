@@ -33,6 +33,8 @@ T = TypeVar("T")
 
 WINDOW = 1_000
 """The most jobs that one round promotes, expires or forgets."""
+MOST_TURNS = 100
+"""The most jobs of one key that one round expires: each may let the next one pass, and meanwhile the key is locked."""
 LONGEST_WAIT = 60.0
 
 
@@ -188,7 +190,7 @@ def _expire(tx: Transaction) -> Work[list[Touched]]:
         return (yield from end_unstarted(tx, late, State.EXPIRED, "not started in time", patient=False))
 
     ids = _ids((yield from tx.value("expired", now=tx.now, limit=WINDOW)))
-    expired = yield from in_turn(tx, ids, act, patient=False)
+    expired = yield from in_turn(tx, ids, act, patient=False, most=MOST_TURNS)
     return [Touched("expired", row.id, row.task, row.queue) for row in expired]
 
 
