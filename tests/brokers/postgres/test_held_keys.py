@@ -12,9 +12,10 @@ from tests.brokers.postgres.conftest import Ask, Opens
 from tests.conftest import Eventually
 
 from offload.broker import Work
-from offload.brokers.postgres import PostgresBroker, connections
+from offload.brokers.postgres import PostgresBroker, connections, locking
 from offload.brokers.postgres.fetching import Fetching
 from offload.brokers.postgres.session import PostgresSession
+from offload.brokers.postgres.upkeep import rescue
 from offload.errors import BrokerBusy, UniqueConflict
 from offload.job import Conflict, Dead, Done, Job, Outcome, Pulse, Release, Retried, State, UniqueKey, Until
 from offload.testing.clock import TestClock
@@ -26,6 +27,8 @@ T = TypeVar("T")
 
 Caller: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 BLOCKED = "select 1 from pg_stat_activity where application_name = 'offload' and cardinality(pg_blocking_pids(pid)) > 0"
+WAITS_FOR_A_ROW = """select 1 from pg_stat_activity
+    where application_name = 'offload' and wait_event in ('transactionid', 'tuple') and cardinality(pg_blocking_pids(pid)) > 0"""
 KEY_IS_LOCKED = "select 1 from uniques where key = %(key)s and key not in (select key from uniques for update skip locked)"
 SOON = 5.0
 """Seconds of real time; what waits for a lock waits for much longer."""
@@ -201,6 +204,67 @@ async def test_while_a_settle_waits_for_a_successor_under_way_its_worker_claims_
         caller.commit()
         assert await settling == []
         assert ids(await claim(session)) == ["last"]
+
+
+def shut(broker: PostgresBroker, caller: Caller, gate: str) -> None:
+    """Have a caller's transaction keep everybody from a gate."""
+    caller.execute("select pg_advisory_xact_lock(%s)", [locking.lock_of(broker.opened.transaction(), gate)])
+
+
+@pytest.mark.parametrize("outcome", [Retried(5), Retried(0), Release()], ids=["later", "again", "released"])
+@pytest.mark.parametrize("meanwhile", [False, True], ids=["before", "meanwhile"])
+async def test_the_end_of_a_cancelled_attempt_waits_for_its_key_and_has_no_gate_in_hand(
+    broker: PostgresBroker,
+    clock: TestClock,
+    callers: Callable[[], Caller],
+    ask: Ask,
+    eventually: Eventually,
+    outcome: Outcome,
+    meanwhile: bool,
+) -> None:
+    await broker.enqueue([keyed(clock, "holder", order_by="o")])
+    caller, keeper = callers(), callers()
+    async with broker.session(info()) as session:
+        lease = await claim_one(session)
+        if meanwhile:
+            shut(broker, keeper, "turn of o")
+        else:
+            await broker.cancel(["holder"])
+        assert met(broker, caller, keyed(clock, "last", conflict="keep_last")) == "last"
+        settling = asyncio.ensure_future(session.settle([(lease, outcome)]))
+        await eventually(lambda: ask(BLOCKED))
+        if meanwhile:
+            ask("update running set cancel = true")
+            keeper.commit()
+            await eventually(lambda: ask(WAITS_FOR_A_ROW))
+        async with asyncio.timeout(SOON):
+            await broker.enqueue([job(clock, "next", order_by="o")])
+        assert not settling.done()
+        caller.commit()
+        assert await settling == []
+        assert await state(broker, "holder") is State.CANCELLED
+        assert sorted(ids(await claim(session))) == ["last", "next"]
+
+
+async def test_a_rescue_of_a_cancelled_attempt_waits_for_its_key_and_has_no_gate_in_hand(
+    opens: Opens, clock: TestClock, caller: Caller, ask: Ask, eventually: Eventually
+) -> None:
+    broker = await opens()
+    await broker.enqueue([keyed(clock, "holder", order_by="o")])
+    async with broker.session(info()) as frozen, broker.session(info()) as session:
+        await claim_one(frozen)
+        await broker.cancel(["holder"])
+        assert met(broker, caller, keyed(clock, "last", conflict="keep_last")) == "last"
+        assert isinstance(frozen, PostgresSession)
+        [(beat,)] = ask("select beat from sessions where id = %(id)s", id=frozen.id)
+        rescuing = asyncio.ensure_future(broker.opened.run(lambda tx: rescue(tx, frozen.id, beat)))
+        await eventually(lambda: ask(WAITS_FOR_A_ROW))
+        async with asyncio.timeout(SOON):
+            await broker.enqueue([job(clock, "next", order_by="o")])
+        assert not rescuing.done()
+        caller.commit()
+        assert [each.id for each in await rescuing] == ["holder"]
+        assert sorted(ids(await claim(session))) == ["last", "next"]
 
 
 async def test_upkeep_leaves_alone_what_a_caller_holds_and_comes_back_to_it(

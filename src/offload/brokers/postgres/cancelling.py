@@ -6,7 +6,9 @@ to those found where they were, and the others are looked for again.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -16,7 +18,7 @@ from offload.brokers.postgres import locking
 from offload.brokers.postgres.endings import Ending, finish
 from offload.brokers.postgres.keys import Keys
 from offload.brokers.postgres.moves import Moves, take_out
-from offload.brokers.postgres.rows import JobColumns, jobs_by_id
+from offload.brokers.postgres.rows import JobColumns, jobs_by_id, jobs_by_number
 from offload.brokers.postgres.work import Transaction, text
 from offload.gates import wants_of
 from offload.job import Job, State, keys_of
@@ -36,10 +38,11 @@ class Turn(NamedTuple):
 Act: TypeAlias = Callable[[Sequence[JobColumns]], Work[Turn]]
 
 
-def in_turn(tx: Transaction, ids: Iterable[str], act: Act, *, patient: bool = True) -> Work[list[JobColumns]]:
+def in_turn(tx: Transaction, ids: Iterable[str], act: Act, *, patient: bool = True, most: float = inf) -> Work[list[JobColumns]]:
     """Have `act` take the jobs of these ids in order, together as far as none could touch another by a key they share.
 
-    Returns the jobs that it did something to, as they were. Where `patient`, keys that others have locked are waited for.
+    Returns the jobs that it did something to, as they were. Where `patient`, keys that others have locked are waited for. It ends after
+    the `most` turns that did anything, where a transaction must not become as long as a key has jobs.
     """
     done: list[JobColumns] = []
     rows = list((yield from jobs_by_id(tx, ids)).values())
@@ -47,13 +50,21 @@ def in_turn(tx: Transaction, ids: Iterable[str], act: Act, *, patient: bool = Tr
     if patient and (gates or _apart(rows) < len(rows)):  # keys of a later turn must not be waited for with those of an earlier one in hand
         yield from Keys(tx).lock(row.job() for row in rows)
     yield from locking.lock(tx, gates)
-    while rows:
-        count = _apart(rows)
-        turn = yield from act(rows[:count])
+    left = deque(rows)
+    turns, fresh = 0, True
+    while left and turns < most:
+        first = [left.popleft() for _ in range(_apart(left))]
+        turn = yield from act(first if fresh else (yield from _anew(tx, first)))
+        turns, fresh = turns + bool(turn.done), False
         done += turn.done
-        left = [*turn.moved, *rows[count:]]
-        rows = list((yield from jobs_by_id(tx, [row.id for row in left])).values()) if left else []
+        left.extendleft(reversed(turn.moved))
     return done
+
+
+def _anew(tx: Transaction, rows: Sequence[JobColumns]) -> Work[list[JobColumns]]:
+    """Jobs as they stand now: a turn before, or another transaction, may have moved them. Their keys never change."""
+    found = yield from jobs_by_number(tx, [row.n for row in rows])
+    return [found[row.n] for row in rows if row.n in found]
 
 
 def _apart(rows: Sequence[JobColumns]) -> int:

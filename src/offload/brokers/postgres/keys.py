@@ -46,6 +46,11 @@ def hold_of(n: int, job: Job, unique: UniqueKey) -> Hold:
     return Hold(n, job.id, "time", stored(job.enqueued_at) + seconds(unique.until), None)
 
 
+def kept(job: Job) -> list[str]:
+    """The keys that a job which was claimed may still hold: the claim gave up some, and others are freed by time alone."""
+    return [unique.key for unique in keys_of(job) if unique.until == "finished"]
+
+
 class Keys:
     """Keys that this transaction has locked. Changes are gathered and written set by set."""
 
@@ -60,8 +65,13 @@ class Keys:
         yield from self._lock(unique.key for job in jobs for unique in keys_of(job))
 
     def lock_of_claimed(self, jobs: Iterable[Job]) -> Work[None]:
-        """Lock those that these jobs, which were claimed, may still hold: the claim gave up some, and others are freed by time alone."""
-        yield from self._lock(unique.key for job in jobs for unique in keys_of(job) if unique.until == "finished")
+        """Lock those that these jobs, which were claimed, may still hold."""
+        yield from self._lock(key for job in jobs for key in kept(job))
+
+    def check_claimed(self, jobs: Iterable[Job]) -> None:
+        """Raise Doubt unless those are locked: once gates are, they must not be waited for."""
+        if not self._locked.issuperset(key for job in jobs for key in kept(job)):
+            raise Doubt
 
     def lock_for_new(self, jobs: Iterable[Job]) -> Work[None]:
         """Lock the keys that these new jobs may change; of those whose holder they give way to, learn who it is.

@@ -558,6 +558,11 @@ with input as materialized (
 )
 select coalesce(json_agg(n), '[]')::text, (select count(*) from woken) from held
 
+-- name: asked_to_stop
+-- Of jobs that run, those whose cancellation was asked for.
+select coalesce(json_agg(n), '[]')::text from offload.running
+where n = any(array(select value::bigint from json_array_elements_text(%(ns)s::json))) and cancel
+
 -- name: end_leases
 -- Take leases, as [n, claim], from a session. Returns those it held, as settling.Held.
 with held as materialized (

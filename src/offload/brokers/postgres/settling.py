@@ -12,7 +12,7 @@ from offload.broker import Work
 from offload.brokers.postgres import locking
 from offload.brokers.postgres.endings import Ending, let_go, record_ends
 from offload.brokers.postgres.gating import Past
-from offload.brokers.postgres.keys import Keys
+from offload.brokers.postgres.keys import Keys, kept
 from offload.brokers.postgres.moves import Moves
 from offload.brokers.postgres.rows import jobs_by_number, seconds
 from offload.brokers.postgres.succeeding import distinct, plain, succeed, succeed_in_turn
@@ -45,6 +45,7 @@ class Held(NamedTuple):
 
 held_rows = msgspec.json.Decoder(list[Held]).decode
 _leases = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
+_numbers = msgspec.json.Decoder(list[int]).decode
 
 
 def settle(tx: Transaction, session: str, settlements: Settlements, marked: AbstractSet[int]) -> Work[list[Lease]]:
@@ -93,7 +94,9 @@ def settle_on(tx: Transaction, session: str, lease: Lease, outcome: Outcome) -> 
 
 def _settle(tx: Transaction, session: str, settlements: Settlements) -> Work[list[Lease]]:
     keys = Keys(tx)
-    yield from keys.lock_of_claimed(lease.job for lease, outcome in settlements if isinstance(outcome, (Done, Dead, Cancelled)))
+    asked = yield from _asked_to_stop(tx, settlements)
+    ending = [lease.job for lease, outcome in settlements if isinstance(outcome, (Done, Dead, Cancelled)) or lease.ref in asked]
+    yield from keys.lock_of_claimed(ending)
     back = [lease.job for lease, outcome in settlements if isinstance(outcome, (Retried, Release)) and outcome.delay <= 0]
     yield from locking.lock(tx, [*locking.gates_of(lease.job for lease, _ in settlements), *locking.lines_of(back)])
     leases = sorted((lease.ref, lease.claim) for lease, _ in settlements if type(lease.ref) is int)
@@ -107,10 +110,17 @@ def _settle(tx: Transaction, session: str, settlements: Settlements) -> Work[lis
         else:
             del held[row.n]
             settled.append((row, lease, outcome))
-    yield from keys.lock_of_claimed(lease.job for row, lease, _ in settled if row.cancel)  # these end, whatever their outcome
+    keys.check_claimed(lease.job for row, lease, _ in settled if row.cancel)  # some may have been asked to stop just now
     if settled:
         yield from end_attempts(tx, keys, settled)
     return lost
+
+
+def _asked_to_stop(tx: Transaction, settlements: Settlements) -> Work[set[int]]:
+    """Those that end though their outcomes say otherwise, as somebody asked for it; only of those with keys to give up."""
+    keeping = [lease for lease, outcome in settlements if isinstance(outcome, (Retried, Release)) and kept(lease.job)]
+    ns = [lease.ref for lease in keeping if type(lease.ref) is int]
+    return set(_numbers((yield from tx.value("asked_to_stop", ns=text(ns))))) if ns else set()
 
 
 def release_but(tx: Transaction, session: str, known: Sequence[Lease]) -> Work[int]:

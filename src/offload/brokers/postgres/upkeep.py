@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 WINDOW = 1_000
 """The most jobs that one round promotes, expires or forgets."""
+MOST_TURNS = 100
+"""The most jobs of one key that one round expires: each may let the next one pass, and meanwhile the key is locked."""
 
 
 class DueRow(msgspec.Struct, array_like=True, frozen=True):
@@ -170,7 +172,7 @@ def _expire(tx: Transaction) -> Work[list[Touched]]:
         return (yield from end_unstarted(tx, late, State.EXPIRED, "not started in time", patient=False))
 
     ids = _ids((yield from tx.value("expired", now=tx.now, limit=WINDOW)))
-    expired = yield from in_turn(tx, ids, act, patient=False)
+    expired = yield from in_turn(tx, ids, act, patient=False, most=MOST_TURNS)
     return [Touched("expired", row.id, row.task, row.queue) for row in expired]
 
 
@@ -202,11 +204,12 @@ def rescue(tx: Transaction, session: str, beat: int) -> Work[list[Touched]]:
     ns = _numbers((yield from tx.value("runs_of", session=session)))
     rows = yield from jobs_by_number(tx, ns)
     jobs = {n: row.job() for n, row in rows.items()}
-    yield from locking.lock(tx, [*locking.gates_of(jobs.values()), *locking.lines_of(jobs.values())])
     keys = Keys(tx)
+    yield from keys.lock_of_claimed(jobs[n] for n, row in rows.items() if row.cancel_asked)
+    yield from locking.lock(tx, [*locking.gates_of(jobs.values()), *locking.lines_of(jobs.values())])
     leases = held_rows((yield from tx.value("end_session_leases", session=session)))
     yield from tx.post("drop_session" if len(leases) == len(ns) else "shut_session", id=session)
-    yield from keys.lock_of_claimed(jobs[held.n] for held in leases if held.cancel)
+    keys.check_claimed(jobs[held.n] for held in leases if held.cancel)  # some may have been asked to stop just now
     touched: list[Touched] = []
     endings: list[Ending] = []
     moves = Moves(tx.now)
