@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from offload import BadPayload, Job, LoopRunning, NotInTask, Progress, current
+from offload import BadDeclaration, BadPayload, Job, LoopRunning, NotInTask, Progress, current
 from offload.current import Attempt, attempt_var
 
 
@@ -88,6 +88,16 @@ def test_a_step_that_an_earlier_attempt_remembered_is_not_run(attempt: FakeAttem
     assert current.step("old", born, 1990) == date(2000, 1, 1)
     assert asyncio.run(current.astep("old", aborn, 1990)) == date(2000, 1, 1)
     assert attempt.told == []
+
+
+@pytest.mark.parametrize("name", ["", "x" * 201, "a\0b", 7])
+def test_a_step_whose_name_no_engine_keeps_is_refused_before_it_is_taken(attempt: FakeAttempt, name: Any) -> None:
+    ran: list[int] = []
+    with pytest.raises(BadDeclaration, match="the name of a step"):
+        current.step(name, ran.append, 1)
+    with pytest.raises(BadDeclaration, match="the name of a step"):
+        asyncio.run(current.astep(name, ran.append, 1))
+    assert (ran, attempt.told) == ([], [])
 
 
 def test_a_step_may_be_a_coroutine_or_a_plain_function(attempt: FakeAttempt) -> None:

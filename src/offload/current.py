@@ -14,6 +14,7 @@ from offload.codec import Returns
 from offload.completing import Completion, Transaction
 from offload.errors import BadDeclaration, NotInTask
 from offload.job import Done, Job, Lease, Progress
+from offload.limits import given_key
 from offload.portal import refuse_inside_loop
 from offload.task import Task
 
@@ -116,9 +117,9 @@ class Current:
 
         The result travels as JSON and comes back by the function's return annotation, also the first time. A crash between
         the call and the storing repeats the call. Raises BadPayload for a result JSON cannot carry, SessionLost when
-        another worker has the job by now, LoopRunning in a coroutine (use `astep`).
+        another worker has the job by now, LoopRunning in a coroutine (use `astep`), BadDeclaration for a name of over 200 characters.
         """
-        attempt, returns = _outside_transaction(), Returns(function)
+        attempt, returns = _of_step(name), Returns(function)
         refuse_inside_loop("step")
         if name not in attempt.steps:
             value = _proved(returns, function(*args, **kwargs))
@@ -132,7 +133,7 @@ class Current:
     async def astep(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
     async def astep(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """`step` for coroutines: `function` may be a coroutine function or a plain one (which is called here, on the event loop)."""
-        attempt, returns = _outside_transaction(), Returns(function)
+        attempt, returns = _of_step(name), Returns(function)
         if name not in attempt.steps:
             result = function(*args, **kwargs)
             value = _proved(returns, await result if inspect.isawaitable(result) else result)
@@ -179,9 +180,10 @@ def _attempt() -> Attempt:
     return attempt
 
 
-def _outside_transaction() -> Attempt:
-    """The attempt. Raises BadDeclaration in a block of `transaction`: the step would stay remembered though the block rolled back."""
+def _of_step(name: str) -> Attempt:
+    """The attempt that takes a step. Raises BadDeclaration inside `transaction`, which may roll back, and for a name nobody can keep."""
     attempt = _attempt()
+    given_key(name, "the name of a step")
     if attempt.completion is not None:
         raise BadDeclaration("a step inside current.transaction() would be remembered although it rolls back; take the step before")
     return attempt

@@ -15,6 +15,7 @@ from offload.errors import BadDeclaration, BadPayload
 from offload.handle import Handle
 from offload.ids import new_ids
 from offload.job import Draft, Missed, Overlap, Schedule, ScheduleRecord
+from offload.limits import given_key
 from offload.portal import portal, refuse_inside_loop, sync
 from offload.producer import Producer
 from offload.schedule import next_tick, validate
@@ -161,6 +162,7 @@ def _rule(
 ) -> Schedule:  # fmt: skip
     if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
         raise BadDeclaration(f"app.schedule takes a name first, as a text that is not empty, not {name!r}")
+    given_key(name, "the name of a schedule")
     if not isinstance(draft, Draft):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
         raise BadDeclaration(f"schedule {name!r} takes what task.job(...) gives, not {draft!r}")
     if draft.id is not None or draft.delay is not None or draft.run_at is not None:
