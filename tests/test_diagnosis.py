@@ -128,6 +128,25 @@ CASES = {
         {"limits": (LimitRecord(key="k", kind="turn", holders=("j0",), held=1, dead=True, waiting=1),)},
         sessions=(worker(),),
     ),
+    "ready, but its key is paused": Case(
+        "The key 'k' is paused; `offload limits resume k` lets it go on.",
+        {},
+        {"limits": (LimitRecord(key="o", kind="turn", holders=("j1",), held=1), LimitRecord(key="k", kind="slot", n=1, paused=True))},
+        sessions=(worker(),),
+    ),
+    "ready, but its key is held back, and nobody works": Case(
+        "The key 'k' is held back until 2026-11-21 12:01:00 UTC (in 60 s), as a task has asked; it goes on by itself then. "
+        "No worker is alive; start one with `offload worker`.",
+        {},
+        {"limits": (LimitRecord(key="k", kind="slot", n=1, shut_until=NOW + timedelta(minutes=1)),)},
+    ),
+    "ready, and its keys let it start": Case(
+        "It is the next in queue 'default', and 1 worker with 0 of 10 slots in use serves it: "
+        "it starts within moments, or as soon as a thread or process is free if it needs one.",
+        {},
+        {"limits": (LimitRecord(key="k", kind="slot", n=1, holders=("j1",), held=1),)},
+        sessions=(worker(),),
+    ),
     "no slot": Case(
         "It waits for a slot of key 'tenant:7': its 5 slots are held by jobs a, b, c and 2 more. "
         "It goes on when one is free; `offload limits set tenant:7 --concurrency 6` makes one more.",

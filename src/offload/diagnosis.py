@@ -115,6 +115,8 @@ def _why_ready(standing: Standing) -> str:
     serving = [session for session in live if _serves(session, record.queue)]
     if standing.paused:
         return _paused_sentence(record.queue)
+    if shut := keys.why_shut(standing):
+        return f"{shut} {unserved(standing) or ''}".rstrip()
     if not live:
         return f"{_workers_sentence(standing)} It must be a worker of the app that defines the task {record.task!r}."
     if not serving:
