@@ -123,7 +123,8 @@ CASES = {
     ),
     "behind a dead job": Case(
         "It waits for its turn of key 'k', which job j0 keeps although it is dead. "
-        "`offload jobs retry j0` makes it ready again, `offload jobs delete j0` lets the next one go.",
+        "`offload jobs retry j0` makes it ready again, `offload jobs delete j0` lets the next one go. "
+        "If another job has taken its unique key, cancel that one before you retry.",
         {"state": State.WAITING},
         {"limits": (LimitRecord(key="k", kind="turn", holders=("j0",), held=1, dead=True, waiting=1),)},
         sessions=(worker(),),
@@ -280,6 +281,22 @@ CASES = {
         "It is dead since 2026-11-21 11:59:00 UTC: no such user." + RETRIED,
         {"state": State.DEAD, "finished_at": ago(minutes=1), "reason": "no such user", "attempt": 1},
     ),
+    "dead, and another job may have its unique keys": Case(
+        f"It is dead since 2026-11-21 11:59:00 UTC: d.{RETRIED} "
+        "If another job has taken its unique key 'schedule:nightly' or 'sync:7', cancel that one first.",
+        {
+            "unique": UniqueKey("sync:7"),
+            "schedule": "nightly",
+            "overlap": "skip",
+            "state": State.DEAD,
+            "finished_at": ago(minutes=1),
+            "reason": "d",
+        },
+    ),
+    "dead, and its unique key does not matter any more": Case(
+        f"It is dead since 2026-11-21 11:59:00 UTC: d.{RETRIED}",
+        {"unique": UniqueKey("sync:7", 60.0), "state": State.DEAD, "finished_at": ago(minutes=1), "reason": "d"},
+    ),
     "cancelled": Case(
         "It was cancelled at 2026-11-21 11:59:00 UTC." + RETRIED,
         {"state": State.CANCELLED, "finished_at": ago(minutes=1), "reason": "cancelled"},
@@ -433,7 +450,8 @@ class TestDoctor:
             "warning",
             "the line of key 'account:7' stands still",
             "Its turn is kept by job j0, which is dead; 12 jobs wait for it.",
-            "`offload jobs retry j0` makes it ready again, `offload jobs delete j0` lets the next one go.",
+            "`offload jobs retry j0` makes it ready again, `offload jobs delete j0` lets the next one go. "
+            "If another job has taken its unique key, cancel that one before you retry.",
         )
 
     def test_sees_a_limit_that_workers_declare_in_several_ways(self) -> None:

@@ -123,7 +123,10 @@ def _jobs(gate: LimitRecord) -> str:
 
 
 def _revival(id: str) -> str:
-    return f"`offload jobs retry {id}` makes it ready again, `offload jobs delete {id}` lets the next one go."
+    return (
+        f"`offload jobs retry {id}` makes it ready again, `offload jobs delete {id}` lets the next one go. "
+        "If another job has taken its unique key, cancel that one before you retry."
+    )
 
 
 def _left(until: datetime, now: datetime) -> str:
