@@ -123,9 +123,29 @@ CASES = {
     ),
     "behind a dead job": Case(
         "It waits for its turn of key 'k', which job j0 keeps although it is dead. "
-        "`offload jobs retry j0` makes it ready again, `offload jobs delete j0` lets the next one go.",
+        "`offload jobs retry j0` makes it ready again, `offload jobs delete j0` lets the next one go. "
+        "If another job has taken its unique key, cancel that one before you retry.",
         {"state": State.WAITING},
         {"limits": (LimitRecord(key="k", kind="turn", holders=("j0",), held=1, dead=True, waiting=1),)},
+        sessions=(worker(),),
+    ),
+    "ready, but its key is paused": Case(
+        "The key 'k' is paused; `offload limits resume k` lets it go on.",
+        {},
+        {"limits": (LimitRecord(key="o", kind="turn", holders=("j1",), held=1), LimitRecord(key="k", kind="slot", n=1, paused=True))},
+        sessions=(worker(),),
+    ),
+    "ready, but its key is held back, and nobody works": Case(
+        "The key 'k' is held back until 2026-11-21 12:01:00 UTC (in 60 s), as a task has asked; it goes on by itself then. "
+        "No worker is alive; start one with `offload worker`.",
+        {},
+        {"limits": (LimitRecord(key="k", kind="slot", n=1, shut_until=NOW + timedelta(minutes=1)),)},
+    ),
+    "ready, and its keys let it start": Case(
+        "It is the next in queue 'default', and 1 worker with 0 of 10 slots in use serves it: "
+        "it starts within moments, or as soon as a thread or process is free if it needs one.",
+        {},
+        {"limits": (LimitRecord(key="k", kind="slot", n=1, holders=("j1",), held=1),)},
         sessions=(worker(),),
     ),
     "no slot": Case(
@@ -260,6 +280,22 @@ CASES = {
     "dead without error": Case(
         "It is dead since 2026-11-21 11:59:00 UTC: no such user." + RETRIED,
         {"state": State.DEAD, "finished_at": ago(minutes=1), "reason": "no such user", "attempt": 1},
+    ),
+    "dead, and another job may have its unique keys": Case(
+        f"It is dead since 2026-11-21 11:59:00 UTC: d.{RETRIED} "
+        "If another job has taken its unique key 'schedule:nightly' or 'sync:7', cancel that one first.",
+        {
+            "unique": UniqueKey("sync:7"),
+            "schedule": "nightly",
+            "overlap": "skip",
+            "state": State.DEAD,
+            "finished_at": ago(minutes=1),
+            "reason": "d",
+        },
+    ),
+    "dead, and its unique key does not matter any more": Case(
+        f"It is dead since 2026-11-21 11:59:00 UTC: d.{RETRIED}",
+        {"unique": UniqueKey("sync:7", 60.0), "state": State.DEAD, "finished_at": ago(minutes=1), "reason": "d"},
     ),
     "cancelled": Case(
         "It was cancelled at 2026-11-21 11:59:00 UTC." + RETRIED,
@@ -414,7 +450,8 @@ class TestDoctor:
             "warning",
             "the line of key 'account:7' stands still",
             "Its turn is kept by job j0, which is dead; 12 jobs wait for it.",
-            "`offload jobs retry j0` makes it ready again, `offload jobs delete j0` lets the next one go.",
+            "`offload jobs retry j0` makes it ready again, `offload jobs delete j0` lets the next one go. "
+            "If another job has taken its unique key, cancel that one before you retry.",
         )
 
     def test_sees_a_limit_that_workers_declare_in_several_ways(self) -> None:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import assert_never
 
 from offload import keys
-from offload.job import Facts, ScheduleRecord, SessionRecord, Standing, State
+from offload.job import Facts, Record, ScheduleRecord, SessionRecord, Standing, State, keys_of
 from offload.wording import SEVERITIES, Finding, moment, number, span, whole
 
 OLD_READY = 300.0
@@ -35,11 +35,11 @@ def why(standing: Standing) -> str:
         case State.SUCCEEDED:
             return f"It succeeded {_at(record.finished_at)} in attempt {record.attempt}."
         case State.DEAD:
-            return f"It is dead since {moment(record.finished_at)}: {_ended(standing)}. {_revival(record.id)}"
+            return f"It is dead since {moment(record.finished_at)}: {_ended(standing)}. {_revival(record)}"
         case State.CANCELLED:
-            return f"It was cancelled {_at(record.finished_at)}{_cancelled(standing)}. {_revival(record.id)}"
+            return f"It was cancelled {_at(record.finished_at)}{_cancelled(standing)}. {_revival(record)}"
         case State.EXPIRED:
-            return f"It expired {_at(record.finished_at)}, for it had not started by {moment(record.expires_at)}. {_revival(record.id)}"
+            return f"It expired {_at(record.finished_at)}, for it had not started by {moment(record.expires_at)}. {_revival(record)}"
         case _:
             assert_never(record.state)
 
@@ -72,8 +72,11 @@ def _after_error(standing: Standing) -> str:
     return f", after attempt {errors[-1].attempt} failed with {_last_error(standing)}" if errors else ""
 
 
-def _revival(id: str) -> str:
-    return f"`offload jobs retry {id}` makes it ready again."
+def _revival(record: Record) -> str:
+    """How it is started anew, and what may forbid that."""
+    retry = f"`offload jobs retry {record.id}` makes it ready again."
+    wanted = " or ".join(repr(unique.key) for unique in keys_of(record) if unique.until in ("finished", "started"))
+    return f"{retry} If another job has taken its unique key {wanted}, cancel that one first." if wanted else retry
 
 
 def _last_error(standing: Standing) -> str:
@@ -115,6 +118,8 @@ def _why_ready(standing: Standing) -> str:
     serving = [session for session in live if _serves(session, record.queue)]
     if standing.paused:
         return _paused_sentence(record.queue)
+    if shut := keys.why_shut(standing):
+        return f"{shut} {unserved(standing) or ''}".rstrip()
     if not live:
         return f"{_workers_sentence(standing)} It must be a worker of the app that defines the task {record.task!r}."
     if not serving:

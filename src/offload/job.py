@@ -415,7 +415,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     waits_for: str | None = None
     """The job id that it waits for, when WAITING behind a unique key."""
     limits: tuple[LimitRecord, ...] = ()
-    """What its keys allow, when it WAITS for one of them; that which stops the first of its lane comes first."""
+    """What its keys allow, when it is READY, or WAITS for one of them; that which stops the first of its lane comes first then."""
     before: int = 0
     """How many of its lane go before it."""
     sessions: tuple[SessionRecord, ...] = ()

@@ -55,11 +55,8 @@ def command(verb: str, key: str) -> str:
 def why_at_gate(standing: Standing) -> str:
     """Why a job waits that waits in a lane: what stops the first of its lane, and what can be done."""
     gate, *_ = standing.limits
-    if gate.paused:
-        return f"The key {gate.key!r} is paused{_behind(standing)}; {command('resume', gate.key)} lets it go on."
-    if gate.shut_until is not None:
-        until = f"{moment(gate.shut_until)} (in {_left(gate.shut_until, standing.now)})"
-        return f"The key {gate.key!r} is held back until {until}, as a task has asked{_behind(standing)}; it goes on by itself then."
+    if shut := _why_shut(standing, gate):
+        return shut
     match gate.kind:
         case "turn":
             return _why_turn(standing, gate)
@@ -67,6 +64,21 @@ def why_at_gate(standing: Standing) -> str:
             return _why_slot(standing, gate)
         case "token":
             return _why_token(standing, gate)
+
+
+def why_shut(standing: Standing) -> str | None:
+    """Why a READY job does not start, which has passed its gates: one lets nobody start. None where all let it."""
+    return next((shut for gate in standing.limits if (shut := _why_shut(standing, gate))), None)
+
+
+def _why_shut(standing: Standing, gate: LimitRecord) -> str | None:
+    """That a key lets nobody start, and until when; None where it does."""
+    if gate.paused:
+        return f"The key {gate.key!r} is paused{_behind(standing)}; {command('resume', gate.key)} lets it go on."
+    if gate.shut_until is not None:
+        until = f"{moment(gate.shut_until)} (in {_left(gate.shut_until, standing.now)})"
+        return f"The key {gate.key!r} is held back until {until}, as a task has asked{_behind(standing)}; it goes on by itself then."
+    return None
 
 
 def _why_turn(standing: Standing, gate: LimitRecord) -> str:
@@ -111,7 +123,10 @@ def _jobs(gate: LimitRecord) -> str:
 
 
 def _revival(id: str) -> str:
-    return f"`offload jobs retry {id}` makes it ready again, `offload jobs delete {id}` lets the next one go."
+    return (
+        f"`offload jobs retry {id}` makes it ready again, `offload jobs delete {id}` lets the next one go. "
+        "If another job has taken its unique key, cancel that one before you retry."
+    )
 
 
 def _left(until: datetime, now: datetime) -> str:

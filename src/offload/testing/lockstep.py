@@ -17,7 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from msgspec.structs import replace
 
 from offload.broker import Feature, Session, Store
+from offload.brokers.memory import MemoryBroker
 from offload.errors import OffloadError, SessionLost
+from offload.gates import rule_id
 from offload.job import (
     Beat,
     Due,
@@ -25,6 +27,7 @@ from offload.job import (
     Filter,
     Job,
     Lease,
+    Limit,
     LimitRecord,
     Pulse,
     Record,
@@ -35,7 +38,7 @@ from offload.job import (
     WorkerInfo,
 )
 from offload.testing.clock import TestClock
-from offload.testing.gatekeeping import prove
+from offload.testing.gatekeeping import prove, prove_shut
 from offload.testing.guesses import KNOWS_ALL, MOST_SESSIONS, moves
 from offload.testing.moves import (
     Advance,
@@ -197,6 +200,8 @@ class Lockstep(RuleBasedStateMachine):
         self._held: dict[Claim, int] = {}
         self._lost: list[Claim] = []
         self._dues: list[Due] = []
+        self._rules: dict[str, Limit] = {}
+        self._limits: list[LimitRecord] = []
         self.play(Open(KNOWS_ALL, [], []))
 
     def teardown(self) -> None:
@@ -251,7 +256,12 @@ class Lockstep(RuleBasedStateMachine):
         model, subject = [await side.state() for side in self._sides]
         for what, expected in model.items():
             _compare(what, expected, subject[what])
-        prove(cast("list[Record]", model["records"]), cast("list[LimitRecord]", model["limits"]))
+        limits = cast("list[LimitRecord]", model["limits"])
+        prove(cast("list[Record]", model["records"]), limits, self._rules, self._limits)
+        self._limits = limits
+        store = self._sides[0].store
+        if isinstance(store, MemoryBroker):
+            prove_shut(store.shelf.gating, store.shelf.moment())
 
     async def _play_on_jobs(self, move: Enqueue | Cancel | Retry | Delete | Pause | Resume | SetLimit) -> None:
         match move:
@@ -281,6 +291,7 @@ class Lockstep(RuleBasedStateMachine):
                 schedules = tuple((each, self._after(each.every)) for each in declared)
                 info = WorkerInfo(name=f"w{number}", host="here", pid=number, tasks=tasks, schedules=schedules, limits=tuple(limits))
                 await self._both(lambda side: side.open(number, info))
+                self._rules |= {rule_id(limit): limit for limit in limits}
                 self._numbers.append(number)
             case Leave(pick) if len(self._numbers) > 1:
                 number = self._numbers.pop(pick % len(self._numbers))

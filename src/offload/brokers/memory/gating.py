@@ -33,7 +33,7 @@ class Gating:
     def run(self, now: int, ready: Callable[[Member], None], act: Callable[[Ledger], Steps[T]]) -> tuple[T, Callable[[], None]]:
         """Carry out an operation. Returns what it returns, and what undoes all that it changed here."""
         ledger = Ledger(now, self.rules, ready)
-        result = answered(act(ledger), lambda need: self._answer(ledger, need))
+        result = answered(act(ledger), lambda need: self.answer(ledger, need))
         return result, self._write(ledger)
 
     def due(self, now: int) -> list[str]:
@@ -82,7 +82,8 @@ class Gating:
             if not _changed(gate, now) and gate.wake_at is None and gate.tat < now - LATENESS:
                 del self.gates[gate.id]
 
-    def _answer(self, ledger: Ledger, need: Need) -> None:
+    def answer(self, ledger: Ledger, need: Need) -> None:
+        """Tell a ledger what it needs."""
         for id in need.ids:
             match need.what:
                 case "gates":

@@ -93,10 +93,11 @@ def _ahead(shelf: Shelf, entry: Entry) -> int:
 
 
 def _limits_of(shelf: Shelf, entry: Entry) -> tuple[tuple[LimitRecord, ...], int]:
-    """What the keys of a job in a lane allow, what stops it first, and how many go before it."""
-    if entry.lane is None:
-        return (), 0
+    """What the keys of a job that is READY or in a lane allow, what stops it first, and how many of its lane go before it."""
     waits = member(entry)
+    if entry.lane is None:
+        gates = [want.gate for want in waits.wants] if entry.state is State.READY else []
+        return tuple(_limits(shelf, gates)), 0
     stop = shelf.gating.lane_at(entry.lane)
     gates = sorted((want.gate for want in waits.wants), key=lambda gate: gate != stop)
     if stop is not None and stop not in gates:

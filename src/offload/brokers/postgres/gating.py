@@ -15,7 +15,7 @@ import msgspec
 
 from offload.broker import Work
 from offload.brokers.postgres import locking
-from offload.brokers.postgres.rows import read_extra
+from offload.brokers.postgres.rows import JobColumns, read_extra
 from offload.brokers.postgres.work import T, Transaction, text
 from offload.gates import (
     LATENESS,
@@ -33,6 +33,7 @@ from offload.gates import (
     kind_of,
     member_of,
     rule_id,
+    wants_of,
 )
 from offload.gates.rows import (
     GateRow,
@@ -46,7 +47,7 @@ from offload.gates.rows import (
     unread_lanes,
     written,
 )
-from offload.job import Job, Limit, LimitRecord, SlotLimit
+from offload.job import Job, Limit, LimitRecord, SlotLimit, State
 
 DEPTH = 2
 """How many lanes of a gate are read at first: hardly ever more pass at once."""
@@ -302,10 +303,13 @@ def _limit(now: int, row: GateRow, facts: Facts, rules: dict[str, Limit]) -> Lim
     return record_of(row, rules, now, holders, waiting, concerned, dead=dead)
 
 
-def limits_of(tx: Transaction, job: Job, lane: str, seat: int) -> Work[tuple[tuple[LimitRecord, ...], int]]:
-    """What the keys of a job in a lane allow, what stops it first, and how many go before it."""
-    stop, before = yield from tx.row("lane_facts", lane=lane, seat=seat)
-    return tuple((yield from limits(tx, stopping_first(job, stop)))), before
+def limits_of(tx: Transaction, row: JobColumns) -> Work[tuple[tuple[LimitRecord, ...], int]]:
+    """What the keys of a job that is READY or in a lane allow, what stops it first, and how many of its lane go before it."""
+    if row.lane is None:
+        gates = [want.gate for want in wants_of(row.job())] if row.state is State.READY else []
+        return (tuple((yield from limits(tx, gates))) if gates else ()), 0
+    stop, before = yield from tx.row("lane_facts", lane=row.lane, seat=row.seat)
+    return tuple((yield from limits(tx, stopping_first(row.job(), stop)))), before
 
 
 def forget(tx: Transaction) -> Work[None]:

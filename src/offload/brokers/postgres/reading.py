@@ -104,7 +104,7 @@ def standing(tx: Transaction, id: str, now: datetime) -> Work[Standing | None]:
     ahead = 0
     if row.state is State.READY:
         ahead = yield from tx.value("ahead", queue=row.queue, rank=row.place, pos=row.pos)
-    limits, before = ((), 0) if row.lane is None else (yield from gating.limits_of(tx, row.job(), row.lane, row.seat))
+    limits, before = yield from gating.limits_of(tx, row)
     return Standing(
         record=row.record(),
         paused=row.queue in (yield from paused(tx)),

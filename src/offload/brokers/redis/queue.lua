@@ -2177,13 +2177,17 @@ function operations.await()
 end
 
 -- id -> rows.Known, whether its queue is paused, whether it was set aside, how many go before it, the job it waits for, and what
--- `limits_of` tells of one that waits in a lane
+-- `limits_of` tells of one that waits in a lane, or `limits_at` of one that is ready
 function operations.standing()
   local job = fn.find_job(ARGV[3])
   if not job then return nil end
   local state, standing = fn.where(job)
   local limits, before = {}, 0
-  if state == 'WAITING' and standing.lane then limits, before = fn.limits_of(job) end
+  if state == 'WAITING' and standing.lane then
+    limits, before = fn.limits_of(job)
+  elseif state == 'READY' and fn.is_gated(job) then
+    limits = fn.limits_at(job)
+  end
   return {
     fn.known(job), call('SISMEMBER', our.paused, job.queue), state == 'READY' and standing.aside and 1 or 0,
     state == 'READY' and fn.ahead(job, standing.place) or 0, state == 'WAITING' and standing.behind or false, limits, before,
@@ -2984,15 +2988,19 @@ function fn.limits(after, most)
   return { #ids == tonumber(most) and ids[#ids], found }
 end
 
--- What the gates of a job in a lane allow, first the one that stops the lane; and how many go before it.
-function fn.limits_of(job)
-  local lane = fn.lane_of(job)
-  local stop = fn.gate_of(lane)
-  local found = { fn.limit(stop) }
+-- What the gates of a job allow, first the one that stops its lane, if there is one.
+function fn.limits_at(job, stop)
+  local found = { stop and fn.limit(stop) }
   for _, want in ipairs(fn.wants_of(job)) do
     if want.gate ~= stop then found[#found + 1] = fn.limit(want.gate) end
   end
-  return found, call('ZRANK', each.lane .. lane, job.member)
+  return found
+end
+
+-- The same of a job in a lane; and how many go before it.
+function fn.limits_of(job)
+  local lane = fn.lane_of(job)
+  return fn.limits_at(job, fn.gate_of(lane)), call('ZRANK', each.lane .. lane, job.member)
 end
 
 end

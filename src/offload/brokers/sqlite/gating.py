@@ -7,7 +7,7 @@ from typing import NamedTuple, assert_never
 
 import msgspec
 
-from offload.brokers.sqlite.rows import read_extra, text
+from offload.brokers.sqlite.rows import JobColumns, read_extra, text
 from offload.brokers.sqlite.transaction import T, Transaction
 from offload.gates import (
     LATENESS,
@@ -24,6 +24,7 @@ from offload.gates import (
     kind_of,
     member_of,
     rule_id,
+    wants_of,
 )
 from offload.gates.rows import (
     GateRow,
@@ -37,7 +38,7 @@ from offload.gates.rows import (
     unread_lanes,
     written,
 )
-from offload.job import Job, Limit, LimitRecord, SlotLimit
+from offload.job import Job, Limit, LimitRecord, SlotLimit, State
 
 DEPTH = 2
 """How many lanes of a gate, and jobs of a lane, are read at first: hardly ever more pass at once."""
@@ -212,10 +213,13 @@ def _limit(tx: Transaction, now: int, row: GateRow, rules: dict[str, Limit]) -> 
     return record_of(row, rules, now, _names(holders), waiting, concerned, dead=bool(dead))
 
 
-def limits_of(tx: Transaction, now: int, job: Job, lane: str, seat: int) -> tuple[tuple[LimitRecord, ...], int]:
-    """What the keys of a job in a lane allow, what stops it first, and how many go before it."""
-    stop, before = tx.row("lane_facts", lane=lane, seat=seat)
-    return tuple(limits(tx, now, stopping_first(job, stop))), before
+def limits_of(tx: Transaction, now: int, row: JobColumns) -> tuple[tuple[LimitRecord, ...], int]:
+    """What the keys of a job that is READY or in a lane allow, what stops it first, and how many of its lane go before it."""
+    if row.lane is None:
+        gates = [want.gate for want in wants_of(row.job())] if row.state is State.READY else []
+        return (tuple(limits(tx, now, gates)) if gates else ()), 0
+    stop, before = tx.row("lane_facts", lane=row.lane, seat=row.seat)
+    return tuple(limits(tx, now, stopping_first(row.job(), stop))), before
 
 
 def forget(tx: Transaction, now: int) -> None:

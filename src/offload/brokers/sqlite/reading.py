@@ -84,7 +84,7 @@ def standing(tx: Transaction, id: str, now: datetime) -> Standing | None:
     row = jobs_by_id(tx, [id]).get(id)
     if row is None:
         return None
-    limits, before = ((), 0) if row.lane is None else gating.limits_of(tx, stored(now), row.job(), row.lane, row.seat)
+    limits, before = gating.limits_of(tx, stored(now), row)
     return Standing(
         record=row.record(),
         paused=row.queue in paused(tx),

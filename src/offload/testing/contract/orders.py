@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from offload.broker import Feature, Store
+from offload.diagnosis import why
 from offload.errors import UniqueConflict
 from offload.job import (
     Cancelled,
@@ -141,6 +142,22 @@ class Orders(Fixtures):
             assert await run(session, Dead("d")) == ["a"]
             await store.delete(["a"])
             assert await run(session) == ["b"]
+
+    @needs(Feature.ORDER, Feature.UNIQUE)
+    @pytest.mark.parametrize("asked", ["a", "b"])
+    async def test_on_dead_hold_who_took_the_unique_key_is_cancelled_before_a_retry(
+        self, store: Store, clock: TestClock, asked: str
+    ) -> None:
+        await store.enqueue([turn(clock, "a", on_dead="hold", unique=UniqueKey("u"))])
+        async with store.session(info()) as session:
+            await run(session, Dead("d"))
+            await store.enqueue([turn(clock, "b", unique=UniqueKey("u"))])
+            assert await store.retry(["a"]) == set()
+            standing = await store.standing(asked)
+            assert standing is not None and "If another job has taken its unique key" in why(standing)
+            assert await store.cancel(["b"]) == {"b"}
+            assert await store.retry(["a"]) == {"a"}
+            assert await run(session) == ["a"]
 
     @needs(Feature.ORDER)
     async def test_a_job_that_is_retried_by_hand_joins_its_line_anew(self, store: Store, clock: TestClock) -> None:

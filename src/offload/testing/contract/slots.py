@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 
 from offload.broker import Feature, Store
+from offload.diagnosis import why
 from offload.job import (
     Done,
     Job,
     LimitChange,
     LimitRecord,
+    RateLimit,
     Retried,
     SlotLimit,
     State,
@@ -17,7 +19,7 @@ from offload.job import (
 )
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import Fixtures, claim, claim_one, ids, info, job, live, needs, settle, state
-from offload.testing.contract.keyed import declaring, limit, run, slot, token, turn, waits
+from offload.testing.contract.keyed import SECOND, declaring, limit, run, slot, token, turn, waits
 
 
 class Slots(Fixtures):
@@ -63,6 +65,31 @@ class Slots(Fixtures):
             await settle(session, b, Retried(0))
             assert await waits(store, "b") == "waits for a slot of k"
             assert [await run(session), await run(session)] == [["a"], ["b"]]
+
+    @needs(Feature.LIMITS, Feature.ORDER)
+    async def test_of_a_ready_job_is_told_what_its_keys_allow(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([job(clock, "a", order_by="o", limits=(SlotLimit("k", 1), RateLimit("r", SECOND))), job(clock, "plain")])
+        await store.set_limit("k", LimitChange(paused=True))
+        standing = await store.standing("a")
+        assert standing is not None and standing.record.state is State.READY
+        assert [(each.kind, each.key, each.paused, each.holders) for each in standing.limits] == [
+            ("turn", "o", False, ("a",)),
+            ("slot", "k", True, ("a",)),
+            ("token", "r", False, ("a",)),
+        ]
+        assert "The key 'k' is paused" in why(standing)
+        plain = await store.standing("plain")
+        assert plain is not None and plain.limits == ()
+
+    @needs(Feature.LIMITS)
+    async def test_of_a_ready_job_is_told_that_its_key_is_held_back(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([slot(clock, "a", 2), slot(clock, "b", 2)])
+        async with store.session(info()) as session:
+            (lease,) = await claim(session, 1)
+            await settle(session, lease, Retried(60, whole_key=True))
+        standing = await store.standing("b")
+        assert standing is not None and standing.record.state is State.READY
+        assert "The key 'k' is held back until" in why(standing)
 
     @needs(Feature.LIMITS)
     async def test_release_and_rescue_keep_the_slot(self, store: Store, clock: TestClock) -> None:
