@@ -25,7 +25,7 @@ Read on in this order:
 
 from __future__ import annotations
 
-from offload.gates.ledger import Ledger
+from offload.gates.ledger import MOST_PASSED, MOST_WOKEN, Ledger
 from offload.gates.rates import LATENESS, settled, taken, token_at, tokens
 from offload.gates.records import MOST_HOLDERS, MOST_STRIKING, limit_record
 from offload.gates.rounds import round_of
@@ -55,7 +55,9 @@ __all__ = [
     "KINDS",
     "LATENESS",
     "MOST_HOLDERS",
+    "MOST_PASSED",
     "MOST_STRIKING",
+    "MOST_WOKEN",
     "Changes",
     "Gate",
     "Keyed",

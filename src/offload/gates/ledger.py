@@ -16,6 +16,11 @@ from offload.gates.state import LAST, Changes, Gate, Lane, Need, Place, Steps
 from offload.gates.wants import KINDS, Member, Want, kind_of
 from offload.job import Kind, Limit, LimitChange, RateLimit
 
+MOST_PASSED = 2_000
+"""The most jobs that one operation lets pass after they have waited; where there are more, the gate is looked at again at once."""
+MOST_WOKEN = 1_000
+"""The most gates at which one operation looks because their time has come."""
+
 PARKED = "a lane that is parked has a first job"
 
 
@@ -30,6 +35,7 @@ class Ledger:
         self.lanes: dict[str, Lane] = {}
         self.changes = Changes()
         self._ready = ready
+        self._passed = 0
 
     # -- what jobs do --------------------------------------------------------------------------------------------------------
 
@@ -119,7 +125,7 @@ class Ledger:
     def pump(self, id: str) -> Steps[None]:
         """Let pass who may, of those that wait at a gate."""
         yield from self._known_gates([id])
-        gate = self.gates[id]
+        gate, unfinished = self.gates[id], False
         while gate.parked or gate.more:
             lane = yield from self._first(gate)
             if lane is None:
@@ -128,6 +134,9 @@ class Ledger:
             assert head is not None, PARKED
             yield from self._known(head)
             if not self._open(head, next(want for want in head.wants if want.gate == id)):
+                break
+            if self._passed >= MOST_PASSED:
+                unfinished = True
                 break
             self._unpark(lane)
             stop = self._stop(head)
@@ -138,11 +147,15 @@ class Ledger:
             self.changes.waiting[head.n] = (head, False)
             self._pass(head)
             self._ready(head)
+            self._passed += 1
             following = yield from self._head(lane)
             if following is not None:
                 yield from self._known(following)
                 yield from self._park(lane, self._stop(following) or id)
         yield from self._time(gate, looked=True)
+        if unfinished:
+            gate.wake_at = self.now
+            self.changes.gates.add(id)
 
     def shut(self, id: str, until: int) -> Steps[None]:
         """Let nobody pass for a time."""

@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import replace
 from typing import TypeVar, assert_never
 
-from offload.gates import LATENESS, Gate, Lane, Ledger, Member, Need, Place, Steps, answered, changes, kind_of, rule_id
+from offload.gates import LATENESS, MOST_WOKEN, Gate, Lane, Ledger, Member, Need, Place, Steps, answered, changes, kind_of, rule_id
 from offload.job import Limit
 
 T = TypeVar("T")
@@ -37,8 +37,9 @@ class Gating:
         return result, self._write(ledger)
 
     def due(self, now: int) -> list[str]:
-        """The gates where time alone may let somebody pass by now."""
-        return sorted(gate.id for gate in self.gates.values() if gate.wake_at is not None and gate.wake_at <= now)
+        """The gates where time alone may let somebody pass by now, those whose time came first."""
+        due = sorted((gate.wake_at, gate.id) for gate in self.gates.values() if gate.wake_at is not None and gate.wake_at <= now)
+        return sorted(id for _, id in due[:MOST_WOKEN])
 
     def look_again(self, now: int) -> None:
         """The clock was set back: what waits for a moment that was reckoned with before is to be looked at now."""

@@ -120,8 +120,12 @@ def shut(shelf: Shelf, entry: Entry, delay: float) -> None:
 
 def pump(shelf: Shelf, gates: Iterable[str]) -> None:
     """Let pass who may."""
-    for gate in gates:
-        _at_gates(shelf, lambda ledger, gate=gate: ledger.pump(gate))
+
+    def each(ledger: Ledger) -> Steps[None]:
+        for gate in gates:
+            yield from ledger.pump(gate)
+
+    _at_gates(shelf, each)
 
 
 def set_limit(shelf: Shelf, key: str, change: LimitChange) -> None:

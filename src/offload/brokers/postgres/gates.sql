@@ -200,9 +200,9 @@ select claim, attempt, crashes, started_at, worker from offload.aside
 where queue = %(queue)s and task = %(task)s and rank = %(rank)s and pos = %(pos)s
 
 -- name: due_gates
--- The gates where time alone may let somebody pass by now, and whether jobs wait to be let in.
-select coalesce(json_agg(id), '[]')::text, exists (select from offload.arrivals)
-from (select id from offload.gates where wake_at <= %(now)s order by id) as due
+-- The gates where time alone may let somebody pass by now, the first :limit whose time has come, and whether jobs wait to be let in.
+select coalesce(json_agg(id order by id), '[]')::text, exists (select from offload.arrivals)
+from (select id from offload.gates where wake_at <= %(now)s order by wake_at, id limit %(limit)s) as due
 
 -- name: add_arrivals
 -- Jobs, as [n, moves_to].

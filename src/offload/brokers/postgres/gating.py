@@ -21,6 +21,7 @@ from offload.gates import (
     LATENESS,
     MOST_HOLDERS,
     MOST_STRIKING,
+    MOST_WOKEN,
     Changes,
     Keyed,
     Lane,
@@ -249,8 +250,8 @@ def _earlier(wake_at: int | None, before: int | None) -> bool:
 
 
 def due(tx: Transaction) -> Work[tuple[list[str], bool]]:
-    """The gates where time alone may let somebody pass by now, and whether jobs wait to be let in."""
-    ids, arrivals = yield from tx.row("due_gates", now=tx.now)
+    """The gates where time alone may let somebody pass by now, those whose time came first, and whether jobs wait to be let in."""
+    ids, arrivals = yield from tx.row("due_gates", now=tx.now, limit=MOST_WOKEN)
     return _names(ids), arrivals
 
 

@@ -148,8 +148,8 @@ select (rank << 24) + ifnull(round, 0) from jobs where n = :n
 update jobs set round = json_extract(told.value, '$[1]') from json_each(:rounds) as told where jobs.n = json_extract(told.value, '$[0]')
 
 -- name: due_gates
--- The gates where time alone may let somebody pass by now.
-select json_group_array(id) from (select id from gates where wake_at <= :now order by id)
+-- The gates where time alone may let somebody pass by now, the first :limit whose time has come.
+select json_group_array(id) from (select id from (select id from gates where wake_at <= :now order by wake_at, id limit :limit) order by id)
 
 -- name: any_shut
 -- Whether any gate lets nobody pass, so that jobs that are READY must be asked for their keys.

@@ -13,6 +13,7 @@ from offload.gates import (
     LATENESS,
     MOST_HOLDERS,
     MOST_STRIKING,
+    MOST_WOKEN,
     Lane,
     Ledger,
     Member,
@@ -173,8 +174,8 @@ def seats(tx: Transaction, ns: Iterable[int]) -> dict[int, int]:
 
 
 def due(tx: Transaction, now: int) -> list[str]:
-    """The gates where time alone may let somebody pass by now."""
-    return _names(tx.value("due_gates", now=now))
+    """The gates where time alone may let somebody pass by now, those whose time came first."""
+    return _names(tx.value("due_gates", now=now, limit=MOST_WOKEN))
 
 
 def _under(tx: Transaction, limit: Limit, before: Limit | None) -> list[str]:

@@ -6,6 +6,7 @@ import random
 
 from offload.broker import Feature, Store
 from offload.diagnosis import why
+from offload.gates import MOST_PASSED
 from offload.job import (
     Done,
     Job,
@@ -65,6 +66,18 @@ class Slots(Fixtures):
             await settle(session, b, Retried(0))
             assert await waits(store, "b") == "waits for a slot of k"
             assert [await run(session), await run(session)] == [["a"], ["b"]]
+
+    @needs(Feature.LIMITS)
+    async def test_a_limit_that_is_raised_by_much_lets_jobs_pass_in_pieces(self, store: Store, clock: TestClock) -> None:
+        number = MOST_PASSED + 100
+        await store.set_limit("k", LimitChange(n=0))
+        for first in range(0, number, 100):
+            await store.enqueue([slot(clock, f"{first + n}") for n in range(100)])
+        await store.set_limit("k", LimitChange(n=number))
+        assert await store.counts() == {"default": {State.READY: MOST_PASSED, State.WAITING: 100}}
+        async with store.session(info()) as session:
+            assert ids(await claim(session, 1)) == ["0"]
+            assert await store.counts() == {"default": {State.READY: number - 1, State.RUNNING: 1}}
 
     @needs(Feature.LIMITS, Feature.ORDER)
     async def test_of_a_ready_job_is_told_what_its_keys_allow(self, store: Store, clock: TestClock) -> None:

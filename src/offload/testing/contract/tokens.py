@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from uuid import uuid4
 
 from msgspec import UNSET
 
 from offload.broker import Feature, Store
+from offload.gates import MOST_WOKEN
 from offload.job import (
     Dead,
     Done,
@@ -227,6 +229,21 @@ class Tokens(Fixtures):
         standing = await store.standing("b")
         assert standing is not None
         assert standing.limits[0].next_at == clock.now() + timedelta(seconds=10)
+
+    @needs(Feature.LIMITS)
+    async def test_very_many_keys_whose_time_has_come_are_looked_at_in_pieces(self, store: Store, clock: TestClock) -> None:
+        number = MOST_WOKEN + 50
+        for _ in range(2):
+            jobs = [token(clock, uuid4().hex, key=f"k{n}") for n in range(number)]
+            await store.enqueue(jobs[:1_000])
+            await store.enqueue(jobs[1_000:])
+        async with store.session(info()) as session:
+            assert len(await run(session)) + len(await run(session)) == number
+            clock.advance(2)
+            assert len(await claim(session, 1)) == 1
+            assert (await store.counts())["default"][State.WAITING] == number - MOST_WOKEN
+            assert len(await claim(session)) == 1_000
+            assert State.WAITING not in (await store.counts())["default"]
 
     @needs(Feature.LIMITS)
     async def test_a_lease_that_was_lost_gives_nothing_back(self, store: Store, clock: TestClock) -> None:
