@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+from msgspec.structs import replace
+
 from offload.broker import Feature, Store
 from offload.job import (
     Done,
@@ -186,6 +188,13 @@ class Slots(Fixtures):
         await store.set_limit("k", LimitChange(n=4))
         async with store.session(declaring(SlotLimit("tenant:{t}", 2, "tenant:{t}"))):
             assert (await store.counts())["default"][State.READY] == 4
+
+    @needs(Feature.LIMITS)
+    async def test_limits_declared_together_let_jobs_pass_gate_by_gate(self, store: Store, clock: TestClock) -> None:
+        limits = [SlotLimit(key, 1, f"rule of {key}") for key in "cab"]
+        await store.enqueue([job(clock, f"{limit.key}{n}", limits=(limit,)) for n in range(3) for limit in limits])
+        async with store.session(declaring(*(replace(limit, n=2) for limit in limits))) as session:
+            assert [ids(await claim(session, 1)) for _ in range(7)] == [["c0"], ["a0"], ["b0"], ["a1"], ["b1"], ["c1"], []]
 
     @needs(Feature.LIMITS, Feature.UNIQUE, Feature.DELAY)
     async def test_a_debounced_job_that_waits_takes_its_new_time(self, store: Store, clock: TestClock) -> None:
