@@ -29,7 +29,7 @@ from offload.gates.ledger import Ledger
 from offload.gates.rates import LATENESS, settled, taken, token_at, tokens
 from offload.gates.records import MOST_HOLDERS, MOST_STRIKING, limit_record
 from offload.gates.rounds import round_of
-from offload.gates.rules import Rules, changed_gates, changes, new_rules, rule_id, rules_of
+from offload.gates.rules import Rules, by_rule, changed_gates, changes, new_rules, rule_id, rules_of
 from offload.gates.state import Changes, Gate, Lane, Need, Place, Steps, answered
 from offload.gates.succession import Succession, depth_for, heirs
 from offload.gates.wants import (
@@ -69,6 +69,7 @@ __all__ = [
     "Succession",
     "Want",
     "answered",
+    "by_rule",
     "changed_by",
     "changed_gates",
     "changes",

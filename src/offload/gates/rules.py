@@ -67,6 +67,11 @@ def rules_of(wants: Iterable[Want]) -> list[str]:
     return list(dict.fromkeys(rule_id(want.limit) for want in wants if want.limit is not None))
 
 
+def by_rule(limits: Iterable[Limit]) -> tuple[Limit, ...]:
+    """Declared limits in one order, whatever the store."""
+    return tuple(sorted(limits, key=rule_id))
+
+
 def new_rules(declared: Iterable[Limit], known: Mapping[str, Limit]) -> list[tuple[Limit, Limit | None]]:
     """What a worker declares that changes anything, each with what was declared before. Of two with one rule the last counts."""
     rules = {rule_id(limit): limit for limit in declared}

@@ -15,6 +15,9 @@ from (select value::bigint as lock from json_array_elements_text(%(locks)s::json
 select coalesce(json_object_agg(id, value::json), '{}')::text from offload.rules
 where id = any(array(select json_array_elements_text(%(rules)s::json)))
 
+-- name: all_rules
+select coalesce(json_object_agg(id, value::json), '{}')::text from offload.rules
+
 -- name: at_gates
 -- What `rules` tells, and whether jobs wait to be let in.
 select coalesce((select json_object_agg(id, value::json) from offload.rules

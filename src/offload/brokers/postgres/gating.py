@@ -30,6 +30,7 @@ from offload.gates import (
     Place,
     Steps,
     Want,
+    by_rule,
     changed_gates,
     key_of,
     kind_of,
@@ -306,6 +307,11 @@ def striking(tx: Transaction) -> Work[tuple[LimitRecord, ...]]:
     """Those that let nobody pass."""
     gates = sorted(_names((yield from tx.value("striking_gates", now=tx.now))), key=lambda gate: (key_of(gate), kind_of(gate)))
     return tuple((yield from limits(tx, gates[:MOST_STRIKING])))
+
+
+def declared(tx: Transaction) -> Work[tuple[Limit, ...]]:
+    """What counts of all that workers have declared."""
+    return by_rule(_rules((yield from tx.value("all_rules"))).values())
 
 
 def limits_of(tx: Transaction, job: Job, lane: str, seat: int) -> Work[tuple[tuple[LimitRecord, ...], int]]:

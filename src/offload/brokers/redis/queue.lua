@@ -2239,6 +2239,11 @@ function operations.facts()
   return { aside, large, finished }
 end
 
+-- -> msgpack of the limits that count of all that workers have declared
+function operations.declared()
+  return call('HVALS', our.rules)
+end
+
 -- -> the queues that have something ready
 function operations.queues()
   return fn.rotated(0, fn.tasks_aside())

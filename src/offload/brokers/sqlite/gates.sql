@@ -3,6 +3,9 @@
 -- name: rules
 select json_group_object(id, json(value)) from rules where id in (select value from json_each(:ids))
 
+-- name: all_rules
+select json_group_object(id, json(value)) from rules
+
 -- name: put_rules
 -- Limits, as [rule, limit].
 insert or replace into rules (id, value)

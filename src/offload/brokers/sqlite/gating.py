@@ -20,6 +20,7 @@ from offload.gates import (
     Place,
     Steps,
     answered,
+    by_rule,
     changed_gates,
     key_of,
     kind_of,
@@ -227,6 +228,11 @@ def striking(tx: Transaction, now: int) -> tuple[LimitRecord, ...]:
     """Those that let nobody pass."""
     gates = sorted(_names(tx.value("striking_gates", now=now)), key=lambda gate: (key_of(gate), kind_of(gate)))
     return tuple(limits(tx, now, gates[:MOST_STRIKING]))
+
+
+def declared(tx: Transaction) -> tuple[Limit, ...]:
+    """What counts of all that workers have declared."""
+    return by_rule(_rules(tx.value("all_rules")).values())
 
 
 def _limit(tx: Transaction, now: int, row: GateRow, rules: Rules) -> LimitRecord:

@@ -7,11 +7,13 @@ import random
 from msgspec.structs import replace
 
 from offload.broker import Feature, Store
+from offload.diagnosis import diagnose
 from offload.job import (
     Done,
     Job,
     LimitChange,
     LimitRecord,
+    RateLimit,
     Retried,
     SlotLimit,
     State,
@@ -188,6 +190,25 @@ class Slots(Fixtures):
         await store.set_limit("k", LimitChange(n=4))
         async with store.session(declaring(SlotLimit("tenant:{t}", 2, "tenant:{t}"))):
             assert (await store.counts())["default"][State.READY] == 4
+
+    @needs(Feature.LIMITS)
+    async def test_what_a_worker_declared_that_is_gone_counts_until_another_starts_and_is_told(
+        self, store: Store, clock: TestClock
+    ) -> None:
+        old, new, other = SlotLimit("k", 1, "k"), SlotLimit("k", 3, "k"), RateLimit("t", 1_000, rule="t")
+        await store.enqueue([job(clock, limits=(new,)) for _ in range(4)])
+        async with store.session(declaring(new, other, name="new")):
+            assert (await store.inspect()).declared == (new, other)
+            async with store.session(declaring(old, name="old")):
+                pass
+            assert (await store.inspect()).declared == (old, other)
+            assert (await limit(store)).n == 1
+            assert [finding.title for finding in diagnose(await store.inspect()) if "limit" in finding.title] == [
+                "the limit of key 'k' is not what live workers declare"
+            ]
+            async with store.session(declaring(new, name="again")):
+                assert (await store.inspect()).declared == (new, other)
+                assert "declare" not in str(diagnose(await store.inspect()))
 
     @needs(Feature.LIMITS)
     async def test_limits_declared_together_let_jobs_pass_gate_by_gate(self, store: Store, clock: TestClock) -> None:
