@@ -475,6 +475,20 @@ class TestDoctor:
         )
         assert findings(sessions=(worker(limits=(one, SlotLimit("api", 3, "api"), one)),)) == []
 
+    def test_sees_a_limit_that_a_worker_declared_that_is_gone(self) -> None:
+        new, old = SlotLimit("t:{t}", 5, "t:{t}"), SlotLimit("t:{t}", 3, "t:{t}")
+        live = (worker("a", limits=(new,), started_at=ago(hours=1)),)
+        assert only(sessions=live, declared=(old,)) == Finding(
+            "warning",
+            "the limit of key 't:{t}' is not what live workers declare",
+            "Declared: 5 at a time (worker a). What counts was declared by a worker that started later: 3 at a time.",
+            "Restart one whose limit is right: what a worker declares counts from its start on.",
+        )
+        both = (*live, worker("b", limits=(old,), started_at=ago(hours=2)))
+        assert "is not what live workers declare" in only(sessions=both, declared=(old,)).title
+        assert "in several ways" in only(sessions=both, declared=(new,)).title
+        assert findings(sessions=live, declared=(new, SlotLimit("gone", 1, "gone"))) == []
+
     def test_takes_no_word_of_the_dead_for_what_is_declared(self) -> None:
         gone = worker("gone", limits=(SlotLimit("k", 1, "k"),), beat_at=ago(hours=1))
         assert "declared" not in str(findings(sessions=(worker(limits=(SlotLimit("k", 2, "k"),)), gone)))

@@ -5,17 +5,21 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis.strategies import DrawFn, composite, integers, lists, sampled_from
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from offload.gates import (
     KINDS,
     LATENESS,
     changed_by,
+    changed_gates,
     changes,
     gate_of,
     held_back_by,
     key_of,
     kind_of,
     member_of,
+    new_rules,
+    rule_id,
     settled,
     taken,
     token_at,
@@ -154,3 +158,14 @@ def test_a_declaration_changes_what_jobs_of_its_rule_may_do() -> None:
     assert not changes(SlotLimit("x:{n}", 3, "x:{n}"), None, own)
     assert not changes(RateLimit("s:{n}", SECOND, rule="s:{n}"), None, own)
     assert changes(SlotLimit("s:{n}", 2, "s:{n}"), SlotLimit("s:{n}", 3, "s:{n}"), own)
+
+
+def test_all_that_is_declared_is_looked_for_in_one_look_at_who_stands_first() -> None:
+    own = SlotLimit("s:7", 2, "s:{n}")
+    rate = RateLimit("r", SECOND, rule="r")
+    heads = [("token of r", job(limits=(rate,))), ("slot of s:7", job(limits=(own,))), ("slot of x", job(limits=(SlotLimit("x", 1),)))]
+    looks = iter([(gate, wants_of(each)) for gate, each in heads])
+    changed = new_rules([SlotLimit("s:{n}", 9, "s:{n}"), replace(rate, burst=2), SlotLimit("s:{n}", 3, "s:{n}")], {rule_id(own): own})
+    assert changed == [(SlotLimit("s:{n}", 3, "s:{n}"), own), (replace(rate, burst=2), None)]
+    assert changed_gates(changed, looks) == ["slot of s:7", "token of r"]
+    assert new_rules([own], {rule_id(own): own}) == []

@@ -446,5 +446,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """(task, seconds) of the last attempts of recently succeeded jobs, newest first."""
     limits: tuple[LimitRecord, ...] = ()
     """Keys that let nobody pass: paused, held back, or with a turn that a DEAD job keeps. The first 100 by key and kind."""
+    declared: tuple[Limit, ...] = ()
+    """What counts of all that workers have declared, those that are gone too, by rule."""
     notes: tuple[tuple[Literal["error", "warning", "info"], str, str], ...] = ()
     now: datetime

@@ -137,7 +137,7 @@ def findings(facts: Facts, live: Sequence[SessionRecord]) -> Iterator[Finding]:
     """What is to be said of keys."""
     for key, group in groupby(facts.limits, key=lambda limit: limit.key):
         yield from _about_key(key, list(group), facts.now)
-    yield from _about_rules(live)
+    yield from _about_rules(live, facts.declared)
 
 
 def _about_key(key: str, gates: Sequence[LimitRecord], now: datetime) -> Iterator[Finding]:
@@ -159,8 +159,8 @@ def _about_key(key: str, gates: Sequence[LimitRecord], now: datetime) -> Iterato
             yield Finding("warning", title, f"Its turn is kept by job {gate.holders[0]}, which is dead; {wait}", _revival(gate.holders[0]))
 
 
-def _about_rules(live: Sequence[SessionRecord]) -> Iterator[Finding]:
-    """Limits that are declared in several ways, by several workers or in several places of one program."""
+def _about_rules(live: Sequence[SessionRecord], counting: Sequence[Limit]) -> Iterator[Finding]:
+    """Limits that are declared in several ways, by several workers or in several places of one program, or by one that is gone."""
     latest_last = sorted(live, key=lambda session: session.started_at)
     declared: defaultdict[tuple[bool, str], dict[str, list[str]]] = defaultdict(dict)
     for session in latest_last:
@@ -169,16 +169,32 @@ def _about_rules(live: Sequence[SessionRecord]) -> Iterator[Finding]:
             said = allows(limit)
             workers = ways.pop(said, [])  # so that what counts comes last
             ways[said] = workers if session.info.name in workers else [*workers, session.info.name]
-    for (_, rule), ways in sorted(declared.items(), key=lambda item: item[0][1]):
-        if len(ways) > 1:
-            yield _about_rule(rule, ways)
+    counts = {(isinstance(limit, SlotLimit), limit.rule): allows(limit) for limit in counting}
+    for id, ways in sorted(declared.items(), key=lambda item: item[0][1]):
+        last = list(ways)[-1]
+        if counts.get(id, last) != last:
+            yield _about_stale(id[1], ways, counts[id])
+        elif len(ways) > 1:
+            yield _about_rule(id[1], ways)
+
+
+def _told(ways: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{said} ({'worker' if len(workers) == 1 else 'workers'} {few(workers)})" for said, workers in ways.items())
+
+
+def _about_stale(rule: str, ways: Mapping[str, Sequence[str]], counts: str) -> Finding:
+    return Finding(
+        "warning",
+        f"the limit of key {rule!r} is not what live workers declare",
+        f"Declared: {_told(ways)}. What counts was declared by a worker that started later: {counts}.",
+        "Restart one whose limit is right: what a worker declares counts from its start on.",
+    )
 
 
 def _about_rule(rule: str, ways: Mapping[str, Sequence[str]]) -> Finding:
-    told = "; ".join(f"{said} ({'worker' if len(workers) == 1 else 'workers'} {few(workers)})" for said, workers in ways.items())
     return Finding(
         "warning",
         f"the limit of key {rule!r} is declared in several ways",
-        f"Declared: {told}. Those of the worker that started last count: {list(ways)[-1]}.",
+        f"Declared: {_told(ways)}. Those of the worker that started last count: {list(ways)[-1]}.",
         "Fine during a deployment; finish it. Else declare the limit once, and give all its tasks the same one.",
     )

@@ -29,7 +29,7 @@ from offload.gates.ledger import MOST_PASSED, MOST_WOKEN, Ledger
 from offload.gates.rates import LATENESS, settled, taken, token_at, tokens
 from offload.gates.records import MOST_HOLDERS, MOST_STRIKING, limit_record
 from offload.gates.rounds import round_of
-from offload.gates.rules import changes, rule_id
+from offload.gates.rules import Rules, by_rule, changed_gates, changes, new_rules, rule_id, rules_of
 from offload.gates.state import Changes, Gate, Lane, Need, Place, Steps, answered
 from offload.gates.succession import Succession, depth_for, heirs
 from offload.gates.wants import (
@@ -66,11 +66,14 @@ __all__ = [
     "Member",
     "Need",
     "Place",
+    "Rules",
     "Steps",
     "Succession",
     "Want",
     "answered",
+    "by_rule",
     "changed_by",
+    "changed_gates",
     "changes",
     "depth_for",
     "gate_of",
@@ -85,8 +88,10 @@ __all__ = [
     "limit_record",
     "lone_want",
     "member_of",
+    "new_rules",
     "round_of",
     "rule_id",
+    "rules_of",
     "settled",
     "taken",
     "token_at",

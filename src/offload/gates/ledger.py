@@ -6,15 +6,15 @@ Lanes and gates are held in part: what is missing is asked for by `yield`, see `
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from msgspec import UNSET
 
 from offload.gates.rates import taken, token_at, tokens
-from offload.gates.rules import rate_at, slots_at
+from offload.gates.rules import Rules, rate_at, slots_at
 from offload.gates.state import LAST, Changes, Gate, Lane, Need, Place, Steps
 from offload.gates.wants import KINDS, Member, Want, kind_of
-from offload.job import Kind, Limit, LimitChange, RateLimit
+from offload.job import Kind, LimitChange, RateLimit
 
 MOST_PASSED = 2_000
 """The most jobs that one operation lets pass after they have waited; where there are more, the gate is looked at again at once."""
@@ -27,7 +27,7 @@ PARKED = "a lane that is parked has a first job"
 class Ledger:
     """The gates and lanes of one operation. `ready` is called, in order, for each job that passes after it has waited."""
 
-    def __init__(self, now: int, rules: Mapping[str, Limit], ready: Callable[[Member], None]) -> None:
+    def __init__(self, now: int, rules: Rules, ready: Callable[[Member], None]) -> None:
         self.now = now
         self.rules = rules
         """The limits that workers declare, by their rules; they go before what a job carries."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from offload.gates.rules import allowed
+from offload.gates.rules import Rules, allowed
 from offload.gates.state import Gate
 from offload.gates.wants import Want, key_of
-from offload.job import Limit, LimitRecord
+from offload.job import LimitRecord
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -22,7 +22,7 @@ MOST_STRIKING = 100
 def limit_record(
     gate: Gate,
     want: Want | None,
-    rules: Mapping[str, Limit],
+    rules: Rules,
     now: int,
     holders: Sequence[str],
     held: int,

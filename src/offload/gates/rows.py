@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from offload.gates.ledger import Ledger
 from offload.gates.records import limit_record
-from offload.gates.rules import changes, rule_id
+from offload.gates.rules import Rules
 from offload.gates.state import Gate, Place
 from offload.gates.wants import Keyed, Member, kind_of, wants_of
-from offload.job import Limit, LimitRecord
+from offload.job import LimitRecord
 
 Told: TypeAlias = tuple[int | None, int | None, int | None, bool, int, int, int, int | None]
 """What is known of a gate besides: n, interval, burst, paused, shut_until, tat, owed, wake_at."""
@@ -43,24 +43,6 @@ def unread_lanes(ledger: Ledger, members: Iterable[Member], gates: Iterable[str]
     return [lane for lane in dict.fromkeys((*(member.lane for member in members), *parked)) if lane not in ledger.lanes]
 
 
-def new_rules(declared: Iterable[Limit], known: Mapping[str, Limit]) -> list[tuple[Limit, Limit | None]]:
-    """What a worker declares that changes anything, each with what was declared before. Of two with one rule the last counts."""
-    rules = dict(known)
-    found: list[tuple[Limit, Limit | None]] = []
-    for limit in declared:
-        before = rules.get(rule_id(limit))
-        if before != limit:
-            rules[rule_id(limit)] = limit
-            found.append((limit, before))
-    return found
-
-
-def changed_gates(limit: Limit, before: Limit | None, heads: Iterable[tuple[str, Keyed]]) -> list[str]:
-    """The gates where a declaration changes something for the first who waits there."""
-    found = {gate for gate, job in heads if any(changes(limit, before, want.limit) for want in wants_of(job) if want.gate == gate)}
-    return sorted(found)
-
-
 def stopping_first(job: Keyed, stop: str) -> list[str]:
     """The gates of a job that waits, the one that stops its lane first: it may be another's of the same lane."""
     gates = sorted((want.gate for want in wants_of(job)), key=lambda gate: gate != stop)
@@ -68,7 +50,7 @@ def stopping_first(job: Keyed, stop: str) -> list[str]:
 
 
 def record_of(
-    row: GateRow, rules: Mapping[str, Limit], now: int, holders: Sequence[str], waiting: int, concerned: Keyed | None, *, dead: bool
+    row: GateRow, rules: Rules, now: int, holders: Sequence[str], waiting: int, concerned: Keyed | None, *, dead: bool
 ) -> LimitRecord:
     """A gate as people see it; `concerned` is any job that has to do with it."""
     gate = gate_from(row)

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from offload.gates.rules import slots_of
+from offload.gates.rules import Rules, slots_of
 from offload.gates.wants import Want
-from offload.job import Limit
 
 
 class Succession(NamedTuple):
@@ -27,7 +26,7 @@ def depth_for(leaving: Sequence[Want]) -> int:
     return 1 + max(gates.values(), default=0)
 
 
-def heirs(leaving: Iterable[Want], successions: Mapping[str, Succession], depth: int, rules: Mapping[str, Limit]) -> list[int] | None:
+def heirs(leaving: Iterable[Want], successions: Mapping[str, Succession], depth: int, rules: Rules) -> list[int] | None:
     """Who passes when jobs leave that need no more than each of these, in their order: what `Ledger.leave` comes to, without a ledger.
 
     None where it takes more care, as others may be concerned, or more than `depth` heirs of a gate.

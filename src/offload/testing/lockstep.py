@@ -165,7 +165,7 @@ class Side:
             case Standing():
                 return (replace(answer, sessions=()), self.comparable(answer.sessions))
             case Facts():
-                kept = ("paused", "schedules", "aside", "oldest_ready", "large", "finished", "limits", "now")
+                kept = ("paused", "schedules", "aside", "oldest_ready", "large", "finished", "limits", "declared", "now")
                 return {"sessions": self.comparable(answer.sessions)} | {name: getattr(answer, name) for name in kept}
             case Beat():
                 return (answer.alive, sorted(answer.stop), answer.rescue)

@@ -15,7 +15,7 @@ import pytest
 from tests.brokers.postgres.conftest import Ask, Opens
 
 from offload.broker import Session
-from offload.brokers.postgres import PostgresBroker, reading
+from offload.brokers.postgres import PostgresBroker, gating, reading
 from offload.brokers.postgres.connections import SETTINGS
 from offload.brokers.postgres.database import Database
 from offload.brokers.postgres.enqueueing import store
@@ -313,3 +313,45 @@ async def test_a_rare_state_and_the_newest_jobs_are_found_without_reading_all(
     [newest] = [each for each in link.seen if "as latest" in each.sql]
     size = ask("select pg_relation_size('jobs') / 8192")[0][0]
     assert newest.buffers < size / 2, (newest.buffers, size)
+
+
+async def test_declaring_limits_costs_the_same_however_many_wait_and_as_many_statements_however_many_they_are(
+    broker: PostgresBroker, clock: TestClock, connection: psycopg.Connection[tuple[Any, ...]]
+) -> None:
+    waiting = (SlotLimit("k", 1),)
+    await broker.enqueue([job(clock, limits=waiting) for _ in range(10)])
+    async with broker.session(info()) as session:
+        with explaining(session, broker, connection) as link:
+
+            async def declared(name: str, number: int) -> list[int]:
+                limits = [SlotLimit(f"{name} {n}", 3, f"{name} {n}") for n in range(number)]
+                assert await link.run(lambda tx: gating.declare(tx, limits)) == []
+                seen = [
+                    each.buffers for each in link.seen if "offload.rules" in each.sql or '".rules' in each.sql or "recursive" in each.sql
+                ]
+                link.cost()
+                return seen
+
+            few = await declared("first", 1)
+            assert len(await declared("many", 30)) == len(few)
+            for _ in range(3):
+                await broker.enqueue([job(clock, limits=waiting) for _ in range(1_000)])
+            assert (await declared("last", 1))[-1] <= few[-1] + 10
+
+
+async def test_of_what_workers_declare_no_more_is_read_than_jobs_name(
+    broker: PostgresBroker, clock: TestClock, connection: psycopg.Connection[tuple[Any, ...]]
+) -> None:
+    limits = [SlotLimit(f"tenant {n}", 3, f"tenant {n}") for n in range(50)]
+    async with broker.session(info()) as session:
+        with explaining(session, broker, connection) as link:
+            await link.run(lambda tx: gating.declare(tx, limits))
+            link.cost()
+            jobs = [job(clock, limits=(limits[7],)) for _ in range(8)]
+            await link.run(lambda tx: store(tx, jobs))
+            leases = await claim(session)
+            assert len(leases) == 3
+            assert await session.settle([(leases[0], Done()), (leases[1], Retried(60))]) == []
+            found = [node for each in link.seen for node in each.nodes() if node.get("Relation Name") == "rules"]
+            assert found
+            assert {node["Actual Rows"] for node in found} <= {0, 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from time import monotonic
 
@@ -150,6 +151,35 @@ async def test_a_rule_of_very_many_keys_is_looked_at_in_pieces(broker: RedisBrok
         assert (await session.maintain()).wait == 0
         assert (await session.maintain()).wait > 0
     assert await broker.counts() == {"default": {State.READY: 5_000}}
+
+
+async def test_gates_are_looked_at_once_for_all_limits_that_a_worker_declares(
+    broker: RedisBroker, clock: TestClock, each_redis: RedisServer
+) -> None:
+    await broker.enqueue([job(clock, limits=(SlotLimit(f"k{n}", 1, "other"),)) for n in range(100) for _ in range(2)])
+
+    async def cost(*limits: SlotLimit) -> int:
+        before = calls(each_redis)
+        async with broker.session(WorkerInfo(name="w", host="here", pid=1, tasks={"greet": "async"}, limits=limits)):
+            return calls(each_redis) - before
+
+    await cost()  # the first loads the script
+    one = await cost(SlotLimit("r", 3, "r"))
+    assert await cost(*(SlotLimit(f"r{n}", 3, f"r{n}") for n in range(30))) <= one + 30 * 3
+
+
+async def test_what_is_declared_while_gates_are_looked_at_is_looked_for_at_all_of_them(broker: RedisBroker, clock: TestClock) -> None:
+    rules = ("a", "b")
+    for rule in rules:
+        keys = [f"{rule} {n:04}" for n in range(750) for _ in range(2)]
+        await enqueue_all(broker, [job(clock, limits=(SlotLimit(key, 1, rule),)) for key in keys])
+    async with AsyncExitStack() as stack:
+        for rule in rules:
+            worker = WorkerInfo(name="w", host="here", pid=1, tasks={"greet": "async"}, limits=(SlotLimit(rule, 2, rule),))
+            session = await stack.enter_async_context(broker.session(worker))
+        assert (await broker.counts())["default"][State.READY] == 1_500 + 1_000
+        assert (await session.maintain()).wait > 0
+    assert await broker.counts() == {"default": {State.READY: 3_000}}
 
 
 async def test_very_many_lanes_are_counted_and_found(broker: RedisBroker, clock: TestClock) -> None:

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import TypeVar, assert_never
 
-from offload.gates import LATENESS, MOST_WOKEN, Gate, Lane, Ledger, Member, Need, Place, Steps, answered, changes, kind_of, rule_id
+from offload.gates import (
+    LATENESS,
+    MOST_WOKEN,
+    Gate,
+    Lane,
+    Ledger,
+    Member,
+    Need,
+    Place,
+    Steps,
+    answered,
+    changed_gates,
+    kind_of,
+    new_rules,
+    rule_id,
+)
 from offload.job import Limit
 
 T = TypeVar("T")
@@ -61,13 +76,12 @@ class Gating:
         changed = {gate.id for gate in self.gates.values() if _changed(gate, now)}
         return changed | self.holders.keys() | self.parked.keys()
 
-    def declare(self, limit: Limit) -> list[str]:
-        """Take over a limit that a worker declares. Returns the gates where somebody waits for whom it changes anything."""
-        before = self.rules.get(rule_id(limit))
-        self.rules[rule_id(limit)] = limit
-        heads = {gate: self.lines[parked[0][1]][0] for gate, parked in self.parked.items()}
-        wants = {gate: next(want for want in head.wants if want.gate == gate) for gate, head in heads.items()}
-        return sorted(gate for gate, want in wants.items() if changes(limit, before, want.limit))
+    def declare(self, limits: Sequence[Limit]) -> list[str]:
+        """Take over what a worker declares. Returns the gates where somebody waits for whom it changes anything."""
+        changed = new_rules(limits, self.rules)
+        self.rules |= {rule_id(limit): limit for limit, _ in changed}
+        heads = ((gate, self.lines[parked[0][1]][0]) for gate, parked in self.parked.items())
+        return changed_gates(changed, ((gate, head.wants) for gate, head in heads)) if changed else []
 
     def waiting(self, gate: str) -> list[Member]:
         """The jobs that wait in lanes parked at a gate, lane by lane."""

@@ -136,5 +136,4 @@ def set_limit(shelf: Shelf, key: str, change: LimitChange) -> None:
 
 def declare(shelf: Shelf, limits: Sequence[Limit]) -> None:
     """Take over what a worker declares."""
-    concerned = [gate for limit in limits for gate in shelf.gating.declare(limit)]
-    pump(shelf, concerned)
+    pump(shelf, shelf.gating.declare(limits))

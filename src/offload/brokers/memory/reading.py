@@ -9,7 +9,7 @@ from datetime import datetime
 from offload.brokers.memory.line import Entry
 from offload.brokers.memory.moves import member
 from offload.brokers.memory.shelf import Shelf
-from offload.gates import MOST_HOLDERS, MOST_STRIKING, Gate, kind_of, limit_record
+from offload.gates import MOST_HOLDERS, MOST_STRIKING, Gate, by_rule, kind_of, limit_record
 from offload.job import Facts, Filter, Job, LimitRecord, Record, ScheduleRecord, SessionRecord, Standing, State
 
 LARGE_PAYLOAD_BYTES = 16 * 1024
@@ -145,6 +145,7 @@ def facts(shelf: Shelf, sessions: Sequence[SessionRecord], schedules: Sequence[S
         large=tuple(sorted(large, key=lambda row: (-row[2], row[0]))[:MOST_LARGE]),
         finished=_run_times(entries),
         limits=tuple([each for each in limits(shelf) if each.paused or each.shut_until or each.dead][:MOST_STRIKING]),
+        declared=by_rule(shelf.gating.rules.values()),
         now=shelf.clock.now(),
     )
 

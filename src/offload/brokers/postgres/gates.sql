@@ -10,12 +10,51 @@ select pg_advisory_xact_lock(value::bigint) from json_array_elements_text(%(lock
 select coalesce(json_agg(lock), '[]')::text
 from (select value::bigint as lock from json_array_elements_text(%(locks)s::json)) as asked where not pg_try_advisory_xact_lock(lock)
 
--- name: at_gates
--- What workers declare, and whether jobs wait to be let in.
-select coalesce((select json_object_agg(id, value::json) from offload.rules), '{}')::text, exists (select from offload.arrivals)
+-- name: rules
+-- What workers declare under :rules.
+select coalesce(json_object_agg(id, value::json), '{}')::text from offload.rules
+where id = any(array(select json_array_elements_text(%(rules)s::json)))
 
--- name: put_rule
-insert into offload.rules (id, value) values (%(id)s, %(value)s) on conflict (id) do update set value = excluded.value
+-- name: all_rules
+select coalesce(json_object_agg(id, value::json), '{}')::text from offload.rules
+
+-- name: at_gates
+-- What `rules` tells, and whether jobs wait to be let in.
+select coalesce((select json_object_agg(id, value::json) from offload.rules
+    where id = any(array(select json_array_elements_text(%(rules)s::json)))), '{}')::text, exists (select from offload.arrivals)
+
+-- name: put_rules
+-- Limits, as [rule, limit], each rule once.
+insert into offload.rules (id, value) select value ->> 0, value ->> 1 from json_array_elements(%(rules)s::json)
+on conflict (id) do update set value = excluded.value
+
+-- name: heads
+-- The gates of slots and tokens where lanes are parked, with the first job of each. From gate to gate, whatever waits there.
+with recursive elsewhere (gate) as (
+    (select gate from offload.lanes where gate >= 'slot of ' and gate < 'token of!' order by gate limit 1)
+    union all
+    select (select gate from offload.lanes where gate > here.gate and gate < 'token of!' order by gate limit 1)
+    from elsewhere here where here.gate is not null
+), own (lane) as (
+    (select lane from offload.parked where lane >= 'slot of ' and lane < 'token of!' order by lane limit 1)
+    union all
+    select (select lane from offload.parked where lane > o.lane and lane < 'token of!' order by lane limit 1)
+    from own o where o.lane is not null
+), known (gate) as (
+    select gate from elsewhere where gate is not null
+    union
+    select lane from own where position(E'\n' in lane) = 0 and not exists (select from offload.lanes l where l.id = lane)
+)
+select coalesce(json_agg(json_build_array(k.gate, j.extra)), '[]')::text from known k cross join lateral (
+    select n from (
+        select first.seat, first.id, p.n from (
+            select seat, id from offload.lanes where gate = k.gate order by seat, id limit 1
+        ) as first cross join lateral (select n from offload.parked where lane = first.id and seat = first.seat limit 1) as p
+        union all
+        select seat, lane, n from (select seat, lane, n from offload.parked where lane = k.gate order by seat limit 1) as own
+        where not exists (select from offload.lanes where id = k.gate)
+    ) as found order by seat, id limit 1
+) as h cross join lateral (select extra from offload.jobs where n = h.n limit 1) as j
 
 -- name: gates
 -- Gates, as gates.rows.GateRow: what is known of each, who holds it, and the first :depth lanes that are parked there. And what `at_gates` tells.
@@ -31,7 +70,8 @@ select coalesce(json_agg(json_build_array(
             where not exists (select from offload.lanes where id = asked.id)
         ) as found order by seat, id limit %(depth)s) as parked)
 )), '[]')::text,
-    coalesce((select json_object_agg(id, value::json) from offload.rules), '{}')::text, exists (select from offload.arrivals)
+    coalesce((select json_object_agg(id, value::json) from offload.rules
+        where id = any(array(select json_array_elements_text(%(rules)s::json)))), '{}')::text, exists (select from offload.arrivals)
 from json_array_elements_text(%(ids)s::json) as asked (id)
 
 -- name: heirs
@@ -50,7 +90,8 @@ select '[' || coalesce(string_agg('[' ||
         from (select n from offload.parked where lane = l.gate order by seat limit %(depth)s) as p
         cross join lateral (select extra from offload.jobs where n = p.n limit 1) as h
     ), ',', 'null') || ']]', ','), '') || ']',
-    coalesce((select json_object_agg(id, value::json) from offload.rules), '{}')::text, exists (select from offload.arrivals)
+    coalesce((select json_object_agg(id, value::json) from offload.rules
+        where id = any(array(select json_array_elements_text(%(rules)s::json)))), '{}')::text, exists (select from offload.arrivals)
 from rows from (json_array_elements_text(%(gates)s::json), unnest(%(ns)s::bigint[])) as l (gate, n)
 cross join lateral (select extra from offload.jobs where n = l.n limit 1) as j
 
@@ -238,14 +279,6 @@ with due as materialized (
 select coalesce(json_agg(json_build_array(
     s.due, s.n, j.queue, j.rank, s.claim, s.attempt, s.crashes, s.started_at, s.worker, j.extra, coalesce(j.seat, j.n)) order by s.due, s.n), '[]')::text
 from due s cross join lateral (select n, seat, queue, rank, extra from offload.jobs where n = s.n limit 1) as j
-
--- name: gates_under
--- The gates where lanes are parked, by the kind of gate, with the first job of each.
-select coalesce(json_agg(json_build_array(gate, extra)), '[]')::text from (
-    select l.gate, j.extra, row_number() over (partition by l.gate order by l.seat, l.id) as nth
-    from offload.parkings l join offload.parked p on p.lane = l.id and p.seat = l.seat join offload.jobs j on j.n = p.n
-    where l.gate >= %(kind)s and l.gate < %(beyond)s
-) as parked where nth = 1
 
 -- name: known_gates
 -- Those that somebody holds or waits for, or that were changed.

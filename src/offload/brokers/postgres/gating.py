@@ -6,7 +6,7 @@ is read and changed under the lock of its turn, or else of the gate where it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple, assert_never
@@ -30,25 +30,28 @@ from offload.gates import (
     Need,
     Place,
     Steps,
+    Want,
+    by_rule,
+    changed_gates,
     key_of,
     kind_of,
     member_of,
+    new_rules,
     rule_id,
+    rules_of,
     wants_of,
 )
 from offload.gates.rows import (
     GateRow,
-    changed_gates,
     gate_from,
     in_order,
-    new_rules,
     record_of,
     stopping_first,
     unread_gates,
     unread_lanes,
     written,
 )
-from offload.job import Job, Limit, LimitRecord, SlotLimit, State
+from offload.job import Job, Limit, LimitRecord, State
 
 DEPTH = 2
 """How many lanes of a gate are read at first: hardly ever more pass at once."""
@@ -129,7 +132,8 @@ class Gates:
         """The places of jobs in lanes, as far as they are known."""
         self.open = False
         """Whether what is true of all gates was read."""
-        self._rules: dict[str, Limit] = {}
+        self._rules: dict[str, Limit | None] = {}
+        """What workers declare under the rules that were asked for: there may be thousands of others."""
         self._ledger = Ledger(tx.now, self._rules, self._let_pass)
         self._stored: set[str] = set()
         """The lanes that stood in the table `lanes`."""
@@ -140,16 +144,22 @@ class Gates:
         self.seats[member.n] = member.seat
         self.passed(member)
 
-    def begin(self, ids: Sequence[str]) -> Work[bool]:
-        """Read gates, which are locked, and what is true of all. Returns whether jobs wait to be let in."""
+    def begin(self, ids: Sequence[str], wants: Iterable[Want]) -> Work[bool]:
+        """Read gates, which are locked, and the rules that `wants` name. Returns whether jobs wait to be let in."""
+        names = rules_of(wants)
         if ids:
-            rows, rules, arrivals = yield from self._tx.row("gates", ids=text(list(ids)), depth=DEPTH)
+            rows, rules, arrivals = yield from self._tx.row("gates", ids=text(list(ids)), depth=DEPTH, rules=text(names))
             self._note_gates(_gates(rows))
         else:
-            rules, arrivals = yield from self._tx.row("at_gates")
-        self._rules.update(_rules(rules))
+            rules, arrivals = yield from self._tx.row("at_gates", rules=text(names))
+        self._rules |= dict.fromkeys(names) | _rules(rules)
         self.open = True
         return arrivals
+
+    def meet(self, wants: Iterable[Want]) -> Work[None]:
+        """Read the rules that these name, but for those that are known: none changes as long as a gate is locked."""
+        if names := [name for name in rules_of(wants) if name not in self._rules]:
+            self._rules |= dict.fromkeys(names) | (yield from _declared(self._tx, names))
 
     def run(self, act: Callable[[Ledger], Steps[T]]) -> Work[T]:
         """Do something at the gates."""
@@ -163,6 +173,7 @@ class Gates:
 
     def expect(self, members: Sequence[Member], gates: Sequence[str] = ()) -> Work[None]:
         """Read at once what these will need."""
+        yield from self.meet(want for each in members for want in each.wants)
         wanted = [*(want.gate for each in members for want in each.wants), *gates]
         if missing := unread_gates(self._ledger, wanted):
             yield from self._answer(Need("gates", missing))
@@ -193,13 +204,14 @@ class Gates:
                 for id in need.ids:
                     seat = self._ledger.lanes[id].read_to
                     line = [_member(row) for row in _line((yield from self._tx.value("line", lane=id, seat=seat, depth=FURTHER)))]
+                    yield from self.meet(want for each in line for want in each.wants)
                     self._ledger.read_line(id, line, len(line) == FURTHER)
             case _:
                 assert_never(need.what)
 
     def _read_gates(self, ids: Sequence[str]) -> Work[None]:
         yield from locking.have(self._tx, ids)
-        self._note_gates(_gates((yield from self._tx.value("gates", ids=text(list(ids)), depth=DEPTH))))
+        self._note_gates(_gates((yield from self._tx.value("gates", ids=text(list(ids)), depth=DEPTH, rules="[]"))))
 
     def _note_gates(self, rows: Sequence[GateRow]) -> None:
         for row in rows:
@@ -211,10 +223,12 @@ class Gates:
         yield from locking.have(self._tx, [id for id in ids if id.startswith("turn of ")])
         rows = _lanes((yield from self._tx.value("lanes", ids=text(list(ids)), depth=LINE_DEPTH)))
         yield from locking.have(self._tx, [gate for _, gate, _ in rows if gate is not None])  # where it is parked may change, too
+        lines = {id: [_member(row) for row in line] for id, _, line in rows}
+        yield from self.meet(want for line in lines.values() for each in line for want in each.wants)
         for id, gate, line in rows:
             if gate is not None:
                 self._stored.add(id)
-            self._ledger.read_lane(Lane(id, gate or (id if line else None)), [_member(row) for row in line], len(line) == LINE_DEPTH)
+            self._ledger.read_lane(Lane(id, gate or (id if line else None)), lines[id], len(line) == LINE_DEPTH)
 
     def write(self) -> Work[None]:
         """Write what has changed, and go on from there."""
@@ -255,40 +269,38 @@ def due(tx: Transaction) -> Work[tuple[list[str], bool]]:
     return _names(ids), arrivals
 
 
-def _under(tx: Transaction, limit: Limit, before: Limit | None) -> Work[list[str]]:
-    """The gates where somebody waits for whom a declaration changes anything."""
-    kind = "slot of " if isinstance(limit, SlotLimit) else "token of "
-    found = _heads((yield from tx.value("gates_under", kind=kind, beyond=f"{kind[:-1]}!")))
-    return changed_gates(limit, before, ((gate, read_extra(extra)) for gate, extra in found))
-
-
 def declare(tx: Transaction, limits: Sequence[Limit]) -> Work[list[str]]:
     """Take over what a worker declares. Returns the gates where somebody may pass now.
 
     Whoever is at any gate goes by the rules that he read there. So all gates are locked, but only where a rule changes.
     """
-    if not new_rules(limits, (yield from _known_rules(tx))):
+    names = [rule_id(limit) for limit in limits]
+    if not new_rules(limits, (yield from _declared(tx, names))):
         return []
     yield from locking.lock_all(tx)
-    concerned: list[str] = []
-    for limit, before in new_rules(limits, (yield from _known_rules(tx))):
-        yield from tx.post("put_rule", id=rule_id(limit), value=text(limit))
-        concerned += yield from _under(tx, limit, before)
-    return concerned
+    changed = new_rules(limits, (yield from _declared(tx, names)))
+    if not changed:
+        return []
+    yield from tx.post("put_rules", rules=text([(rule_id(limit), limit) for limit, _ in changed]))
+    heads = _heads((yield from tx.value("heads")))
+    return changed_gates(changed, ((gate, wants_of(read_extra(extra))) for gate, extra in heads))
 
 
-def _known_rules(tx: Transaction) -> Work[dict[str, Limit]]:
-    rules, _ = yield from tx.row("at_gates")
-    return _rules(rules)
+def _declared(tx: Transaction, names: Sequence[str]) -> Work[dict[str, Limit]]:
+    return _rules((yield from tx.value("rules", rules=text(list(names))))) if names else {}
 
 
 def limits(tx: Transaction, gates: Sequence[str] | None = None) -> Work[list[LimitRecord]]:
     """What gates allow, all or those given, and who holds them."""
     ids = _names((yield from tx.value("known_gates", now=tx.now))) if gates is None else gates
-    rules = yield from _known_rules(tx)
-    rows = _gates((yield from tx.value("gates", ids=text(list(ids)), depth=0)))
+    rows = _gates((yield from tx.value("gates", ids=text(list(ids)), depth=0, rules="[]")))
     facts = _facts((yield from tx.value("gate_facts", gates=text([row[0] for row in rows]), most=MOST_HOLDERS)))
-    found = [_limit(tx.now, row, about, rules) for row, about in zip(rows, facts, strict=True)]
+    concerned = [None if extra is None else read_extra(extra) for _, extra, _, _ in facts]
+    rules = yield from _declared(tx, rules_of(want for job in concerned if job is not None for want in wants_of(job)))
+    found = [
+        record_of(row, rules, tx.now, holders, waiting, job, dead=dead)
+        for row, (waiting, _, holders, dead), job in zip(rows, facts, concerned, strict=True)
+    ]
     return found if gates is not None else in_order(found)
 
 
@@ -298,10 +310,9 @@ def striking(tx: Transaction) -> Work[tuple[LimitRecord, ...]]:
     return tuple((yield from limits(tx, gates[:MOST_STRIKING])))
 
 
-def _limit(now: int, row: GateRow, facts: Facts, rules: dict[str, Limit]) -> LimitRecord:
-    waiting, extra, holders, dead = facts
-    concerned = None if extra is None else read_extra(extra)
-    return record_of(row, rules, now, holders, waiting, concerned, dead=dead)
+def declared(tx: Transaction) -> Work[tuple[Limit, ...]]:
+    """What counts of all that workers have declared."""
+    return by_rule(_rules((yield from tx.value("all_rules"))).values())
 
 
 def limits_of(tx: Transaction, row: JobColumns) -> Work[tuple[tuple[LimitRecord, ...], int]]:

@@ -187,9 +187,10 @@ class Moves:
 
     def starts(self, tx: Transaction, n: int, job: Job, past: Past) -> Work[bool]:
         """Whether a ready job, whose gates are locked, may be claimed; if not, it waits again. The caller takes it out of its line."""
-        gates = yield from self._opened(tx)
+        gates = yield from self._opened(tx, job)
         yield from self._find_seats(tx, [n])
         each = member(job, n, self._seats[n], Own.of(job, past))
+        yield from gates.meet(each.wants)
         return (yield from gates.run(lambda ledger: ledger.start(each)))
 
     def let_in(self, tx: Transaction) -> Work[None]:
@@ -219,14 +220,15 @@ class Moves:
 
     # -- at the gates --------------------------------------------------------------------------------------------------------
 
-    def _opened(self, tx: Transaction) -> Work[Gates]:
-        """The gates; the first time, who waited to be let in comes to them before anybody else."""
+    def _opened(self, tx: Transaction, *jobs: Keyed) -> Work[Gates]:
+        """The gates, for the steps and `jobs`; the first time, who waited to be let in comes to them before anybody else."""
         gates = self._gates = self._gates or Gates(tx)
         gates.passed, self._asked = self._passed, True
         if not gates.open:
             first = list(dict.fromkeys(_gates_of(self._steps)))
             yield from locking.have(tx, first)
-            if (yield from gates.begin(first)):
+            wants = [want for each in (*_keyed(self._steps), *jobs) for want in wants_of(each)]
+            if (yield from gates.begin(first, wants)):
                 later, self._steps = self._steps, []
                 yield from self.let_in(tx)
                 self._steps += later
@@ -345,6 +347,10 @@ class Moves:
             for (end, _), turn in zip(fair, given, strict=True)
         ]
         yield from tx.post("take_turns", moves=text(moves), now=self._now, **changes)
+
+
+def _keyed(steps: Iterable[Step]) -> Iterator[Keyed]:
+    return (step.keyed for step in steps if isinstance(step, Enter | Leave | Withdraw))
 
 
 def _gates_of(steps: Iterable[Step]) -> Iterator[str]:

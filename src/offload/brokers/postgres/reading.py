@@ -145,5 +145,6 @@ def facts(tx: Transaction, now: datetime, newest_schema: int) -> Work[Facts]:
         large=tuple(_large(large)),
         finished=tuple((task, (end - start) / 1_000_000) for task, start, end in _finished(finished) if start is not None),
         limits=(yield from gating.striking(tx)),
+        declared=(yield from gating.declared(tx)),
         now=now,
     )

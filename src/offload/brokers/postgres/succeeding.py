@@ -12,7 +12,7 @@ from offload.broker import Work
 from offload.brokers.postgres import locking
 from offload.brokers.postgres.rows import seconds
 from offload.brokers.postgres.work import Transaction, text
-from offload.gates import Succession, Want, depth_for, heirs, holds, lone_want
+from offload.gates import Succession, Want, depth_for, heirs, holds, lone_want, rules_of
 from offload.job import Done, Lease, Limit, Outcome
 
 Settlements = Sequence[tuple[Lease, Outcome]]
@@ -87,7 +87,8 @@ def _heirs_of(tx: Transaction, leaving: dict[int, Want]) -> Work[list[int] | Non
     gates = {want.gate: n for n, want in leaving.items()}
     depth = depth_for(list(leaving.values()))
     yield from locking.lock(tx, gates)
-    rows, rules, arrivals = yield from tx.row("heirs", gates=text(list(gates)), ns=_array(map(str, gates.values())), depth=depth)
+    ns, names = _array(map(str, gates.values())), rules_of(leaving.values())
+    rows, rules, arrivals = yield from tx.row("heirs", gates=text(list(gates)), ns=ns, depth=depth, rules=text(names))
     found = _successions(rows)
     if arrivals or len(found) < len(gates):
         return None  # who waits to be let in comes first, and a job that is gone was lost

@@ -35,7 +35,8 @@
 --   gates             HASH   gate -> msgpack of what else is known of it: n, interval, burst, paused, shut_until, tat, owed, wake_at, unfinished
 --   keyed             ZSET   gates of which anything is stored
 --   wakes             ZSET   gate by when it is to be looked at again; fading: gate by when what `gates` has of it will mean nothing
---   rules             HASH   rule -> msgpack of the limit that workers declare; reviews HASH rule that has changed -> the last gate looked at
+--   rules             HASH   rule -> msgpack of the limit that workers declare; reviews HASH rule that has changed, and '' -> the last gate
+--                            that was looked at for them
 --   paused            SET    queues
 --   schedules         ZSET   names; schedule:<name> HASH; calendar ZSET name by its next tick, without the paused
 --   sessions          ZSET   session by age; session:<session> HASH; beats HASH session -> number
@@ -1882,7 +1883,7 @@ function operations.maintain()
   local relieved, waking = fn.rescue(touched), (fn.first_score(our.wakes) or FOREVER) <= now and fn.wake_gates()
   local promoted, expired, forgotten, stale = fn.promote(), fn.expire(touched), fn.forget_old(), fn.drop_stale_keys()
   local faded = (fn.first_score(our.fading) or FOREVER) <= now and fn.forget_gates() or 0
-  local reviewing = call('EXISTS', our.reviews) == 1 and fn.go_on_reviewing()
+  local reviewing = call('EXISTS', our.reviews) == 1 and fn.review()
   fn.prune()
   local more = not relieved or waking or reviewing or math.max(promoted, expired, forgotten, stale, faded) == WINDOW
   return { now, more and 0 or fn.next_wait(), touched }
@@ -2242,6 +2243,11 @@ function operations.facts()
   return { aside, large, finished }
 end
 
+-- -> msgpack of the limits that count of all that workers have declared
+function operations.declared()
+  return call('HVALS', our.rules)
+end
+
 -- -> the queues that have something ready
 function operations.queues()
   return fn.rotated(0, fn.tasks_aside())
@@ -2271,6 +2277,7 @@ local LATENESS = 20000    -- by which a start may be late without the next ones 
 local MOST_PASSED = 2000  -- the most jobs that pass in one call after they have waited; for the others gates are looked at again at once
 local MOST_LANES = 10000  -- the most lanes of a gate whose jobs are counted one by one
 local MOST_HOLDERS = 100  -- the most holders that are named
+local REVIEWED = ''       -- where `reviews` has the last gate looked at; no rule has this name
 
 -- What was read, kept up to date from then on: of gates what is known of them, how many hold them, the tokens that these took, and the
 -- first two lanes from elsewhere; of lanes their first two members, the seat of the first job, and that job, false where there is none,
@@ -2890,51 +2897,41 @@ end
 
 -- What workers declare ---
 
--- The gates, of a thousand after one, whose first waiting job carries a rule; and the last of the thousand, if there may be more.
-function fn.under(name, after)
-  local kind, rule = string.match(name, '^(%a+) (.*)$')
-  local from = after ~= '' and '(' .. after or '[' .. kind .. ' of '
-  local ids, found = call('ZRANGEBYLEX', our.keyed, from, '(' .. kind .. ' of!', 'LIMIT', 0, WINDOW), {}
-  for _, id in ipairs(ids) do
-    local lane = fn.first_parked(id)
-    local head = lane and fn.head_of(lane)
-    local want = head and fn.want_of(head, id)
-    if want and (want.limit.rule or '') == rule then found[#found + 1] = id end
-  end
-  return found, #ids == WINDOW and ids[#ids]
-end
-
 -- Takes over rules, each a name and a limit in turn. What waits at the gates under those that are new is looked at: at some now.
+-- Whatever was still to be looked at for others begins anew with them, so that one look at a gate does for all.
 function fn.declare(first, number)
   local changed = {}
   for i = first, first + 2 * number - 1, 2 do
     local name, row = ARGV[i], ARGV[i + 1]
     if call('HGET', our.rules, name) ~= row then
       call('HSET', our.rules, name, row)
+      call('HSET', our.reviews, name, '')
       rules[name] = cmsgpack.unpack(row)
-      changed[#changed + 1] = { name, '' }
+      changed[#changed + 1] = name
     end
   end
-  fn.review(changed)
+  if #changed == 0 then return end
+  call('HDEL', our.reviews, REVIEWED)
+  fn.review()
 end
 
--- Lets pass who may under rules, at the gates after one.
-function fn.review(reviews)
-  local concerned = {}
-  for _, review in ipairs(reviews) do
-    local found, last = fn.under(review[1], review[2])
-    for _, id in ipairs(found) do concerned[#concerned + 1] = id end
-    if last then call('HSET', our.reviews, review[1], last) else call('HDEL', our.reviews, review[1]) end
-  end
-  for _, id in ipairs(concerned) do fn.pump(id) end
-end
-
--- The same where a call before came to a thousand gates. Returns whether there may be more.
-function fn.go_on_reviewing()
+-- Lets pass who may under rules that have changed, at the next thousand gates. Returns whether there may be more.
+function fn.review()
   local reviews, flat = {}, call('HGETALL', our.reviews)
-  for i = 1, #flat, 2 do reviews[#reviews + 1] = { flat[i], flat[i + 1] } end
-  fn.review(reviews)
-  return call('EXISTS', our.reviews) == 1
+  for i = 1, #flat, 2 do reviews[flat[i]] = flat[i + 1] end
+  local from = reviews[REVIEWED] and '(' .. reviews[REVIEWED] or '[slot of '
+  local ids = call('ZRANGEBYLEX', our.keyed, from, '(token of!', 'LIMIT', 0, WINDOW)
+  local concerned = {}
+  for _, id in ipairs(ids) do
+    local lane = fn.first_parked(id)
+    local head = lane and fn.head_of(lane)
+    local want = head and fn.want_of(head, id)
+    if want and reviews[want.rule] then concerned[#concerned + 1] = id end
+  end
+  local more = #ids == WINDOW
+  if more then call('HSET', our.reviews, REVIEWED, ids[#ids]) else call('DEL', our.reviews) end
+  for _, id in ipairs(concerned) do fn.pump(id) end
+  return more
 end
 
 -- What people see ---

@@ -13,8 +13,8 @@ from offload.brokers.redis.connections import server_version
 from offload.brokers.redis.notes import Note, notes
 from offload.brokers.redis.rows import MEMBER, MICROSECOND, Known, failures_of, job_of, moment, optional_moment
 from offload.brokers.redis.script import Script
-from offload.gates import MOST_STRIKING, key_of, kind_of
-from offload.job import Facts, Filter, LimitRecord, Record, SessionRecord, Standing, State, WorkerInfo
+from offload.gates import MOST_STRIKING, by_rule, key_of, kind_of
+from offload.job import Facts, Filter, Limit, LimitRecord, Record, SessionRecord, Standing, State, WorkerInfo
 
 SCHEMA = 1
 PAGE = 200
@@ -30,6 +30,7 @@ Place: TypeAlias = tuple[bytes, bytes]
 
 _info = msgspec.json.Decoder(WorkerInfo).decode
 _pack = msgspec.msgpack.Encoder().encode
+_limit: msgspec.msgpack.Decoder[Limit] = msgspec.msgpack.Decoder(Limit)
 
 
 async def get(script: Script, ids: Sequence[str], *, patient: bool = False) -> dict[str, Record]:
@@ -213,6 +214,7 @@ async def facts(script: Script) -> Facts:
         large=tuple(payloads[:MOST_LARGE]),
         finished=tuple((task.decode(), took / 1_000_000) for _, _, task, took in sorted(finished, reverse=True)),
         limits=tuple([limit for limit in await limits(script) if limit.paused or limit.shut_until or limit.dead][:MOST_STRIKING]),
+        declared=by_rule([_limit.decode(row) for row in await script.ask("declared")]),
         notes=(*_skew(script), *await notes(script.link)),
         now=script.clock.now(),
     )

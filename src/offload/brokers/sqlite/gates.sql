@@ -1,10 +1,39 @@
 -- The SQL of orders and limits by key. As in queries.sql, lists come in as one JSON text and go out as one.
 
 -- name: rules
+select json_group_object(id, json(value)) from rules where id in (select value from json_each(:ids))
+
+-- name: all_rules
 select json_group_object(id, json(value)) from rules
 
--- name: put_rule
-insert into rules (id, value) values (:id, :value) on conflict (id) do update set value = :value
+-- name: put_rules
+-- Limits, as [rule, limit].
+insert or replace into rules (id, value)
+select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(:rules)
+
+-- name: heads
+-- The gates of slots and tokens where lanes are parked, with the first job of each. From gate to gate, whatever waits there.
+with recursive elsewhere (gate) as (
+    select (select min(gate) from lanes where gate >= 'slot of ' and gate < 'token of!')
+    union all
+    select (select min(gate) from lanes where gate > here.gate and gate < 'token of!') from elsewhere here where here.gate is not null
+), own (lane) as (
+    select (select min(lane) from parked where lane >= 'slot of ' and lane < 'token of!')
+    union all
+    select (select min(lane) from parked where lane > o.lane and lane < 'token of!') from own o where o.lane is not null
+), known (gate) as (
+    select gate from elsewhere where gate is not null
+    union
+    select lane from own where instr(lane, char(10)) = 0 and not exists (select 1 from lanes where id = own.lane)
+)
+select json_group_array(json_array(k.gate, j.extra)) from known k cross join jobs j on j.n = (
+    select n from (
+        select seat, id, (select n from parked where lane = first.id and seat = first.seat) as n from (
+            select seat, id from lanes where gate = k.gate order by seat, id limit 1) as first
+        union all
+        select seat, lane, n from (select seat, lane, n from parked where lane = k.gate order by seat limit 1)
+        where not exists (select 1 from lanes where id = k.gate)
+    ) order by seat, id limit 1)
 
 -- name: gates
 -- Gates, as gates.rows.GateRow: what is known of each, who holds it, and the first :depth lanes that are parked there.
@@ -23,7 +52,7 @@ select json_group_array(json_array(
 
 -- name: heirs
 -- Of gates that jobs are to leave, as [gate, n], as gates.Succession: the first :depth in the lane of the same name, null for those that do
--- not want the very same. And what `rules` tells. Texts that differ only elsewhere are rare: only then they are read as JSON.
+-- not want the very same. And the :rules. Texts that differ only elsewhere are rare: only then they are read as JSON.
 with leaving as materialized (
     select json_extract(value, '$[0]') as gate, json_extract(value, '$[1]') as n from json_each(:leaving)
 )
@@ -37,7 +66,7 @@ select json_group_array(json_array(
             when json_extract(extra, '$.limits') is json_extract(j.extra, '$.limits') and json_extract(extra, '$.fair_by') is null then n
         end) from (
             select p.n, h.extra from parked p cross join jobs h on h.n = p.n where p.lane = l.gate order by p.seat limit :depth)))
-)), (select json_group_object(id, json(value)) from rules)
+)), (select json_group_object(id, json(value)) from rules where id in (select value from json_each(:rules)))
 from leaving l cross join jobs j on j.n = l.n
 
 -- name: leave_slots
@@ -157,14 +186,6 @@ select exists (select 1 from gates where (paused or shut_until > 0) and (paused 
 
 -- name: next_wake
 select min(wake_at) from gates where wake_at is not null
-
--- name: gates_under
--- The gates where lanes are parked, by the kind of gate, with the first job of each.
-select json_group_array(json_array(gate, extra)) from (
-    select l.gate, j.extra, row_number() over (partition by l.gate order by l.seat, l.id) as nth
-    from places l cross join parked p on p.lane = l.id and p.seat = l.seat cross join jobs j on j.n = p.n
-    where l.gate >= :kind and l.gate < :beyond
-) where nth = 1
 
 -- name: known_gates
 -- Those that somebody holds or waits for, or that were changed.

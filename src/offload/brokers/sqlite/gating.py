@@ -21,25 +21,27 @@ from offload.gates import (
     Place,
     Steps,
     answered,
+    by_rule,
+    changed_gates,
     key_of,
     kind_of,
     member_of,
+    new_rules,
     rule_id,
+    rules_of,
     wants_of,
 )
 from offload.gates.rows import (
     GateRow,
-    changed_gates,
     gate_from,
     in_order,
-    new_rules,
     record_of,
     stopping_first,
     unread_gates,
     unread_lanes,
     written,
 )
-from offload.job import Job, Limit, LimitRecord, SlotLimit, State
+from offload.job import Job, Limit, LimitRecord, State
 
 DEPTH = 2
 """How many lanes of a gate, and jobs of a lane, are read at first: hardly ever more pass at once."""
@@ -90,12 +92,31 @@ def _member(row: LineRow) -> Member:
     return member_of(keyed, n, seat, Own(queue, rank, Past(*row[5:]), keyed.fair_by))
 
 
+class Rules:
+    """What workers declare: read as far as it is asked for, for there may be thousands, and it may be another at the next transaction."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self._tx = tx
+        self._known: dict[str, Limit | None] = {}
+
+    def read(self, ids: Iterable[str]) -> None:
+        """Read at once what will be asked for."""
+        if missing := [id for id in ids if id not in self._known]:
+            self._known |= dict.fromkeys(missing) | _rules(self._tx.value("rules", ids=text(missing)))
+
+    def get(self, id: str, /) -> Limit | None:
+        """The limit that is declared under a rule."""
+        self.read([id])
+        return self._known[id]
+
+
 class Gates:
     """The gates and lanes that a transaction has to do with. `passed` is called for each job that passes after it has waited."""
 
     def __init__(self, tx: Transaction, now: int, passed: Callable[[Member], None]) -> None:
         self._tx = tx
-        self._ledger = Ledger(now, _rules(tx.value("rules")), passed)
+        self._rules = Rules(tx)
+        self._ledger = Ledger(now, self._rules, passed)
         self._stored: set[str] = set()
         """The lanes that stood in the table `lanes`."""
         self._dues: list[tuple[int, int | None]] = []
@@ -106,11 +127,15 @@ class Gates:
 
     def expect(self, members: Sequence[Member]) -> None:
         """Read at once what these will need."""
+        self._meet(members)
         missing = unread_gates(self._ledger, (want.gate for each in members for want in each.wants))
         if missing:
             self._answer(Need("gates", missing))
         if lanes := unread_lanes(self._ledger, members, missing):
             self._answer(Need("lanes", lanes))
+
+    def _meet(self, members: Iterable[Member]) -> None:
+        self._rules.read(rules_of(want for each in members for want in each.wants))
 
     def waits(self, n: int, due: int | None) -> None:
         """Note the time of a job that waits in its lane from now on."""
@@ -131,6 +156,7 @@ class Gates:
                 for id in need.ids:
                     seat = self._ledger.lanes[id].read_to
                     line = [_member(row) for row in _line(self._tx.value("line", lane=id, seat=seat, depth=FURTHER))]
+                    self._meet(line)
                     self._ledger.read_line(id, line, len(line) == FURTHER)
             case _:
                 assert_never(need.what)
@@ -140,10 +166,13 @@ class Gates:
             self._ledger.read_gate(gate_from(row), row[3], len(row[3]) == DEPTH)
 
     def _read_lanes(self, ids: Sequence[str]) -> None:
-        for id, gate, line in _lanes(self._tx.value("lanes", ids=text(list(ids)), depth=DEPTH)):
+        rows = _lanes(self._tx.value("lanes", ids=text(list(ids)), depth=DEPTH))
+        lines = {id: [_member(row) for row in line] for id, _, line in rows}
+        self._meet(member for line in lines.values() for member in line)
+        for id, gate, line in rows:
             if gate is not None:
                 self._stored.add(id)
-            self._ledger.read_lane(Lane(id, gate or (id if line else None)), [_member(row) for row in line], len(line) == DEPTH)
+            self._ledger.read_lane(Lane(id, gate or (id if line else None)), lines[id], len(line) == DEPTH)
 
     def write(self) -> None:
         """Write what has changed."""
@@ -178,26 +207,20 @@ def due(tx: Transaction, now: int) -> list[str]:
     return _names(tx.value("due_gates", now=now, limit=MOST_WOKEN))
 
 
-def _under(tx: Transaction, limit: Limit, before: Limit | None) -> list[str]:
-    """The gates where somebody waits for whom a declaration changes anything."""
-    kind = "slot of " if isinstance(limit, SlotLimit) else "token of "
-    found = _heads(tx.value("gates_under", kind=kind, beyond=f"{kind[:-1]}!"))
-    return changed_gates(limit, before, ((gate, read_extra(extra)) for gate, extra in found))
-
-
 def declare(tx: Transaction, limits: Sequence[Limit]) -> list[str]:
     """Take over what a worker declares. Returns the gates where somebody may pass now."""
-    concerned: list[str] = []
-    for limit, before in new_rules(limits, _rules(tx.value("rules"))):
-        tx.do("put_rule", id=rule_id(limit), value=text(limit))
-        concerned += _under(tx, limit, before)
-    return concerned
+    known = _rules(tx.value("rules", ids=text([rule_id(limit) for limit in limits])))
+    changed = new_rules(limits, known)
+    if not changed:
+        return []
+    tx.do("put_rules", rules=text([(rule_id(limit), limit) for limit, _ in changed]))
+    return changed_gates(changed, ((gate, wants_of(read_extra(extra))) for gate, extra in _heads(tx.value("heads"))))
 
 
 def limits(tx: Transaction, now: int, gates: Sequence[str] | None = None) -> list[LimitRecord]:
     """What gates allow, all or those given, and who holds them."""
     ids = _names(tx.value("known_gates", now=now)) if gates is None else gates
-    rules = _rules(tx.value("rules"))
+    rules = Rules(tx)
     found = [_limit(tx, now, row, rules) for row in _gates(tx.value("gates", ids=text(list(ids)), depth=0))]
     return found if gates is not None else in_order(found)
 
@@ -208,7 +231,12 @@ def striking(tx: Transaction, now: int) -> tuple[LimitRecord, ...]:
     return tuple(limits(tx, now, gates[:MOST_STRIKING]))
 
 
-def _limit(tx: Transaction, now: int, row: GateRow, rules: dict[str, Limit]) -> LimitRecord:
+def declared(tx: Transaction) -> tuple[Limit, ...]:
+    """What counts of all that workers have declared."""
+    return by_rule(_rules(tx.value("all_rules")).values())
+
+
+def _limit(tx: Transaction, now: int, row: GateRow, rules: Rules) -> LimitRecord:
     waiting, extra, holders, dead = tx.row("gate_facts", gate=row[0], most=MOST_HOLDERS)
     concerned = None if extra is None else read_extra(extra)
     return record_of(row, rules, now, _names(holders), waiting, concerned, dead=bool(dead))

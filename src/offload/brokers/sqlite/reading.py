@@ -116,5 +116,6 @@ def facts(tx: Transaction, now: datetime, version: str) -> Facts:
         large=tuple(_large(large)),
         finished=tuple((task, (end - start) / 1_000_000) for task, start, end in _finished(finished) if start is not None),
         limits=gating.striking(tx, stored(now)),
+        declared=gating.declared(tx),
         now=now,
     )

@@ -9,7 +9,7 @@ import msgspec
 
 from offload.brokers.sqlite.rows import seconds, text
 from offload.brokers.sqlite.transaction import Doubt, Transaction
-from offload.gates import Succession, Want, depth_for, heirs
+from offload.gates import Succession, Want, depth_for, heirs, rules_of
 from offload.job import Done, Lease, Limit
 
 _successions = msgspec.json.Decoder(list[Succession]).decode
@@ -69,7 +69,7 @@ def _heirs_of(tx: Transaction, leaving: Sequence[Leaving]) -> list[int] | None:
     """Who passes when these jobs leave, in order. None where it takes more care."""
     gates = {want.gate: n for n, want in leaving}
     depth = depth_for([want for _, want in leaving])
-    rows, rules = tx.row("heirs", leaving=text(list(gates.items())), depth=depth)
+    rows, rules = tx.row("heirs", leaving=text(list(gates.items())), depth=depth, rules=text(rules_of(want for _, want in leaving)))
     found = _successions(rows)
     if len(found) < len(gates):
         return None

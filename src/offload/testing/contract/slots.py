@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 
+from msgspec.structs import replace
+
 from offload.broker import Feature, Store
-from offload.diagnosis import why
+from offload.diagnosis import diagnose, why
 from offload.gates import MOST_PASSED
 from offload.job import (
     Done,
@@ -226,6 +228,32 @@ class Slots(Fixtures):
         await store.set_limit("k", LimitChange(n=4))
         async with store.session(declaring(SlotLimit("tenant:{t}", 2, "tenant:{t}"))):
             assert (await store.counts())["default"][State.READY] == 4
+
+    @needs(Feature.LIMITS)
+    async def test_what_a_worker_declared_that_is_gone_counts_until_another_starts_and_is_told(
+        self, store: Store, clock: TestClock
+    ) -> None:
+        old, new, other = SlotLimit("k", 1, "k"), SlotLimit("k", 3, "k"), RateLimit("t", 1_000, rule="t")
+        await store.enqueue([job(clock, limits=(new,)) for _ in range(4)])
+        async with store.session(declaring(new, other, name="new")):
+            assert (await store.inspect()).declared == (new, other)
+            async with store.session(declaring(old, name="old")):
+                pass
+            assert (await store.inspect()).declared == (old, other)
+            assert (await limit(store)).n == 1
+            assert [finding.title for finding in diagnose(await store.inspect()) if "limit" in finding.title] == [
+                "the limit of key 'k' is not what live workers declare"
+            ]
+            async with store.session(declaring(new, name="again")):
+                assert (await store.inspect()).declared == (new, other)
+                assert "declare" not in str(diagnose(await store.inspect()))
+
+    @needs(Feature.LIMITS)
+    async def test_limits_declared_together_let_jobs_pass_gate_by_gate(self, store: Store, clock: TestClock) -> None:
+        limits = [SlotLimit(key, 1, f"rule of {key}") for key in "cab"]
+        await store.enqueue([job(clock, f"{limit.key}{n}", limits=(limit,)) for n in range(3) for limit in limits])
+        async with store.session(declaring(*(replace(limit, n=2) for limit in limits))) as session:
+            assert [ids(await claim(session, 1)) for _ in range(7)] == [["c0"], ["a0"], ["b0"], ["a1"], ["b1"], ["c1"], []]
 
     @needs(Feature.LIMITS, Feature.UNIQUE, Feature.DELAY)
     async def test_a_debounced_job_that_waits_takes_its_new_time(self, store: Store, clock: TestClock) -> None:
