@@ -7,14 +7,14 @@ import pytest
 from offload.upkeep import LONGEST_WAIT, LOOK_EVERY, SECOND, Moments
 
 NOW = 1_000 * SECOND
-NOTHING = Moments(due=None, expires=None, forgets=None, tick=None, pruned=NOW, wakes=None, now=NOW)
+NOTHING = Moments(due=None, expires=None, forgets=None, tick=None, pruned=NOW, wakes=None, fades=None, now=NOW)
 
 
 def test_a_store_with_nothing_to_do_is_idle_and_worth_asking_after_the_longest_wait() -> None:
     assert (NOTHING.idle, NOTHING.wait) == (True, LONGEST_WAIT)
 
 
-@pytest.mark.parametrize("name", ["due", "expires", "forgets", "wakes"])
+@pytest.mark.parametrize("name", ["due", "expires", "forgets", "wakes", "fades"])
 def test_a_moment_that_has_come_is_something_to_do_and_one_to_come_is_not(name: str) -> None:
     assert not NOTHING._replace(**{name: NOW}).idle
     assert NOTHING._replace(**{name: NOW + 1}).idle

@@ -21,6 +21,8 @@ class Moments(NamedTuple):
     pruned: int | None
     wakes: int | None
     """When somebody may pass gates by time alone."""
+    fades: int | None
+    """When a gate may be forgotten, since it says no more than that nothing is known."""
     now: int
 
     def come(self, moment: int | None) -> bool:
@@ -40,7 +42,7 @@ class Moments(NamedTuple):
     @property
     def idle(self) -> bool:
         """Whether a round would find nothing to do but, perhaps, to rescue."""
-        return not (self.prunes or any(map(self.come, (self.due, self.expires, self.forgets, self.wakes))))
+        return not (self.prunes or any(map(self.come, (self.due, self.expires, self.forgets, self.wakes, self.fades))))
 
     @property
     def wait(self) -> float:

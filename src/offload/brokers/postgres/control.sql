@@ -116,15 +116,17 @@ absent as (
 delete from offload.schedules where declared and absent_since <= %(before)s::bigint and name not in (select name from declared)
 
 -- name: moments
--- When something is next due, expires, may be forgotten, or is to be ticked; when absent schedules were last looked for; and when somebody
--- may pass gates by time alone.
+-- When something is next due, expires, may be forgotten, or is to be ticked; when absent schedules were last looked for; when somebody
+-- may pass gates by time alone; and when a gate may be forgotten.
 select
     (select min(due) from offload.scheduled),
     (select min(expires_at) from offload.expiring),
     (select min(forget_at) from offload.done),
     (select min(next_at) from offload.schedules where not paused),
     (select pruned_at from offload.store),
-    (select wake_at from offload.doors)
+    (select wake_at from offload.doors),
+    (select min(greatest(shut_until, tat + 20001)) from offload.gates
+        where not paused and n is null and every is null and burst is null and wake_at is null)
 
 -- name: promote
 -- What is due goes to the end of its ready line, earliest first. Jobs that another worker promotes just now are left to it.

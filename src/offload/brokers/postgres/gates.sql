@@ -321,7 +321,8 @@ select coalesce((select gate from offload.lanes where id = %(lane)s), %(lane)s),
 -- Drop what says no more than that nothing is known.
 delete from offload.gates where ctid = any(array(
     select ctid from offload.gates
-    where not paused and shut_until <= %(now)s and n is null and every is null and burst is null and wake_at is null and tat < %(before)s
+    where greatest(shut_until, tat + 20001) <= %(now)s::bigint
+        and not paused and n is null and every is null and burst is null and wake_at is null
     for update skip locked
 ))
 

@@ -50,6 +50,8 @@ create table offload.gates (        -- what is known of a gate besides
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 create index gates_shut on offload.gates (shut_until) where paused or shut_until > 0;
 create index gates_wake on offload.gates (wake_at) where wake_at is not null;
+create index gates_fade on offload.gates (greatest(shut_until, tat + 20001))  -- when it says no more than that nothing is known
+    where not paused and n is null and every is null and burst is null and wake_at is null;
 
 create table offload.rules (        -- limits that workers declare
     id text collate "C" primary key,

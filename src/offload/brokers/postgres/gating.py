@@ -18,7 +18,6 @@ from offload.brokers.postgres import locking
 from offload.brokers.postgres.rows import JobColumns, read_extra
 from offload.brokers.postgres.work import T, Transaction, text
 from offload.gates import (
-    LATENESS,
     MOST_HOLDERS,
     MOST_STRIKING,
     MOST_WOKEN,
@@ -326,4 +325,4 @@ def limits_of(tx: Transaction, row: JobColumns) -> Work[tuple[tuple[LimitRecord,
 
 def forget(tx: Transaction) -> Work[None]:
     """Drop what says no more than that nothing is known."""
-    yield from tx.post("forget_gates", now=tx.now, before=tx.now - LATENESS)
+    yield from tx.post("forget_gates", now=tx.now)

@@ -89,6 +89,8 @@ async def maintain(run: Runner, step: Runner, apart: Runner, dead: Sequence[tupl
         expired = await run(_expire)
         touched += expired
         pieces.append(len(expired))
+    if any(pieces) or moments.come(moments.wakes) or moments.come(moments.fades):
+        await run(gating.forget)
     if moments.set_back:
         await run(_look_again)
     pruned = moments.prunes and await run(_prune)
@@ -101,8 +103,8 @@ async def maintain(run: Runner, step: Runner, apart: Runner, dead: Sequence[tupl
 
 def look(tx: Transaction) -> Work[Moments]:
     """What is next to do; reads only."""
-    due, expires, forgets, tick, pruned, wakes = yield from tx.row("moments")
-    return Moments(due, expires, forgets, tick, pruned, wakes, tx.now)
+    due, expires, forgets, tick, pruned, wakes, fades = yield from tx.row("moments")
+    return Moments(due, expires, forgets, tick, pruned, wakes, fades, tx.now)
 
 
 def _look_again(tx: Transaction) -> Work[None]:
@@ -115,7 +117,6 @@ def _prune(tx: Transaction) -> Work[bool]:
     """Whether it was this worker's turn to look for schedules that are absent, whose ticks are awaited no more then."""
     if not (yield from prune(tx)):
         return False
-    yield from gating.forget(tx)
     yield from turns.forget(tx)
     return True
 

@@ -222,7 +222,7 @@ select ifnull((select gate from lanes where id = :lane), :lane), (select count(*
 -- name: forget_gates
 -- Drop what says no more than that nothing is known.
 delete from gates
-where not paused and shut_until <= :now and n is null and interval is null and burst is null and wake_at is null and tat < :before
+where max(shut_until, tat + 20001) <= :now and not paused and n is null and interval is null and burst is null and wake_at is null
 
 -- name: look_at_gates_again
 update gates set wake_at = :now where wake_at > :now

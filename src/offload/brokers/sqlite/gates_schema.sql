@@ -43,6 +43,8 @@ create table gates (                -- what is known of a gate besides
 ) without rowid;
 create index gates_shut on gates (shut_until) where paused or shut_until > 0;
 create index gates_wake on gates (wake_at) where wake_at is not null;
+create index gates_fade on gates (max(shut_until, tat + 20001))  -- when it says no more than that nothing is known
+    where not paused and n is null and interval is null and burst is null and wake_at is null;
 
 create table rounds (               -- the last round of each key whose jobs take turns
     queue text not null,

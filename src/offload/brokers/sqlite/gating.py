@@ -10,7 +10,6 @@ import msgspec
 from offload.brokers.sqlite.rows import JobColumns, read_extra, text
 from offload.brokers.sqlite.transaction import T, Transaction
 from offload.gates import (
-    LATENESS,
     MOST_HOLDERS,
     MOST_STRIKING,
     MOST_WOKEN,
@@ -253,4 +252,4 @@ def limits_of(tx: Transaction, now: int, row: JobColumns) -> tuple[tuple[LimitRe
 
 def forget(tx: Transaction, now: int) -> None:
     """Drop what says no more than that nothing is known."""
-    tx.do("forget_gates", now=now, before=now - LATENESS)
+    tx.do("forget_gates", now=now)

@@ -304,14 +304,17 @@ select json_group_array(id) from (
 select json_group_array(n) from (select n from done where forget_at <= :now order by forget_at limit :limit)
 
 -- name: moments
--- When something is next due, expires, may be forgotten, or is to be ticked; and when absent schedules were last looked for.
+-- When something is next due, expires, may be forgotten, or is to be ticked; when absent schedules were last looked for; when somebody may
+-- pass gates by time alone; and when a gate may be forgotten.
 select
     (select min(due) from scheduled),
     (select min(expires_at) from expiring),
     (select min(forget_at) from done),
     (select min(next_at) from schedules where not paused),
     (select pruned_at from store),
-    (select min(wake_at) from gates where wake_at is not null)
+    (select min(wake_at) from gates where wake_at is not null),
+    (select min(max(shut_until, tat + 20001)) from gates
+        where not paused and n is null and interval is null and burst is null and wake_at is null)
 
 -- name: schedule
 select json_array(name, rule, next_at, last_at, last_job, paused, declared, fired, skipped) from schedules where name = :name

@@ -67,8 +67,8 @@ def maintain(tx: Transaction, now: int, dead: Sequence[tuple[str, int]]) -> Upke
 
 def look(tx: Transaction, now: int) -> Moments:
     """What is next to do; reads only."""
-    due, expires, forgets, tick, pruned, wakes = tx.row("moments")
-    return Moments(due, expires, forgets, tick, pruned, wakes, now)
+    due, expires, forgets, tick, pruned, wakes, fades = tx.row("moments")
+    return Moments(due, expires, forgets, tick, pruned, wakes, fades, now)
 
 
 def leases_of(tx: Transaction, session: str) -> list[tuple[Held, JobColumns]]:

@@ -180,6 +180,20 @@ class Tokens(Fixtures):
             assert started == ["j1", "j2", "j3"]
 
     @needs(Feature.LIMITS)
+    async def test_what_is_over_does_not_come_again_when_the_clock_is_set_back(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([token(clock, "a")])
+        async with store.session(info()) as session:
+            await session.maintain()
+            (a,) = await claim(session)
+            await settle(session, a, Dead("spent", hold_key=5))
+            clock.advance(12)
+            await session.maintain()
+            clock.jump(-3_600)
+            assert await store.limits() == []
+            await store.enqueue([token(clock, "b")])
+            assert await run(session) == ["b"]
+
+    @needs(Feature.LIMITS)
     async def test_whoever_stands_behind_a_lane_that_moves_to_another_gate_is_looked_at(self, store: Store, clock: TestClock) -> None:
         slot_of, rate = SlotLimit("s", 1), RateLimit("r", 3_600 * SECOND, 4)
         dear = RateLimit("r", 3_600 * SECOND, 4, 4)
