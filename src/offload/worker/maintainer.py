@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from datetime import datetime
+from time import monotonic
 from typing import Self
 
 from msgspec.structs import replace
@@ -23,6 +24,9 @@ log = logging.getLogger("offload.worker")
 
 MOST_WAIT = 1.0
 """Seconds after which it looks again even if told that nothing is due: what others enqueue may come due sooner."""
+
+BREATH = 0.1
+"""Seconds between two rounds that are asked for: a worker that is woken for each token of a rate asks each time, and gains nothing."""
 
 UNTICKABLE_WAIT = 0.25
 """Seconds at least between two rounds while a schedule is due that cannot be ticked here."""
@@ -58,6 +62,7 @@ class Maintainer:
     async def _maintain_on(self) -> None:
         while True:
             self._poked.clear()
+            began = monotonic()
             try:
                 wait = min(await self.once(), MOST_WAIT) * random.uniform(0.8, 1.0)
                 self._patience.succeeded()
@@ -65,9 +70,11 @@ class Maintainer:
                 wait = self._patience.failed(error)
             except SessionLost:
                 return
+            until = monotonic() + wait
             try:
                 async with asyncio.timeout(wait):
                     await self._poked.wait()
+                    await asyncio.sleep(max(min(began + BREATH, until) - monotonic(), 0.0))
             except TimeoutError:
                 continue
 

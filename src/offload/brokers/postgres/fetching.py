@@ -62,6 +62,8 @@ class Fetching:
         self._wake_at: int | None = None
         """When somebody may pass gates by time alone, as the last claim with care left it."""
         self.era = 0
+        self.in_vain = False
+        """Whether the last claim with care got nothing: another worker was there before."""
         self.passed = False
         """Whether jobs were passed over, for lack of room, since this was last set to False."""
         self.held_up = False
@@ -191,6 +193,7 @@ class Fetching:
         assert claim is not None
         claim.committed()
         self._wake_at = claim.gates.wake_at
+        self.in_vain = not leases
         self.passed |= claim.passed > 0
         self.held_up |= claim.held_up > 0
         if queues is None and claim.names:

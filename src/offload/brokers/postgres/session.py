@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from math import inf
@@ -26,6 +27,8 @@ SOONEST = 0.005
 """Seconds within which tokens are not looked for again: those that come meanwhile are taken together, and none is late for it."""
 LONGEST_DOZE = 0.01
 """Seconds to the next token that are too few to be worth asking for notifications, which costs more than to look again then."""
+DEFERENCE = 0.01
+"""Seconds, at most, that a worker leaves to the one that has looked after gates so far, before it looks itself; no start is late for it."""
 LONGEST_NAP = 0.1
 """Seconds after which a worker looks again at gates where it could let nobody pass, as others were at it."""
 PROMPT = 1.0
@@ -50,6 +53,7 @@ class PostgresSession(Session):
         self._heard = 0
         self._places: tuple[int, int] | None = None
         self._wake_at: int | None = None
+        self._deference = 0.0
         self._fruitless = 0
         self._vain_wakes = 0
         self._returning: asyncio.Future[list[Lease]] | None = None
@@ -72,6 +76,7 @@ class PostgresSession(Session):
             raise
         if leases:
             self._fruitless = self._vain_wakes = 0
+            self._wake_at, self._deference = None, 0.0
             ear.rouse("work")
         return leases
 
@@ -150,8 +155,10 @@ class PostgresSession(Session):
         """Return when there may be something to claim that the last fetch did not see."""
         self._places = None
         ear, doze = self._database.ear, self._fetching.until_wake()
+        if self._fetching.in_vain:
+            self._deference = random.uniform(0.5, 1.0) * DEFERENCE
         try:
-            if doze <= LONGEST_DOZE and not (self._fetching.passed or self._fetching.held_up):
+            if doze <= LONGEST_DOZE and not self._deference and not (self._fetching.passed or self._fetching.held_up):
                 await ear.doze("work", self._heard, min(max(doze, SOONEST), timeout))
             else:
                 await ear.sleep("work", self._heard, timeout, self._news, self._nap, rest=self._rest())
@@ -162,7 +169,7 @@ class PostgresSession(Session):
         """Seconds until somebody may pass gates by time alone, as far as is known."""
         if self._wake_at is None:
             return inf
-        return max((self._wake_at - stored(self._database.clock.now())) / SECOND, SOONEST)
+        return max((self._wake_at - stored(self._database.clock.now())) / SECOND + self._deference, SOONEST)
 
     def _rest(self) -> float:
         """Seconds before it looks again for what was there at the last look and could not be claimed: another claim has locked it."""
@@ -175,10 +182,12 @@ class PostgresSession(Session):
         any_ready, *places, wake_at = await self._claims.step(lambda tx: tx.row("news", queues=queues, tasks=text(self._info.tasks)))
         before, self._places = self._places, (places[0], places[1])
         changed = before is not None and before != self._places
+        if wake_at is not None and self._wake_at is not None and wake_at > self._wake_at:
+            self._deference = random.uniform(0.5, 1.0) * DEFERENCE  # somebody else was there in time: two at once are slower than one
         self._wake_at = wake_at
         news = any_ready and (changed or self._fetching.held_up or not self._fetching.passed)
         self._fruitless += news
-        if wake_at is not None and wake_at <= stored(self._database.clock.now()):
+        if wake_at is not None and self._nap() <= SOONEST and wake_at <= stored(self._database.clock.now()):
             self._fetching.be_careful()
             self._vain_wakes += 1
             return True
