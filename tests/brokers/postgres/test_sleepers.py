@@ -7,15 +7,15 @@ from time import monotonic
 
 import psycopg
 import pytest
-from tests.brokers.postgres.conftest import Ask, Opens
-from tests.brokers.postgres.test_held_keys import carried_out
+from tests.brokers.postgres.conftest import Ask, Opens, carried_out
 from tests.conftest import Eventually
 
-from offload.brokers.postgres import PostgresBroker, wake
+from offload.brokers.postgres import PostgresBroker, session, wake
 from offload.brokers.postgres.wake import POLL_DEAF
-from offload.job import UniqueKey
+from offload.clock import SystemClock
+from offload.job import RateLimit, UniqueKey
 from offload.testing.clock import TestClock
-from offload.testing.contract.fixtures import PATIENCE, job
+from offload.testing.contract.fixtures import PATIENCE, claim, ids, info, job
 from offload.testing.servers import PostgresServer
 from offload.testing.servers.process import free_port
 
@@ -81,3 +81,18 @@ async def test_who_falls_asleep_while_a_caller_s_transaction_is_open_is_woken_by
         caller.commit()
         async with asyncio.timeout(PATIENCE):
             await sleeper
+
+
+async def test_who_waits_for_a_token_that_is_moments_away_asks_nobody_to_notify(
+    opens: Opens, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "LONGEST_DOZE", 10.0)
+    broker = await opens(by=SystemClock())
+    now = TestClock(SystemClock().now())
+    await broker.enqueue([job(now, id, limits=(RateLimit("k", 500_000),)) for id in ("a", "b")])
+    async with broker.session(info()) as worker:
+        assert ids(await claim(worker)) == ["a"]
+        assert ids(await claim(worker)) == []
+        await worker.wait(60.0)
+        assert ask("select count(*) from sleepers") == [(0,)]
+        assert ids(await claim(worker)) == ["b"]

@@ -133,6 +133,10 @@ class Claim:
         self.gates = Gates(tx)
         self._entered: dict[int, str] = {}
         """Those that this claim let go; others are told only of what it does not take itself."""
+        self.wake_at: int | None = None
+        """When somebody may pass any gate by time alone, as it was at first."""
+        self.woke = False
+        """Whether that moment had come."""
         self.passed = 0
         """How many were passed over for lack of room."""
         self.held_up = 0
@@ -142,8 +146,9 @@ class Claim:
         """Claim up to `limit` jobs. `turn` says with which queue to start when all are served. Raises SessionLost."""
         yield from locking.lock(self._tx, ())
         known = yield from self._tx.row("lines", session=self._session, era=self._era, all=queues is None, now=self._tx.now)
-        alive, paused, lines, ready, returned, wake_at, self._shut = known
-        if wake_at is not None and wake_at <= self._tx.now:
+        alive, paused, lines, ready, returned, self.wake_at, self._shut = known
+        self.woke = self.wake_at is not None and self.wake_at <= self._tx.now
+        if self.woke:
             moves = yield from wake(self._tx, self.gates)
             self._entered |= moves.entered
         if not alive:

@@ -63,7 +63,7 @@ class Fetching:
         """When somebody may pass gates by time alone, as the last claim with care left it."""
         self.era = 0
         self.in_vain = False
-        """Whether the last claim with care got nothing: another worker was there before."""
+        """Whether the last claim that came for gates whose time had come got nothing: another worker was there before."""
         self.passed = False
         """Whether jobs were passed over, for lack of room, since this was last set to False."""
         self.held_up = False
@@ -192,8 +192,8 @@ class Fetching:
         leases = await self._link.run(operation)
         assert claim is not None
         claim.committed()
-        self._wake_at = claim.gates.wake_at
-        self.in_vain = not leases
+        self._wake_at = claim.gates.wake_at if claim.woke else claim.wake_at
+        self.in_vain = not leases and (claim.woke or self.in_vain)
         self.passed |= claim.passed > 0
         self.held_up |= claim.held_up > 0
         if queues is None and claim.names:
