@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from importlib.resources import files
+
+import pytest
 from hypothesis import given
 from hypothesis.strategies import DrawFn, composite, integers, lists, sampled_from
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from offload.brokers._sql import queries, script
 from offload.gates import (
     KINDS,
     LATENESS,
@@ -169,3 +174,12 @@ def test_all_that_is_declared_is_looked_for_in_one_look_at_who_stands_first() ->
     assert changed == [(SlotLimit("s:{n}", 3, "s:{n}"), own), (replace(rate, burst=2), None)]
     assert changed_gates(changed, looks) == ["slot of s:7", "token of r"]
     assert new_rules([own], {rule_id(own): own}) == []
+
+
+@pytest.mark.parametrize("package", ["offload.brokers.sqlite", "offload.brokers.postgres"])
+def test_sql_reckons_with_the_lateness_by_which_a_gate_may_be_forgotten(package: str) -> None:
+    """Its index needs the number itself."""
+    told = [script(package, "gates_schema.sql"), *queries(package, "gates.sql").values()]
+    told += [sql for name in ("queries.sql", "control.sql") if (files(package) / name).is_file() for sql in queries(package, name).values()]
+    numbers = [int(found) for sql in told for found in re.findall(r"tat \+ (\d+)", sql)]
+    assert numbers == [LATENESS + 1] * 3

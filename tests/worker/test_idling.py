@@ -19,8 +19,8 @@ from offload.broker import Session
 from offload.brokers.memory import MemoryBroker
 from offload.brokers.memory.session import MemorySession
 from offload.clock import SystemClock
-from offload.job import Isolation, Lease, WorkerInfo
-from offload.worker import fetcher
+from offload.job import Isolation, Lease, Upkeep, WorkerInfo
+from offload.worker import fetcher, maintainer
 
 pytestmark = pytest.mark.anyio
 engines = EVERYWHERE
@@ -194,3 +194,23 @@ async def succeeded(app: Offload, number: int) -> bool:
     """Whether so many jobs have succeeded."""
     counts = await app.acounts()
     return sum(states.get(State.SUCCEEDED, 0) for states in counts.values()) == number
+
+
+async def test_a_worker_that_is_woken_again_and_again_does_upkeep_only_so_often(
+    monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    rounds: list[float] = []
+    upkeep = MemorySession.maintain
+
+    async def maintain(self: MemorySession) -> Upkeep:
+        rounds.append(time.monotonic())
+        return await upkeep(self)
+
+    async def wait(self: MemorySession, timeout: float) -> None:
+        await asyncio.sleep(0.001)
+
+    monkeypatch.setattr(MemorySession, "maintain", maintain)
+    monkeypatch.setattr(MemorySession, "wait", wait)
+    async with Worker(Offload("memory://")):
+        await eventually(lambda: len(rounds) >= 5)
+    assert all(later - earlier > 0.9 * maintainer.BREATH for earlier, later in pairwise(rounds[:5])), rounds

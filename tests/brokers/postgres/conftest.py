@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 import pytest
 
+from offload.broker import Work
 from offload.brokers.postgres import PostgresBroker
 from offload.clock import Clock
 from offload.testing.clock import TestClock
@@ -18,6 +19,12 @@ Ask: TypeAlias = Callable[..., list[tuple[Any, ...]]]
 """What the fixture `ask` gives."""
 Opens: TypeAlias = Callable[..., Awaitable[PostgresBroker]]
 """What the fixture `opens` gives."""
+Caller: TypeAlias = psycopg.Connection[tuple[Any, ...]]
+"""A connection of a caller's own, on which statements begin a transaction."""
+T = TypeVar("T")
+
+SOON = 5.0
+"""Seconds of real time; what waits for a lock waits for much longer."""
 
 
 @pytest.fixture
@@ -82,3 +89,20 @@ def ask(connection: psycopg.Connection[tuple[Any, ...]]) -> Ask:
         return cursor.fetchall() if cursor.description else []
 
     return ask
+
+
+@pytest.fixture
+def caller(server: PostgresServer, schema: str) -> Iterator[Caller]:
+    with psycopg.connect(server.url, options=f"-c search_path={schema} -c lock_timeout=5s") as connection:
+        yield connection
+
+
+def carried_out(connection: Caller, work: Work[T]) -> T:
+    """What an operation returns whose statements run on a caller's connection."""
+    try:
+        statement = next(work)
+        while True:
+            cursor = connection.execute(statement.sql.encode(), statement.values)
+            statement = work.send(cursor.fetchall() if cursor.description else [])
+    except StopIteration as end:
+        return end.value

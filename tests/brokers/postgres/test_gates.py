@@ -6,13 +6,12 @@ import asyncio
 import random
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import Iterator
 from time import monotonic
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import psycopg
 import pytest
-from tests.brokers.postgres.conftest import Ask, Opens
+from tests.brokers.postgres.conftest import SOON, Ask, Caller, Opens, carried_out
 
 from offload.broker import Work
 from offload.brokers.postgres import PostgresBroker
@@ -26,28 +25,6 @@ from offload.testing.contract.fixtures import claim, claim_one, ids, info, job, 
 from offload.testing.servers import PostgresServer
 
 pytestmark = pytest.mark.anyio
-T = TypeVar("T")
-
-Caller: TypeAlias = psycopg.Connection[tuple[Any, ...]]
-SOON = 5.0
-"""Seconds of real time; what waits for a lock waits for much longer."""
-
-
-@pytest.fixture
-def caller(server: PostgresServer, schema: str) -> Iterator[Caller]:
-    """A connection of a caller's own, on which statements begin a transaction."""
-    with psycopg.connect(server.url, options=f"-c search_path={schema} -c lock_timeout=5s") as connection:
-        yield connection
-
-
-def carried_out(connection: Caller, work: Work[T]) -> T:
-    try:
-        statement = next(work)
-        while True:
-            cursor = connection.execute(statement.sql.encode(), statement.values)
-            statement = work.send(cursor.fetchall() if cursor.description else [])
-    except StopIteration as end:
-        return end.value
 
 
 def keyed(clock: TestClock, id: str, key: str = "k", **fields: Any) -> Job:

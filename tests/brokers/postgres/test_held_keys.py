@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import psycopg
 import pytest
-from tests.brokers.postgres.conftest import Ask, Opens
+from tests.brokers.postgres.conftest import SOON, Ask, Caller, Opens, carried_out
 from tests.conftest import Eventually
 
-from offload.broker import Work
 from offload.brokers.postgres import PostgresBroker, connections, locking
 from offload.brokers.postgres.fetching import Fetching
 from offload.brokers.postgres.session import PostgresSession
@@ -23,15 +22,11 @@ from offload.testing.contract.fixtures import ROOM, claim, claim_one, ids, info,
 from offload.testing.servers import PostgresServer
 
 pytestmark = pytest.mark.anyio
-T = TypeVar("T")
 
-Caller: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 BLOCKED = "select 1 from pg_stat_activity where application_name = 'offload' and cardinality(pg_blocking_pids(pid)) > 0"
 WAITS_FOR_A_ROW = """select 1 from pg_stat_activity
     where application_name = 'offload' and wait_event in ('transactionid', 'tuple') and cardinality(pg_blocking_pids(pid)) > 0"""
 KEY_IS_LOCKED = "select 1 from uniques where key = %(key)s and key not in (select key from uniques for update skip locked)"
-SOON = 5.0
-"""Seconds of real time; what waits for a lock waits for much longer."""
 
 
 @pytest.fixture
@@ -51,16 +46,6 @@ def callers(server: PostgresServer, schema: str) -> Iterator[Callable[[], Caller
 @pytest.fixture
 def caller(callers: Callable[[], Caller]) -> Caller:
     return callers()
-
-
-def carried_out(connection: Caller, work: Work[T]) -> T:
-    try:
-        statement = next(work)
-        while True:
-            cursor = connection.execute(statement.sql.encode(), statement.values)
-            statement = work.send(cursor.fetchall() if cursor.description else [])
-    except StopIteration as end:
-        return end.value
 
 
 def met(broker: PostgresBroker, caller: Caller, wish: Job) -> str:

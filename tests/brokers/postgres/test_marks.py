@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import psycopg
 import pytest
 from msgspec.structs import replace
+from tests.brokers.postgres.conftest import carried_out
 
-from offload.broker import Session, Work
+from offload.broker import Session
 from offload.brokers.postgres import PostgresBroker
 from offload.brokers.postgres.marks import HIGHEST, LOWEST, Marks
 from offload.brokers.postgres.rows import placed
@@ -27,21 +27,11 @@ async def claim(session: Session, limit: int = 1, queues: Sequence[str] | None =
     return await session.fetch(queues, limit, ROOM)
 
 
-def carry_out(connection: psycopg.Connection[Any], work: Work[Any]) -> Any:
-    try:
-        statement = next(work)
-        while True:
-            cursor = connection.execute(statement.sql.encode(), statement.values)
-            statement = work.send(cursor.fetchall() if cursor.description else [])
-    except StopIteration as end:
-        return end.value
-
-
 async def test_what_is_committed_late_is_claimed_though_later_places_are_taken(
     broker: PostgresBroker, clock: TestClock, server: PostgresServer
 ) -> None:
     with psycopg.connect(server.url) as late:
-        carry_out(late, broker.enqueue_on([job(clock, "late")]))
+        carried_out(late, broker.enqueue_on([job(clock, "late")]))
         await broker.enqueue([job(clock, id) for id in ("a", "b", "c")])
         async with broker.session(info()) as session:
             assert ids(await claim(session, 2)) == ["a", "b"]

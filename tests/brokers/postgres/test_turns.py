@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import psycopg
 import pytest
-from tests.brokers.postgres.conftest import Ask, Opens
+from tests.brokers.postgres.conftest import SOON, Ask, Caller, Opens, carried_out
 
-from offload.broker import Session, Work
+from offload.broker import Session
 from offload.brokers.postgres import PostgresBroker
 from offload.brokers.postgres.enqueueing import store
 from offload.brokers.postgres.rows import ROUND_BITS
@@ -23,28 +22,6 @@ from offload.testing.contract.turns import fair, one_by_one
 from offload.testing.servers import PostgresServer
 
 pytestmark = pytest.mark.anyio
-T = TypeVar("T")
-
-Caller: TypeAlias = psycopg.Connection[tuple[Any, ...]]
-SOON = 5.0
-"""Seconds of real time; what waits for a lock waits for much longer."""
-
-
-@pytest.fixture
-def caller(server: PostgresServer, schema: str) -> Iterator[Caller]:
-    """A connection of a caller's own, on which statements begin a transaction."""
-    with psycopg.connect(server.url, options=f"-c search_path={schema} -c lock_timeout=5s") as connection:
-        yield connection
-
-
-def carried_out(connection: Caller, work: Work[T]) -> T:
-    try:
-        statement = next(work)
-        while True:
-            cursor = connection.execute(statement.sql.encode(), statement.values)
-            statement = work.send(cursor.fetchall() if cursor.description else [])
-    except StopIteration as end:
-        return end.value
 
 
 def storing(connection: Caller, broker: PostgresBroker, *jobs: Job) -> None:

@@ -10,9 +10,10 @@ import pytest
 from tests.conftest import Starts
 
 from offload.broker import Session
-from offload.brokers.redis import connections
+from offload.brokers.redis import RedisBroker, connections
 from offload.brokers.redis.address import Address
 from offload.brokers.redis.connections import Link
+from offload.testing.clock import TestClock
 from offload.testing.servers import RedisServer, valkey
 
 Rung: TypeAlias = Callable[..., list[bool]]
@@ -49,6 +50,20 @@ async def link(server: RedisServer) -> AsyncIterator[Link]:
     await link.open()
     yield link
     await link.close()
+
+
+@pytest.fixture
+def clock() -> TestClock:
+    return TestClock()
+
+
+@pytest.fixture
+async def broker(each_redis: RedisServer, fresh_name: str, clock: TestClock) -> AsyncIterator[RedisBroker]:
+    """An open broker under a prefix of the test's own, on each kind of server."""
+    broker = RedisBroker.connect(f"{each_redis.url}?prefix={fresh_name}", clock)
+    await broker.open()
+    yield broker
+    await broker.close()
 
 
 @pytest.fixture

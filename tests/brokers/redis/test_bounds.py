@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -25,19 +25,6 @@ BARREN = 40
 """Jobs for which there is no room in each of the queues."""
 MOST = 2_000
 """Jobs that one call may look at in vain: a thousand, and those of the queue with which it comes to a thousand."""
-
-
-@pytest.fixture
-def clock() -> TestClock:
-    return TestClock()
-
-
-@pytest.fixture
-async def broker(each_redis: RedisServer, fresh_name: str, clock: TestClock) -> AsyncIterator[RedisBroker]:
-    broker = RedisBroker.connect(f"{each_redis.url}?prefix={fresh_name}", clock)
-    await broker.open()
-    yield broker
-    await broker.close()
 
 
 async def enqueue_all(broker: RedisBroker, jobs: Sequence[Job]) -> None:

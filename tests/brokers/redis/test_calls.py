@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from offload.brokers.redis import RedisBroker
@@ -12,22 +10,8 @@ from offload.errors import BrokerError
 from offload.job import Done, Pulse, Release, State
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import claim, claim_one, ids, info, job, settle, state
-from offload.testing.servers import RedisServer
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock() -> TestClock:
-    return TestClock()
-
-
-@pytest.fixture
-async def broker(each_redis: RedisServer, fresh_name: str, clock: TestClock) -> AsyncIterator[RedisBroker]:
-    broker = RedisBroker.connect(f"{each_redis.url}?prefix={fresh_name}", clock)
-    await broker.open()
-    yield broker
-    await broker.close()
 
 
 def forget_calls(session: RedisSession, number: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from time import monotonic
@@ -24,19 +24,6 @@ pytestmark = pytest.mark.anyio
 ONE = (SlotLimit("k", 1),)
 PASSED_AT_ONCE = 2_000
 """Jobs that pass in one call after they have waited."""
-
-
-@pytest.fixture
-def clock() -> TestClock:
-    return TestClock()
-
-
-@pytest.fixture
-async def broker(each_redis: RedisServer, fresh_name: str, clock: TestClock) -> AsyncIterator[RedisBroker]:
-    broker = RedisBroker.connect(f"{each_redis.url}?prefix={fresh_name}", clock)
-    await broker.open()
-    yield broker
-    await broker.close()
 
 
 async def enqueue_all(broker: RedisBroker, jobs: Sequence[Job]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -18,19 +18,6 @@ from offload.testing.servers import RedisServer
 pytestmark = pytest.mark.anyio
 
 JOBS = 500
-
-
-@pytest.fixture
-def clock() -> TestClock:
-    return TestClock()
-
-
-@pytest.fixture
-async def broker(each_redis: RedisServer, fresh_name: str, clock: TestClock) -> AsyncIterator[RedisBroker]:
-    broker = RedisBroker.connect(f"{each_redis.url}?prefix={fresh_name}", clock)
-    await broker.open()
-    yield broker
-    await broker.close()
 
 
 async def emptied(broker: RedisBroker) -> None:

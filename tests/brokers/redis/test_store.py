@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,19 +20,6 @@ from offload.testing.servers import RedisServer, valkey
 from offload.worker import Worker
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock() -> TestClock:
-    return TestClock()
-
-
-@pytest.fixture
-async def broker(each_redis: RedisServer, fresh_name: str, clock: TestClock) -> AsyncIterator[RedisBroker]:
-    broker = RedisBroker.connect(f"{each_redis.url}?prefix={fresh_name}", clock)
-    await broker.open()
-    yield broker
-    await broker.close()
 
 
 def keys(server: RedisServer, prefix: str) -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from time import monotonic
 
 import pytest
@@ -21,19 +20,6 @@ pytestmark = pytest.mark.anyio
 
 FOR_OTHERS: dict[Isolation, int] = {"async": 0, "thread": 1, "process": 0}
 """Room for none of the tasks there are."""
-
-
-@pytest.fixture
-def clock() -> TestClock:
-    return TestClock()
-
-
-@pytest.fixture
-async def broker(each_redis: RedisServer, fresh_name: str, clock: TestClock) -> AsyncIterator[RedisBroker]:
-    broker = RedisBroker.connect(f"{each_redis.url}?prefix={fresh_name}", clock)
-    await broker.open()
-    yield broker
-    await broker.close()
 
 
 def serving(name: str, *queues: str) -> WorkerInfo:
