@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -198,6 +200,22 @@ def test_a_declaration_is_known_by_its_template_or_function_and_else_by_its_plac
     assert len(set(rules)) == len(made), "what takes another's place is not known as that"
     assert all(rule.startswith("task[0] ") for rule in rules)
     assert rules == [rule_of(Concurrency(5, nameless), "task[0]") for nameless in made]
+
+
+def test_a_declaration_without_a_name_is_the_same_in_every_process() -> None:
+    """Hashes of texts, and so the order of sets, differ from process to process, as places in memory do."""
+    program = """
+from functools import partial
+from offload import Concurrency
+from offload.limits import rule_of
+print(rule_of(Concurrency(1, lambda tenant: tenant if tenant in {"ada", "bob", "eve"} else "all"), "t[0]"))
+print(rule_of(Concurrency(1, partial(lambda given, tenant: tenant, object())), "t[0]"))
+"""
+    told = {
+        subprocess.run([sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, check=True, capture_output=True, text=True).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(told) == 1, told
 
 
 def test_a_limit_that_takes_the_place_of_another_does_not_count_for_its_jobs() -> None:

@@ -22,6 +22,7 @@ LONGEST_KEY = 200
 """The most characters of a key once its template is filled in."""
 
 MOST_SLOTS = 2**31 - 1
+"""The most slots of a key: what every engine can count."""
 MOST_BURST = 100_000
 """The most tokens that may gather, and that one job may take: of the slowest rate they are 270 years, which every engine can count."""
 _IN_NO_KEY = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -234,15 +235,23 @@ def rule_of(limit: Concurrency | Rate, place: str) -> str:
 
 
 def _does(key: Callable[..., str]) -> bytes:
-    """What a callable does, as far as it shows; a lambda that stays as it is shows the same on one version of Python."""
+    """What a callable does, as far as its code shows; the same in every process that runs this code on one version of Python.
+
+    So nothing counts whose text names a place in memory, or whose order is by chance: each start of a worker would declare anew.
+    """
     if isinstance(key, partial):
-        return _does(key.func) + repr((key.args, key.keywords)).encode()
+        return b"partial " + _does(key.func)
     kind = type(key)
     code: CodeType | None = getattr(key, "__code__", None) or getattr(kind.__call__, "__code__", None)
     if code is None:
         return kind.__qualname__.encode()
-    constants = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
+    constants = [_lasting(constant) for constant in code.co_consts if not isinstance(constant, CodeType)]
     return code.co_code + repr((kind.__qualname__, code.co_names, code.co_varnames, constants)).encode()
+
+
+def _lasting(constant: object) -> str:
+    """A constant as text, without the order of a set, which differs from process to process."""
+    return repr(sorted(map(repr, cast("frozenset[object]", constant)))) if isinstance(constant, frozenset) else repr(constant)
 
 
 def strictest(limits: Sequence[Limit]) -> tuple[Limit, ...]:

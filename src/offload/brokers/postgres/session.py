@@ -187,7 +187,8 @@ class PostgresSession(Session):
         self._wake_at = wake_at
         news = any_ready and (changed or self._fetching.held_up or not self._fetching.passed)
         self._fruitless += news
-        if wake_at is not None and self._nap() <= SOONEST and wake_at <= stored(self._database.clock.now()):
+        deferred = self._nap() > SOONEST  # to who has looked after the gates so far
+        if wake_at is not None and not deferred and wake_at <= stored(self._database.clock.now()):
             self._fetching.be_careful()
             self._vain_wakes += 1
             return True
