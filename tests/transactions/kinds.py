@@ -8,11 +8,17 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, asyn
 from dataclasses import dataclass
 from typing import Any
 
+import django
+from django.conf import settings
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 INSERT = "insert into marks (n) values ({})"
+
+# Here, not where a connection is first opened: within a task's time limit it might be stopped half set up, for every later test.
+settings.configure(USE_TZ=True)
+django.setup()
 
 
 @dataclass(frozen=True)
@@ -121,13 +127,8 @@ def _sqlalchemy_execute(connection: Any, statement: str) -> Any:
 
 
 def _django_connection(url: str) -> Any:
-    import django
-    from django.conf import settings
     from django.db import connections
 
-    if not settings.configured:
-        settings.configure(USE_TZ=True)
-        django.setup()
     if url.startswith("sqlite"):
         database = {"ENGINE": "django.db.backends.sqlite3", "NAME": _path(url)}
     else:
