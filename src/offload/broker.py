@@ -244,8 +244,11 @@ class Store(Broker):
     async def fire(self, name: str, job: Job) -> str | None:
         """Enqueue one extra job of a schedule now, whatever its rule says. None when its overlap forbids it."""
 
-    async def limits(self) -> list[LimitRecord]:
-        """The keys of orders and limits that are held or waited for, or that a person or a task has changed; by key and kind."""
+    async def limits(self, limit: int = 1_000, after: str | None = None, key: str | None = None) -> list[LimitRecord]:  # noqa: ARG002 - engines that keep limits take them
+        """What keys of orders and limits allow that are held or waited for, or that a person or a task has changed; by key and kind.
+
+        Of the first `limit` keys after `after`, or of `key` alone.
+        """
         raise Unsupported(f"{type(self).__name__} keeps no orders and limits by key; {instead(Feature.LIMITS)}")
 
     async def set_limit(self, key: str, change: LimitChange) -> None:  # noqa: ARG002 - engines that keep limits take it

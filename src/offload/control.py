@@ -88,9 +88,12 @@ class Control:
         """The queues that are paused."""
         return await (await self.producer.clients.store()).paused()
 
-    async def alimits(self) -> list[LimitRecord]:
-        """What keys allow, and who holds them or waits for them: those of orders and limits that are held, waited for, or were changed."""
-        return await (await self.producer.clients.store()).limits()
+    async def alimits(self, *, key: str | None = None, limit: int = 1_000, after: str | None = None) -> list[LimitRecord]:
+        """What keys allow, and who holds them or waits for them: those of orders and limits that are held, waited for, or were changed.
+
+        Of the first `limit` keys by name, a record for each kind of use; `after` is the last key of the page before. Or of one `key` alone.
+        """
+        return await (await self.producer.clients.store()).limits(limit, after, key)
 
     async def aset_limit(
         self,

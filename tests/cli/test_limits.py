@@ -43,6 +43,15 @@ def test_keys_are_listed_with_what_they_allow_and_who_holds_them(shop: Project) 
     assert rows[2].endswith("c1 and c2")
 
 
+def test_keys_are_listed_a_page_at_a_time(shop: Project) -> None:
+    enqueue(shop, "pay", "p1")
+    enqueue(shop, "call", "c1")
+    assert [each["key"] for each in shop.json("limits", "list", "--limit", "2")] == ["account:7", "api"]
+    page = shop.run("limits", "list", "--limit", "2")
+    assert "There may be more: --after api lists them." in page.stdout + page.stderr
+    assert [each["key"] for each in shop.json("limits", "list", "--after", "api")] == ["tenant:7"]
+
+
 def test_when_the_next_may_start_is_shown(shop: Project) -> None:
     enqueue(shop, "call", "c1", "c2", "c3", "c4")
     assert shop.drain() == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import groupby
@@ -43,19 +44,23 @@ def limits() -> None:
 
 @limits.command("list")
 @app_argument
+@click.option("--limit", "most", type=click.IntRange(min=1), default=1_000, show_default=True, help="At most so many keys.")
+@click.option("--after", type=Name(), help="The keys after this one, such as the last of the page before.")
 @output.json_option
 @takes_app
-def list_limits(app: Offload, as_json: bool) -> None:
-    """List the keys that are held, waited for, or were changed.
+def list_limits(app: Offload, most: int, after: str | None, as_json: bool) -> None:
+    """List the keys that are held, waited for, or were changed, by name.
 
     With what each allows, how many jobs hold it or wait for it, and when the next one is expected to pass.
     """
-    found, now = app.limits(), app.clock.now()
+    found, now = app.limits(limit=most, after=after), app.clock.now()
     if as_json:
         output.emit([plain(each) for each in found])
         return
     rows = [_row(each, now) for _, group in groupby(found, key=lambda each: each.key) for each in _telling(list(group))]
     show_table(COLUMNS, rows, empty="No key is held or waited for, and none was changed.")
+    if len(keys := _keys(found)) == most:
+        output.note(f"There may be more: --after {shlex.quote(keys[-1])} lists them.")
 
 
 @limits.command("set")
@@ -89,9 +94,12 @@ def reset(app: Offload, key: str) -> None:
 
     A pause stays.
     """
-    changed = _keys(each for each in app.limits() if each.changed)
+    was_changed = any(each.changed for each in app.limits(key=key))
     app.set_limit(key, concurrency=None, rate=None, burst=None)
-    click.echo(f"Key {key!r} allows what tasks declare." if key in changed else f"Key {key!r} was not changed{near(key, changed) or '.'}")
+    if was_changed:
+        click.echo(f"Key {key!r} allows what tasks declare.")
+    else:
+        click.echo(f"Key {key!r} was not changed{near(key, _keys(each for each in app.limits() if each.changed)) or '.'}")
 
 
 @limits.command()
@@ -112,9 +120,16 @@ def pause(app: Offload, key: str) -> None:
 @takes_app
 def resume(app: Offload, key: str) -> None:
     """Let a KEY go on that is paused, or that a task holds back."""
-    stopped = _keys(each for each in app.limits() if each.paused or each.shut_until is not None)
+    was_stopped = any(_stopped(each) for each in app.limits(key=key))
     app.set_limit(key, paused=False)
-    click.echo(f"Key {key!r} goes on." if key in stopped else f"Key {key!r} was neither paused nor held back{near(key, stopped) or '.'}")
+    if was_stopped:
+        click.echo(f"Key {key!r} goes on.")
+    else:
+        click.echo(f"Key {key!r} was neither paused nor held back{near(key, _keys(filter(_stopped, app.limits()))) or '.'}")
+
+
+def _stopped(limit: LimitRecord) -> bool:
+    return limit.paused or limit.shut_until is not None
 
 
 def _keys(found: Iterable[LimitRecord]) -> list[str]:
@@ -123,14 +138,14 @@ def _keys(found: Iterable[LimitRecord]) -> list[str]:
 
 def _warn_of_unknown(app: Offload, key: str) -> None:
     """A key that is idle leaves no trace; but it comes from some task, where the tasks are known."""
-    known = _keys(app.limits())
-    if app.tasks and key not in known and not any(_makes(task, key) for task in app.tasks.values()):
-        output.note(f"Warning: no job holds or waits for a key {key!r}, and no task here has such a key{near(key, known)}")
+    if app.tasks and not app.limits(key=key) and not any(_makes(task, key) for task in app.tasks.values()):
+        alike = near(key, _keys(app.limits()))
+        output.note(f"Warning: no job holds or waits for a key {key!r}, and no task here has such a key{alike}")
 
 
 def _warn_of_useless(app: Offload, key: str, kinds: set[Kind]) -> None:
     """A key may be known, and nobody limit by it what is changed."""
-    used = {kind for task in app.tasks.values() for kind in _made(task, key)} | {each.kind for each in app.limits() if each.key == key}
+    used = {kind for task in app.tasks.values() for kind in _made(task, key)} | {each.kind for each in app.limits(key=key)}
     for kind in sorted(kinds - used) if used else ():
         how = "a concurrency limit" if kind == "slot" else "a rate"
         output.note(f"Warning: no job and no task here has {how} of the key {key!r}, so this changes nothing for them")

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from offload.gates.ledger import MOST_PASSED, MOST_WOKEN, Ledger
 from offload.gates.rates import LATENESS, settled, taken, token_at, tokens
-from offload.gates.records import MOST_HOLDERS, MOST_STRIKING, limit_record
+from offload.gates.records import MOST_HOLDERS, MOST_STRIKING, limit_record, page_of
 from offload.gates.rounds import round_of
 from offload.gates.rules import Rules, by_rule, changed_gates, changes, new_rules, rule_id, rules_of
 from offload.gates.state import Changes, Gate, Lane, Need, Place, Steps, answered
@@ -89,6 +89,7 @@ __all__ = [
     "lone_want",
     "member_of",
     "new_rules",
+    "page_of",
     "round_of",
     "rule_id",
     "rules_of",

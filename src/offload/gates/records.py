@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from offload.gates.rules import Rules, allowed
 from offload.gates.state import Gate
-from offload.gates.wants import Want, key_of
+from offload.gates.wants import Want, key_of, kind_of
 from offload.job import LimitRecord
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -48,3 +49,12 @@ def limit_record(
 
 def _moment(stored: int) -> datetime:
     return EPOCH + timedelta(microseconds=stored)
+
+
+def page_of(gates: Iterable[str], limit: int, after: str | None, key: str | None = None) -> list[str]:
+    """The gates of the first `limit` keys after one, or those of one `key`, as people read them: by key, then by kind."""
+    by_key: defaultdict[str, list[str]] = defaultdict(list)
+    for gate in gates:
+        by_key[key_of(gate)].append(gate)
+    wanted = [each for each in sorted(by_key) if (after is None or each > after) and key in (None, each)]
+    return [gate for each in wanted[:limit] for gate in sorted(by_key[each], key=kind_of)]

@@ -56,8 +56,3 @@ def record_of(
     gate = gate_from(row)
     want = next((want for want in wants_of(concerned) if want.gate == gate.id), None) if concerned is not None else None
     return limit_record(gate, want, rules, now, holders, len(gate.holders), waiting, dead=dead)
-
-
-def in_order(limits: Iterable[LimitRecord]) -> list[LimitRecord]:
-    """As people read them."""
-    return sorted(limits, key=lambda limit: (limit.key, limit.kind))

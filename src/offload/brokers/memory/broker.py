@@ -19,6 +19,7 @@ from offload.brokers.memory.session import MemorySession
 from offload.brokers.memory.shelf import Shelf
 from offload.clock import Clock
 from offload.errors import BadDeclaration
+from offload.gates import page_of
 from offload.job import (
     Facts,
     Filter,
@@ -213,10 +214,10 @@ class MemoryBroker(Store):
         self.work.ring()
         return id
 
-    async def limits(self) -> list[LimitRecord]:
+    async def limits(self, limit: int = 1_000, after: str | None = None, key: str | None = None) -> list[LimitRecord]:
         """What keys allow, and who holds them."""
         with self.lock:
-            return reading.limits(self.shelf)
+            return reading.limits(self.shelf, page_of(self.shelf.gating.known(self.shelf.moment()), limit, after, key))
 
     async def set_limit(self, key: str, change: LimitChange) -> None:
         """Change what a key allows."""

@@ -97,20 +97,16 @@ def _limits_of(shelf: Shelf, entry: Entry) -> tuple[tuple[LimitRecord, ...], int
     waits = member(entry)
     if entry.lane is None:
         gates = [want.gate for want in waits.wants] if entry.state is State.READY else []
-        return tuple(_limits(shelf, gates)), 0
+        return tuple(limits(shelf, gates)), 0
     stop = shelf.gating.lane_at(entry.lane)
     gates = sorted((want.gate for want in waits.wants), key=lambda gate: gate != stop)
     if stop is not None and stop not in gates:
         gates = [stop, *gates]
-    return tuple(_limits(shelf, gates)), shelf.gating.before(waits)
+    return tuple(limits(shelf, gates)), shelf.gating.before(waits)
 
 
-def limits(shelf: Shelf) -> list[LimitRecord]:
-    """What keys allow, and who holds them; see `Store.limits`."""
-    return sorted(_limits(shelf, shelf.gating.known(shelf.moment())), key=lambda limit: (limit.key, limit.kind))
-
-
-def _limits(shelf: Shelf, gates: Iterable[str]) -> list[LimitRecord]:
+def limits(shelf: Shelf, gates: Iterable[str]) -> list[LimitRecord]:
+    """What gates allow, and who holds them, in the order given; see `Store.limits`."""
     jobs = {entry.n: entry for entry in shelf.entries.values()}
     return [_limit(shelf, gate, jobs) for gate in gates]
 
@@ -125,6 +121,16 @@ def _limit(shelf: Shelf, id: str, jobs: Mapping[int, Entry]) -> LimitRecord:
     dead = gate.kind == "turn" and any(jobs[n].state is State.DEAD for n in holders)
     named = [jobs[n].job.id for n in holders[:MOST_HOLDERS]]
     return limit_record(gate, want, gating.rules, shelf.moment(), named, len(holders), len(waiting), dead=dead)
+
+
+def _striking(shelf: Shelf) -> tuple[LimitRecord, ...]:
+    """Those that let nobody pass."""
+    found = limits(shelf, shelf.gating.known(shelf.moment()))
+    return tuple(
+        sorted((each for each in found if each.paused or each.shut_until or each.dead), key=lambda each: (each.key, each.kind))[
+            :MOST_STRIKING
+        ]
+    )
 
 
 def facts(shelf: Shelf, sessions: Sequence[SessionRecord], schedules: Sequence[ScheduleRecord]) -> Facts:
@@ -144,7 +150,7 @@ def facts(shelf: Shelf, sessions: Sequence[SessionRecord], schedules: Sequence[S
         oldest_ready=_oldest_ready(entries),
         large=tuple(sorted(large, key=lambda row: (-row[2], row[0]))[:MOST_LARGE]),
         finished=_run_times(entries),
-        limits=tuple([each for each in limits(shelf) if each.paused or each.shut_until or each.dead][:MOST_STRIKING]),
+        limits=_striking(shelf),
         declared=by_rule(shelf.gating.rules.values()),
         now=shelf.clock.now(),
     )

@@ -22,7 +22,7 @@ from offload.brokers.postgres.session import PostgresSession
 from offload.brokers.postgres.work import T, Transaction
 from offload.clock import Clock, ServerClock
 from offload.errors import BrokerError
-from offload.gates import changed_by
+from offload.gates import changed_by, page_of
 from offload.job import (
     Facts,
     Filter,
@@ -216,9 +216,14 @@ class PostgresBroker(SqlStore):
         """Enqueue an extra job of a schedule."""
         return await self.opened.change(lambda tx: planning.fire(tx, name, job))
 
-    async def limits(self) -> list[LimitRecord]:
+    async def limits(self, limit: int = 1_000, after: str | None = None, key: str | None = None) -> list[LimitRecord]:
         """What keys allow, and who holds them."""
-        return await self.opened.ask_together(gating.limits)
+
+        def work(tx: Transaction) -> Work[list[LimitRecord]]:
+            gates = page_of((yield from gating.known(tx)), limit, after, key)
+            return (yield from gating.limits(tx, gates))
+
+        return await self.opened.ask_together(work)
 
     async def set_limit(self, key: str, change: LimitChange) -> None:
         """Change what a key allows."""

@@ -43,7 +43,6 @@ from offload.gates import (
 from offload.gates.rows import (
     GateRow,
     gate_from,
-    in_order,
     record_of,
     stopping_first,
     unread_gates,
@@ -289,18 +288,21 @@ def _declared(tx: Transaction, names: Sequence[str]) -> Work[dict[str, Limit]]:
     return _rules((yield from tx.value("rules", rules=text(list(names))))) if names else {}
 
 
-def limits(tx: Transaction, gates: Sequence[str] | None = None) -> Work[list[LimitRecord]]:
-    """What gates allow, all or those given, and who holds them."""
-    ids = _names((yield from tx.value("known_gates", now=tx.now))) if gates is None else gates
-    rows = _gates((yield from tx.value("gates", ids=text(list(ids)), depth=0, rules="[]")))
+def known(tx: Transaction) -> Work[list[str]]:
+    """The gates of which there is anything to tell."""
+    return _names((yield from tx.value("known_gates", now=tx.now)))
+
+
+def limits(tx: Transaction, gates: Sequence[str]) -> Work[list[LimitRecord]]:
+    """What gates allow, and who holds them, in the order given."""
+    rows = _gates((yield from tx.value("gates", ids=text(list(gates)), depth=0, rules="[]")))
     facts = _facts((yield from tx.value("gate_facts", gates=text([row[0] for row in rows]), most=MOST_HOLDERS)))
     concerned = [None if extra is None else read_extra(extra) for _, extra, _, _ in facts]
     rules = yield from _declared(tx, rules_of(want for job in concerned if job is not None for want in wants_of(job)))
-    found = [
+    return [
         record_of(row, rules, tx.now, holders, waiting, job, dead=dead)
         for row, (waiting, _, holders, dead), job in zip(rows, facts, concerned, strict=True)
     ]
-    return found if gates is not None else in_order(found)
 
 
 def striking(tx: Transaction) -> Work[tuple[LimitRecord, ...]]:

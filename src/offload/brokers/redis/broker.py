@@ -194,9 +194,9 @@ class RedisBroker(Store):
             refuse(refusal)
         return None if id is None else id.decode()
 
-    async def limits(self) -> list[LimitRecord]:
+    async def limits(self, limit: int = 1_000, after: str | None = None, key: str | None = None) -> list[LimitRecord]:
         """What keys allow, and who holds them."""
-        return await reading.limits(self._script)
+        return await reading.limits(self._script, limit, after, key)
 
     async def set_limit(self, key: str, change: LimitChange) -> None:
         """Change what a key allows."""

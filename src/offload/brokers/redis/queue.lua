@@ -2195,9 +2195,9 @@ function operations.standing()
   }
 end
 
--- the last gate of the page before or empty, how many to look at -> the last of this page, nil at the end; and reading.GateRow of each
+-- between which gates, as bounds of ZRANGEBYLEX, how many to look at -> the last looked at, nil at the end; and reading.GateRow of each
 function operations.limits()
-  return fn.limits(ARGV[3], ARGV[4])
+  return fn.limits(ARGV[3], ARGV[4], ARGV[5])
 end
 
 -- -> id, info, beat, beat_at, started_at, number of running jobs
@@ -2976,9 +2976,9 @@ function fn.limit(id)
   }
 end
 
--- The gates that somebody holds or waits for, or that were changed: of `most` after one.
-function fn.limits(after, most)
-  local ids, found = call('ZRANGEBYLEX', our.keyed, after == '' and '-' or '(' .. after, '+', 'LIMIT', 0, most), {}
+-- The gates that somebody holds or waits for, or that were changed: of the first `most` between two bounds.
+function fn.limits(first, last, most)
+  local ids, found = call('ZRANGEBYLEX', our.keyed, first, last, 'LIMIT', 0, most), {}
   for _, id in ipairs(ids) do
     if fn.is_changed(fn.gate(id)) or fn.first_parked(id) or call('EXISTS', each.slots .. id) == 1 then found[#found + 1] = fn.limit(id) end
   end

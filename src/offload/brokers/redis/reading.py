@@ -13,8 +13,8 @@ from offload.brokers.redis.connections import server_version
 from offload.brokers.redis.notes import Note, notes
 from offload.brokers.redis.rows import MEMBER, MICROSECOND, Known, failures_of, job_of, moment, optional_moment
 from offload.brokers.redis.script import Script
-from offload.gates import MOST_STRIKING, by_rule, key_of, kind_of
-from offload.job import Facts, Filter, Limit, LimitRecord, Record, SessionRecord, Standing, State, WorkerInfo
+from offload.gates import KINDS, MOST_STRIKING, by_rule, gate_of, key_of, kind_of, page_of
+from offload.job import Facts, Filter, Kind, Limit, LimitRecord, Record, SessionRecord, Standing, State, WorkerInfo
 
 SCHEMA = 1
 PAGE = 200
@@ -173,14 +173,35 @@ class GateRow(NamedTuple):
         )
 
 
-async def limits(script: Script) -> list[LimitRecord]:
-    """What gates allow, by key and kind."""
-    found: list[LimitRecord] = []
-    last: bytes | None = b""
-    while last is not None:
-        last, rows = await script.ask("limits", last, PAGE)
-        found += [GateRow(*row).record() for row in rows]
-    return sorted(found, key=lambda limit: (limit.key, limit.kind))
+async def limits(script: Script, limit: int, after: str | None, key: str | None) -> list[LimitRecord]:
+    """What gates allow, by key and kind: of the first `limit` keys after one, or of one `key`."""
+    found: dict[str, LimitRecord] = {}
+    for kind in KINDS:
+        number = 0
+        async for each in _limits(script, kind, after, key):
+            found[gate_of(kind, each.key)] = each
+            number += 1
+            if number == limit:
+                break
+    return [found[gate] for gate in page_of(found, limit, after, key)]
+
+
+async def _limits(script: Script, kind: Kind, after: str | None = None, key: str | None = None) -> AsyncIterator[LimitRecord]:
+    """Those of one kind by key, for so does the script know them; it looks at a page at a time whether there is anything to tell."""
+    first, last = (b"(" + gate_of(kind, after or "").encode(), f"({kind}!".encode())
+    if key is not None:
+        first = last = b"[" + gate_of(kind, key).encode()
+    while first is not None:
+        seen, rows = await script.ask("limits", first, last, PAGE)
+        for row in rows:
+            yield GateRow(*row).record()
+        first = None if seen is None else b"(" + seen
+
+
+async def _striking(script: Script) -> tuple[LimitRecord, ...]:
+    """Those that let nobody pass."""
+    found = [each for kind in KINDS async for each in _limits(script, kind) if each.paused or each.shut_until or each.dead]
+    return tuple(sorted(found, key=lambda limit: (limit.key, limit.kind))[:MOST_STRIKING])
 
 
 async def sessions(script: Script) -> list[SessionRecord]:
@@ -213,7 +234,7 @@ async def facts(script: Script) -> Facts:
         oldest_ready={queue.decode(): moment(since) for queue, since in oldest.items() if since is not None},
         large=tuple(payloads[:MOST_LARGE]),
         finished=tuple((task.decode(), took / 1_000_000) for _, _, task, took in sorted(finished, reverse=True)),
-        limits=tuple([limit for limit in await limits(script) if limit.paused or limit.shut_until or limit.dead][:MOST_STRIKING]),
+        limits=await _striking(script),
         declared=by_rule([_limit.decode(row) for row in await script.ask("declared")]),
         notes=(*_skew(script), *await notes(script.link)),
         now=script.clock.now(),

@@ -28,6 +28,7 @@ from offload.brokers.sqlite.transaction import Joint, Operation, T, Transaction
 from offload.brokers.sqlite.wake import Ear
 from offload.clock import Clock
 from offload.errors import BadDeclaration, BrokerError
+from offload.gates import page_of
 from offload.job import (
     Facts,
     Filter,
@@ -288,9 +289,10 @@ class SqliteBroker(SqlStore):
         """Enqueue an extra job of a schedule."""
         return await self._write(lambda tx: planning.fire(tx, self._now(), name, job))
 
-    async def limits(self) -> list[LimitRecord]:
+    async def limits(self, limit: int = 1_000, after: str | None = None, key: str | None = None) -> list[LimitRecord]:
         """What keys allow, and who holds them."""
-        return await self._read(lambda tx: gating.limits(tx, self._now()))
+        now = self._now()
+        return await self._read(lambda tx: gating.limits(tx, now, page_of(gating.known(tx, now), limit, after, key)))
 
     async def set_limit(self, key: str, change: LimitChange) -> None:
         """Change what a key allows."""

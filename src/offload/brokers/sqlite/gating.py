@@ -33,7 +33,6 @@ from offload.gates import (
 from offload.gates.rows import (
     GateRow,
     gate_from,
-    in_order,
     record_of,
     stopping_first,
     unread_gates,
@@ -216,12 +215,15 @@ def declare(tx: Transaction, limits: Sequence[Limit]) -> list[str]:
     return changed_gates(changed, ((gate, wants_of(read_extra(extra))) for gate, extra in _heads(tx.value("heads"))))
 
 
-def limits(tx: Transaction, now: int, gates: Sequence[str] | None = None) -> list[LimitRecord]:
-    """What gates allow, all or those given, and who holds them."""
-    ids = _names(tx.value("known_gates", now=now)) if gates is None else gates
+def known(tx: Transaction, now: int) -> list[str]:
+    """The gates of which there is anything to tell."""
+    return _names(tx.value("known_gates", now=now))
+
+
+def limits(tx: Transaction, now: int, gates: Sequence[str]) -> list[LimitRecord]:
+    """What gates allow, and who holds them, in the order given."""
     rules = Rules(tx)
-    found = [_limit(tx, now, row, rules) for row in _gates(tx.value("gates", ids=text(list(ids)), depth=0))]
-    return found if gates is not None else in_order(found)
+    return [_limit(tx, now, row, rules) for row in _gates(tx.value("gates", ids=text(list(gates)), depth=0))]
 
 
 def striking(tx: Transaction, now: int) -> tuple[LimitRecord, ...]:

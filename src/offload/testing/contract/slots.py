@@ -196,6 +196,19 @@ class Slots(Fixtures):
             assert await run(session) == ["j4"]
         assert await store.limits() == []
 
+    @needs(Feature.LIMITS, Feature.ORDER)
+    async def test_keys_are_told_of_by_name_a_page_at_a_time(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([slot(clock, f"{key}{n}", key=key) for key in ("d", "a", "c", "b", "ä") for n in range(2)])
+        await store.enqueue([turn(clock, "o", key="b"), token(clock, "t", key="bb")])
+        seen: list[tuple[str, str]] = []
+        while page := await store.limits(2, seen[-1][0] if seen else None):
+            assert len({each.key for each in page}) <= 2
+            seen += [(each.key, each.kind) for each in page]
+        kinds = [("a", "slot"), ("b", "slot"), ("b", "turn"), ("bb", "token"), ("c", "slot"), ("d", "slot"), ("ä", "slot")]
+        assert seen == kinds
+        assert [each.kind for each in await store.limits(key="b")] == ["slot", "turn"]
+        assert await store.limits(key="bbb") == []
+
     @needs(Feature.LIMITS)
     async def test_a_paused_key_lets_nobody_start_until_it_goes_on(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([slot(clock, "a", 2), turn(clock, "o"), token(clock, "t")])
