@@ -14,7 +14,7 @@ help:  ## show this list
 demo: $(READY)  ## the tour: a web site, a worker, a mail server that fails (ARGS=--once plays it by itself)
 	@$(BIN)/offload demo $(ARGS)
 
-test: $(READY)  ## all tests on one Python, those without processes on every other Python found
+test: $(READY)  ## all tests on one Python, those without processes on the newest one found
 	@tools/test $(ARGS)
 
 check: $(READY)  ## format, lint, types, import directions, sizes, docs
