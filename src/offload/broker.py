@@ -34,6 +34,8 @@ from offload.job import (
     SessionRecord,
     Standing,
     State,
+    Tally,
+    TallyKind,
     Upkeep,
     WorkerInfo,
 )
@@ -54,6 +56,8 @@ class Feature(StrEnum):
     RESULTS = "result"
     STEPS = "step"
     SCHEDULES = "schedule"
+    PARENTS = "parent"
+    BATCH = "batch"
 
 
 class Session(ABC):
@@ -92,7 +96,7 @@ class Session(ABC):
         """Record how attempts ended, in one atomic operation. Returns only the leases that were lost; their outcomes are dropped.
 
         A lease settled before is lost: so are all of a call that is repeated because its answer was. A session that is not gone loses
-        leases in no other way. Where cancellation was asked for, all outcomes but Done end CANCELLED.
+        leases in no other way. Where cancellation was asked for, all outcomes but Done end CANCELLED. An outcome that adds jobs comes alone.
         """
 
     @abstractmethod
@@ -161,7 +165,8 @@ class Broker(ABC):
         """Store up to 1,000 jobs, all or none. Durable on return.
 
         Returns an id each, in order: the job's own, or on a unique conflict that of the job which stands for it. Repeating a
-        job of the same id, task and payload stores nothing twice. Raises UniqueConflict, IdConflict (nothing is stored then).
+        job of the same id, task and payload stores nothing twice. Raises UniqueConflict, IdConflict, ParentNotFound, BatchClosed;
+        nothing is stored then.
         """
 
     @abstractmethod
@@ -256,6 +261,28 @@ class Store(Broker):
         raise Unsupported(
             f"{type(self).__name__} keeps no orders and limits by key, so nothing is set for {key!r}; {instead(Feature.LIMITS)}"
         )
+
+    async def open_batch(self, id: str, name: str, callbacks: Sequence[Job]) -> None:  # noqa: ARG002 - engines that keep batches take them
+        """Begin a batch with its callbacks, whose `callback` says what each waits for. Does nothing where there is one of this id."""
+        raise Unsupported(f"{type(self).__name__} keeps no batches; {instead(Feature.BATCH)}")
+
+    async def seal_batch(self, id: str) -> bool:  # noqa: ARG002
+        """Take no more jobs from outside: once all have ended it is finished. False when there is none, or it is sealed already."""
+        raise Unsupported(f"{type(self).__name__} keeps no batches; {instead(Feature.BATCH)}")
+
+    async def stop(self, kind: TallyKind, id: str) -> bool:  # noqa: ARG002
+        """Cancel all jobs of a workflow or batch, those that are still to come too, and take no more for it to be complete.
+
+        Wide ones are cancelled in pieces by `maintain`. False when there is none, or it is finished already.
+        """
+        raise Unsupported(f"{type(self).__name__} keeps no workflows and batches; {instead(Feature.PARENTS)}")
+
+    async def tallies(self, kind: TallyKind, ids: Sequence[str] | None = None, limit: int = 100, after: str | None = None) -> list[Tally]:  # noqa: ARG002
+        """Workflows or batches: those of `ids` that exist, or up to `limit` of all, newest first.
+
+        `after` is the last id of the page before.
+        """
+        raise Unsupported(f"{type(self).__name__} keeps no workflows and batches; {instead(Feature.PARENTS)}")
 
     @abstractmethod
     async def sessions(self) -> list[SessionRecord]:
@@ -369,6 +396,8 @@ ASKS: Mapping[Feature, Callable[[Job], bool]] = {
     Feature.ORDER: lambda job: job.order_by is not None,
     Feature.LIMITS: lambda job: bool(job.limits),
     Feature.FAIRNESS: lambda job: job.fair_by is not None,
+    Feature.PARENTS: lambda job: job.workflow is not None,
+    Feature.BATCH: lambda job: job.batch is not None,
 }
 """Which feature a job asks for by which field."""
 

@@ -6,7 +6,9 @@ OffloadError
 ├── BadPayload           arguments or a result could not be encoded, decoded or bound; or are too large
 ├── BadDeclaration       a task, schedule, option or URL that cannot work
 ├── UniqueConflict       the unique key is taken and the job asked to raise
-├── IdConflict           the id was used before with another payload
+├── IdConflict           the id was used before with another payload, or in another workflow
+├── BatchClosed          a job for a batch that is sealed, or that there is not
+├── ParentNotFound       a job is to wait for one that there is not
 ├── BrokerError          the broker could not be reached or answered oddly (`__cause__` is the driver's error)
 │   ├── BrokerNotInstalled  the engine, or a package that it needs, is missing
 │   ├── BrokerBusy       it answers, but what others hold or do there kept this from being done
@@ -79,6 +81,22 @@ class IdConflict(OffloadError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.job_id,), self.__dict__
+
+
+class BatchClosed(OffloadError):
+    """A job was to be added to a batch that takes no more, or that there is not."""
+
+
+class ParentNotFound(OffloadError, LookupError):
+    """A job was to wait for a parent that there is not: never enqueued, deleted, or its record is forgotten."""
+
+    def __init__(self, job_id: str, parent_id: str) -> None:
+        super().__init__(f"job {job_id} is to wait for job {parent_id}, and there is none: it was deleted, or its record is forgotten")
+        self.job_id = job_id
+        self.parent_id = parent_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.job_id, self.parent_id), self.__dict__
 
 
 class BrokerError(OffloadError):

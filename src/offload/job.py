@@ -17,6 +17,9 @@ Conflict: TypeAlias = Literal["skip", "raise", "replace", "debounce", "keep_last
 Overlap: TypeAlias = Literal["skip", "allow", "replace"]
 Missed: TypeAlias = Literal["latest", "skip", "all"]
 OnDead: TypeAlias = Literal["continue", "hold"]
+IfParentFails: TypeAlias = Literal["cancel", "run"]
+Callback: TypeAlias = Literal["success", "failure", "complete"]
+TallyKind: TypeAlias = Literal["workflow", "batch"]
 
 DAY = 86_400.0
 KEEP_SUCCEEDED = DAY
@@ -80,6 +83,23 @@ class RateLimit(msgspec.Struct, frozen=True, omit_defaults=True, tag="rate"):
 Limit: TypeAlias = SlotLimit | RateLimit
 
 
+class Parent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A job of the same workflow that another one waits for."""
+
+    id: str
+    at: tuple[tuple[str | int, ...], ...] = ()
+    """Where in the arguments of the one that waits its result goes, as paths of names and indexes; nowhere where that only waits."""
+
+
+class Membership(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The workflow that a job belongs to. Stores keep `name` and `size` with the workflow, and not with its jobs."""
+
+    id: str
+    name: str = ""
+    size: int = 0
+    """How many jobs it has once all have arrived, as far as the one who enqueues knows."""
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One request to run one task. It never changes once stored, but for what a unique conflict replaces."""
 
@@ -107,6 +127,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     limits: tuple[Limit, ...] = ()
     fair_by: str | None = None
     """The key that takes turns with others inside one queue and priority."""
+    workflow: Membership | None = None
+    parents: tuple[Parent, ...] = ()
+    """The jobs that must end before it becomes due."""
+    if_parent_fails: IfParentFails = "cancel"
+    """Whether it is cancelled when a parent ends DEAD, CANCELLED or EXPIRED, or runs with None in place of that one's result."""
+    batch: str | None = None
+    """The id of the batch that it belongs to."""
+    callback: Callback | None = None
+    """Of its batch, which end it waits for. It is not counted there."""
 
 
 def keys_of(job: Job) -> tuple[UniqueKey, ...]:
@@ -172,6 +201,8 @@ class Lease(msgspec.Struct, frozen=True):
     """Results of steps remembered by earlier attempts, as JSON."""
     ref: Any = None
     """The broker's own handle."""
+    inputs: tuple[bytes | None, ...] = ()
+    """The results of its parents as JSON, one for each, where any is asked for; None where it is not, or there is none."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -195,6 +226,8 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     """The attempt returned; `result` is its JSON, None for `None`."""
 
     result: bytes | None = None
+    added: tuple[Job, ...] = ()
+    """Up to 1,000 jobs, enqueued by the same operation. Where they are refused, the job is DEAD, for the reason that they were."""
 
 
 class Retried(msgspec.Struct, frozen=True, tag=True):
@@ -393,6 +426,38 @@ class Upkeep(msgspec.Struct, frozen=True):
     touched: tuple[Touched, ...] = ()
 
 
+class Tally(msgspec.Struct, frozen=True, kw_only=True):
+    """A workflow or a batch, counted by the operations that end its jobs."""
+
+    kind: TallyKind
+    id: str
+    name: str = ""
+    created_at: datetime
+    finished_at: datetime | None = None
+    """When all had ended; None while any has not, or more may come."""
+    total: int = 0
+    running: int = 0
+    succeeded: int = 0
+    dead: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    size: int = 0
+    """Of a workflow, how many jobs it has once all have arrived."""
+    sealed: bool = False
+    """True of a batch to which no more are added from outside."""
+    stopped: bool = False
+    """True once it was cancelled as a whole: whatever still comes is cancelled."""
+    abandoned: bool = False
+    """True where its producer went away before all had come."""
+    callbacks: tuple[tuple[Callback, str], ...] = ()
+    """Of a batch, the ids of its callbacks, by what each waits for."""
+
+    @property
+    def waiting(self) -> int:
+        """How many have neither begun nor ended, or wait to be tried again."""
+        return self.total - self.running - self.succeeded - self.dead - self.cancelled - self.expired
+
+
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """Which jobs to find; None leaves a field open. `text` is sought in id, task name, payload and errors."""
 
@@ -401,6 +466,8 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     queue: str | None = None
     key: str | None = None
     text: str | None = None
+    workflow: str | None = None
+    batch: str | None = None
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -414,6 +481,10 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """Ready jobs of its queue that go before it."""
     waits_for: str | None = None
     """The job id that it waits for, when WAITING behind a unique key."""
+    parents: tuple[str, ...] = ()
+    """The ids of parents that it waits for, the first 10 in their order."""
+    open_parents: int = 0
+    """How many parents it waits for."""
     limits: tuple[LimitRecord, ...] = ()
     """What its keys allow, when it is READY, or WAITS for one of them; that which stops the first of its lane comes first then."""
     before: int = 0

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from hypothesis.strategies import SearchStrategy, booleans, builds, integers, just, lists, none, sampled_from, tuples
 
 from offload.job import (
+    Callback,
     Cancelled,
     Dead,
     Done,
@@ -37,12 +38,14 @@ from offload.testing.moves import (
     Fetch,
     Find,
     Fire,
+    Grow,
     Jump,
     Leave,
     Live,
     Maintain,
     Move,
     Open,
+    OpenBatch,
     Pause,
     PausePlan,
     Plan,
@@ -51,8 +54,10 @@ from offload.testing.moves import (
     Resume,
     Retain,
     Retry,
+    Seal,
     SetLimit,
     Settle,
+    Stop,
     Tick,
     Unplan,
     Wish,
@@ -92,6 +97,7 @@ DECLARED: tuple[Limit, ...] = (
     SlotLimit("of {y}", 3, "of {y}"),
     RateLimit("of {r}", 1_000_000, 2, 1, "of {r}"),
 )
+CALLBACKS: tuple[Callback, ...] = ("success", "failure", "complete")
 MOST_SESSIONS = 4
 
 _queues = sampled_from(["a", "a", "b"])
@@ -102,6 +108,7 @@ _jobs = lists(integers(0, 8), min_size=1, max_size=3)
 _leases = sampled_from([0, 0, 0, 1, 2, 3, 7])
 _after = sampled_from([None, -5, 10, 60])
 _names = sampled_from(["nightly", "hourly"])
+_batches = sampled_from(["b1", "b1", "b2"])
 
 _plain_wishes: SearchStrategy[Wish] = builds(
     Wish,
@@ -145,6 +152,24 @@ _wishes: SearchStrategy[Wish] = builds(
     exactly=sampled_from([True, True, False]),
 )
 
+_knit_wishes: SearchStrategy[Wish] = builds(
+    Wish,
+    queue=_queues,
+    delay=sampled_from([None] * 10 + [5]),
+    expires_in=sampled_from([None] * 10 + [20.25]),
+    unique=sampled_from([None] * 12 + [UniqueKey("s", "started", "raise"), UniqueKey("f", "finished", "raise")]),
+    keep=_keeps,
+    order_by=sampled_from([None] * 12 + ["o"]),
+    limits=sampled_from([()] * 12 + [*LIMITS[:3]]),
+    flow=sampled_from(["f1", "f1", "f1", "f2", None]),
+    size=sampled_from([0] * 8 + [3, 6]),
+    parents=lists(tuples(sampled_from([0, 0, 0, 1, 1, 2, 3, 4, 5, -1]), booleans()), max_size=3).map(tuple),
+    fails=sampled_from(["cancel", "cancel", "run"]),
+    batch=sampled_from([None, None, None, "b1", "b1", "b2"]),
+    again=sampled_from([None] * 20 + [0, 2]),
+)
+"""Jobs that belong to workflows and batches, and wait for each other."""
+
 _outcomes: SearchStrategy[Outcome] = sampled_from(
     [
         Done(),
@@ -183,6 +208,8 @@ _filters: SearchStrategy[Filter] = builds(
     queue=none() | _queues,
     key=none() | sampled_from(["s", "f", "d", "m", "x", "o"]),
     text=none() | sampled_from(["needle", "QUICK", "j1", '"n": 2', "%", "_"]),
+    workflow=sampled_from([None, None, None, "f1"]),
+    batch=sampled_from([None, None, None, "b1"]),
 )
 
 _changes: SearchStrategy[LimitChange] = sampled_from(
@@ -200,6 +227,12 @@ _changes: SearchStrategy[LimitChange] = sampled_from(
 _weights: Mapping[SearchStrategy[Move], int] = {
     builds(Enqueue, lists(_wishes, min_size=1, max_size=4)): 8,
     builds(Enqueue, lists(_held_wishes, min_size=1, max_size=6)): 6,
+    builds(Enqueue, lists(_knit_wishes, min_size=1, max_size=6)): 8,
+    builds(Grow, _sessions, _leases, lists(_knit_wishes, max_size=3)): 2,
+    builds(OpenBatch, _batches, lists(sampled_from(CALLBACKS), max_size=3, unique=True)): 3,
+    builds(Seal, _batches): 2,
+    builds(Stop, just("workflow"), sampled_from(["f1", "f2"])): 1,
+    builds(Stop, just("batch"), _batches): 1,
     builds(SetLimit, sampled_from(["x", "y", "r", "o"]), _changes): 2,
     builds(Fetch, _sessions, _served, sampled_from([1, 2, 10, 10]), _rooms): 8,
     builds(Settle, _sessions, lists(tuples(_leases, _outcomes), min_size=1, max_size=4)): 8,

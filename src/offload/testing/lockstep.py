@@ -22,6 +22,7 @@ from offload.errors import OffloadError, SessionLost
 from offload.gates import rule_id
 from offload.job import (
     Beat,
+    Done,
     Due,
     Facts,
     Filter,
@@ -29,17 +30,21 @@ from offload.job import (
     Lease,
     Limit,
     LimitRecord,
+    Outcome,
+    Parent,
     Pulse,
     Record,
     Schedule,
     SessionRecord,
     Standing,
+    Tally,
     Upkeep,
     WorkerInfo,
 )
 from offload.testing.clock import TestClock
 from offload.testing.gatekeeping import prove, prove_shut
 from offload.testing.guesses import KNOWS_ALL, MOST_SESSIONS, moves
+from offload.testing.headcount import prove_counted
 from offload.testing.moves import (
     Advance,
     Ask,
@@ -49,12 +54,14 @@ from offload.testing.moves import (
     Fetch,
     Find,
     Fire,
+    Grow,
     Jump,
     Leave,
     Live,
     Maintain,
     Move,
     Open,
+    OpenBatch,
     Pause,
     PausePlan,
     Plan,
@@ -63,8 +70,10 @@ from offload.testing.moves import (
     Resume,
     Retain,
     Retry,
+    Seal,
     SetLimit,
     Settle,
+    Stop,
     Tick,
     Unplan,
     Wish,
@@ -149,6 +158,8 @@ class Side:
             "sessions": self.comparable(await self.store.sessions()),
             "paused": await self.store.paused(),
             "limits": await self.store.limits() if Feature.LIMITS in self.store.features else [],
+            "workflows": await self.store.tallies("workflow", None, EVERYTHING) if Feature.PARENTS in self.store.features else [],
+            "batches": await self.store.tallies("batch", None, EVERYTHING) if Feature.BATCH in self.store.features else [],
         }
 
     async def look(self, id: str) -> object:
@@ -159,7 +170,7 @@ class Side:
         """The answer without what may differ from store to store: ids of sessions, and orders that nobody promised."""
         match answer:
             case Lease():
-                return (answer.job, answer.claim, answer.attempt, answer.crashes, dict(answer.steps))
+                return (answer.job, answer.claim, answer.attempt, answer.crashes, dict(answer.steps), answer.inputs)
             case SessionRecord():
                 return replace(answer, id=str(self._numbers[answer.id]))
             case Standing():
@@ -228,9 +239,11 @@ class Lockstep(RuleBasedStateMachine):
         match move:
             case Enqueue() | Cancel() | Retry() | Delete() | Pause() | Resume() | SetLimit():
                 await self._play_on_jobs(move)
+            case OpenBatch() | Seal() | Stop():
+                await self._play_on_tallies(move)
             case Open() | Leave() | Live():
                 await self._play_on_sessions(move)
-            case Fetch() | Settle() | Retain() | Remember() | Report() | Maintain():
+            case Fetch() | Settle() | Grow() | Retain() | Remember() | Report() | Maintain():
                 if self._numbers:
                     await self._play_in_session(move, self._numbers[move.session % len(self._numbers)])
             case Plan() | Unplan() | PausePlan() | Tick() | Fire():
@@ -256,6 +269,7 @@ class Lockstep(RuleBasedStateMachine):
         model, subject = [await side.state() for side in self._sides]
         for what, expected in model.items():
             _compare(what, expected, subject[what])
+        prove_counted(cast("list[Record]", model["records"]), cast("list[Tally]", model["workflows"]))
         limits = cast("list[LimitRecord]", model["limits"])
         prove(cast("list[Record]", model["records"]), limits, self._rules, self._limits)
         self._limits = limits
@@ -281,6 +295,20 @@ class Lockstep(RuleBasedStateMachine):
             case SetLimit(key, change):
                 if Feature.LIMITS in self._sides[1].store.features:
                     await self._both(lambda side: side.store.set_limit(key, change))
+            case _:
+                assert_never(move)
+
+    async def _play_on_tallies(self, move: OpenBatch | Seal | Stop) -> None:
+        if not {Feature.PARENTS, Feature.BATCH} <= self._sides[1].store.features:
+            return
+        match move:
+            case OpenBatch(id, callbacks):
+                jobs = [replace(self._job(Wish(batch=id)), callback=each) for each in callbacks]
+                await self._both(lambda side: side.store.open_batch(id, f"the {id}", jobs))
+            case Seal(id):
+                await self._both(lambda side: side.store.seal_batch(id))
+            case Stop(kind, id):
+                await self._both(lambda side: side.store.stop(kind, id))
             case _:
                 assert_never(move)
 
@@ -314,7 +342,7 @@ class Lockstep(RuleBasedStateMachine):
         if isinstance(beat, Beat) and beat.rescue:
             await self._both(lambda side: side.session(number).maintain())
 
-    async def _play_in_session(self, move: Fetch | Settle | Retain | Remember | Report | Maintain, number: int) -> None:
+    async def _play_in_session(self, move: Fetch | Settle | Grow | Retain | Remember | Report | Maintain, number: int) -> None:
         match move:
             case Fetch():
                 leases = await self._both(lambda side: side.fetch(number, move))
@@ -322,10 +350,10 @@ class Lockstep(RuleBasedStateMachine):
                     self._held |= {(lease.job.id, lease.claim): number for lease in leases}
             case Settle(_, ends):
                 claims = self._claims(number)
-                settled = [(claims[pick % len(claims)], outcome) for pick, outcome in ends if claims]
-                await self._both(lambda side: side.session(number).settle([(side.leases[claim], outcome) for claim, outcome in settled]))
-                for claim, _ in settled:
-                    self._lose(claim)
+                await self._settle(number, [(claims[pick % len(claims)], outcome) for pick, outcome in ends if claims])
+            case Grow(_, pick, wishes):
+                claims, added = self._claims(number), tuple(map(self._job, wishes))
+                await self._settle(number, [(claims[pick % len(claims)], Done(b"1", added))] if claims else [])
             case Retain(_, picks):
                 claims = self._claims(number)
                 kept = {claims[pick % len(claims)] for pick in picks if claims}
@@ -344,6 +372,11 @@ class Lockstep(RuleBasedStateMachine):
                 await self._both(lambda side: side.session(number).maintain())
             case _:
                 assert_never(move)
+
+    async def _settle(self, number: int, settled: Sequence[tuple[Claim, Outcome]]) -> None:
+        await self._both(lambda side: side.session(number).settle([(side.leases[claim], outcome) for claim, outcome in settled]))
+        for claim, _ in settled:
+            self._lose(claim)
 
     async def _play_on_schedules(self, move: Plan | Unplan | PausePlan | Tick | Fire) -> None:
         match move:
@@ -385,16 +418,34 @@ class Lockstep(RuleBasedStateMachine):
         job, kept = self._wished(wish), self._sides[1].store.features
         if not {Feature.ORDER, Feature.LIMITS} <= kept:
             job = replace(job, order_by=None, on_dead="continue", limits=())
+        if Feature.PARENTS not in kept:
+            job = replace(job, workflow=None, parents=(), if_parent_fails="cancel")
+        if Feature.BATCH not in kept:
+            job = replace(job, batch=None)
         return job if Feature.FAIRNESS in kept else replace(job, fair_by=None)
 
     def _wished(self, wish: Wish) -> Job:
         if wish.again is not None and self._sent:
             (id,) = self._ids([wish.again % len(self._sent)])
-            job = wish.job(id, self._clock.now())
-            return replace(job, task=self._sent[id].task, payload=self._sent[id].payload) if wish.exactly else job
-        job = wish.job(f"j{len(self._sent)}", self._clock.now())
+            job = self._tied(wish, id)
+            known = self._sent[id]
+            return replace(job, task=known.task, payload=known.payload, workflow=known.workflow) if wish.exactly else job
+        job = self._tied(wish, f"j{len(self._sent)}")
         self._sent[job.id] = job
         return job
+
+    def _tied(self, wish: Wish, id: str) -> Job:
+        """A job with its parents, of the same workflow, as far as there are such."""
+        job = wish.job(id, self._clock.now())
+        if job.workflow is None:
+            return job
+        mates = [
+            f"j{len(self._sent) + 1}",
+            *(each.id for each in reversed(self._sent.values()) if _flow(each) == wish.flow and each.id != id),
+        ]
+        picked = {pick + 1: wanted for pick, wanted in wish.parents if pick + 1 < len(mates)}
+        ties = [Parent(mates[pick], ((f"p{place}",),) if wanted else ()) for place, (pick, wanted) in enumerate(picked.items())]
+        return replace(job, parents=tuple(ties))
 
     def _job_of(self, schedule: Schedule, wish: Wish, moment: datetime) -> Job:
         return replace(self._job(wish), schedule=schedule.name, overlap=schedule.overlap, run_at=moment)
@@ -415,6 +466,10 @@ class Lockstep(RuleBasedStateMachine):
 
     def _after(self, seconds: float | None) -> datetime | None:
         return None if seconds is None else self._clock.now() + timedelta(seconds=seconds)
+
+
+def _flow(job: Job) -> str | None:
+    return None if job.workflow is None else job.workflow.id
 
 
 async def _answer(side: Side, act: Callable[[Side], Awaitable[T]]) -> T | OffloadError:

@@ -6,7 +6,22 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from offload.job import Filter, Isolation, Job, Limit, LimitChange, OnDead, Outcome, Progress, Schedule, UniqueKey
+from offload.job import (
+    Callback,
+    Filter,
+    IfParentFails,
+    Isolation,
+    Job,
+    Limit,
+    LimitChange,
+    Membership,
+    OnDead,
+    Outcome,
+    Progress,
+    Schedule,
+    TallyKind,
+    UniqueKey,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +40,12 @@ class Wish:
     on_dead: OnDead = "continue"
     limits: tuple[Limit, ...] = ()
     fair_by: str | None = None
+    flow: str | None = None
+    size: int = 0
+    parents: tuple[tuple[int, bool], ...] = ()
+    """Which jobs of its workflow it waits for, the newest for 0, and whether for their results; -1 is the job that comes next."""
+    fails: IfParentFails = "cancel"
+    batch: str | None = None
     again: int | None = None
     exactly: bool = True
 
@@ -45,6 +66,9 @@ class Wish:
             on_dead="continue" if self.order_by is None else self.on_dead,
             limits=self.limits,
             fair_by=self.fair_by,
+            workflow=None if self.flow is None else Membership(self.flow, f"the {self.flow}", self.size),
+            if_parent_fails=self.fails,
+            batch=self.batch,
         )
 
 
@@ -105,6 +129,32 @@ class Settle:
 
     session: int
     ends: list[tuple[int, Outcome]]
+
+
+@dataclass(frozen=True)
+class Grow:
+    """One lease of the session ends by success, and adds jobs."""
+
+    session: int
+    lease: int
+    wishes: list[Wish]
+
+
+@dataclass(frozen=True)
+class OpenBatch:
+    id: str
+    callbacks: list[Callback]
+
+
+@dataclass(frozen=True)
+class Seal:
+    id: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    kind: TallyKind
+    id: str
 
 
 @dataclass(frozen=True)
@@ -231,4 +281,8 @@ Move: TypeAlias = (
     | Find
     | SetLimit
     | Ask
+    | Grow
+    | OpenBatch
+    | Seal
+    | Stop
 )

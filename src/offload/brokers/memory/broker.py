@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from offload.broker import Feature, Store
-from offload.brokers.memory import control, enqueueing, moves, reading, settling, upkeep
+from offload.brokers.memory import control, enqueueing, moves, reading, settling, tallies, upkeep
 from offload.brokers.memory.bell import Bell, heard
 from offload.brokers.memory.calendar import Calendar
 from offload.brokers.memory.session import MemorySession
@@ -32,6 +32,8 @@ from offload.job import (
     SessionRecord,
     Standing,
     State,
+    Tally,
+    TallyKind,
     Touched,
     Upkeep,
     WorkerInfo,
@@ -95,6 +97,7 @@ class MemoryBroker(Store):
         upkeep.wake(self.shelf)
         promoted = upkeep.promote(self.shelf)
         expired = upkeep.expire(self.shelf)
+        tallies.abandon(self.shelf)
         forgotten = upkeep.forget(self.shelf)
         if touched or promoted or expired:  # only then: who is woken calls again
             self.work.ring()
@@ -130,6 +133,7 @@ class MemoryBroker(Store):
     def _each(self, ids: Sequence[str], act: Callable[[Shelf, str], bool]) -> set[str]:
         with self.lock:
             done = {id for id in dict.fromkeys(ids) if act(self.shelf, id)}
+            tallies.settle_up(self.shelf)
         self.work.ring()
         self.ended.ring()
         return done
@@ -224,6 +228,24 @@ class MemoryBroker(Store):
         with self.lock:
             moves.set_limit(self.shelf, key, change)
         self.work.ring()
+
+    async def open_batch(self, id: str, name: str, callbacks: Sequence[Job]) -> None:
+        """Begin a batch."""
+        with self.lock:
+            enqueueing.open_batch(self.shelf, id, name, callbacks)
+
+    async def seal_batch(self, id: str) -> bool:
+        """Let no more jobs come from outside."""
+        return self._each([id], tallies.seal) == {id}
+
+    async def stop(self, kind: TallyKind, id: str) -> bool:
+        """Cancel all jobs of a workflow or batch."""
+        return self._each([id], lambda shelf, id: tallies.stop(shelf, kind, id)) == {id}
+
+    async def tallies(self, kind: TallyKind, ids: Sequence[str] | None = None, limit: int = 100, after: str | None = None) -> list[Tally]:
+        """Workflows or batches; see `Store.tallies`."""
+        with self.lock:
+            return tallies.tallies(self.shelf, kind, ids, limit, after)
 
     async def sessions(self) -> list[SessionRecord]:
         """The live sessions, oldest first."""

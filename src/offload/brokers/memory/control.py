@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from offload.brokers.memory.endings import finish, give_up
-from offload.brokers.memory.moves import leave, place, withdraw
+from offload.brokers.memory.endings import finish, give_up, take_back
+from offload.brokers.memory.families import arrive, free_to_wait
+from offload.brokers.memory.moves import leave, withdraw
 from offload.brokers.memory.shelf import Shelf, holds_turn
-from offload.job import State, keys_of
+from offload.job import State
 
 REVIVABLE = frozenset({State.DEAD, State.CANCELLED, State.EXPIRED})
 
@@ -25,21 +26,22 @@ def cancel(shelf: Shelf, id: str) -> bool:
 
 
 def revive(shelf: Shelf, id: str, payload: bytes | None) -> bool:
-    """Start a job's life anew. False when it is not dead, cancelled or expired, or its key is taken."""
+    """Start a job's life anew. False when it is not dead, cancelled or expired, a parent has failed, or its key is taken."""
     entry = shelf.entries.get(id)
     if entry is None or entry.state not in REVIVABLE:
         return False
-    wanted = [unique for unique in keys_of(entry.job) if unique.until in ("started", "finished")]
-    if any(shelf.keys.held(unique.key) is not None for unique in wanted):
+    if not free_to_wait(entry) or not take_back(shelf, entry):
         return False
-    for unique in wanted:
-        shelf.keys.take(unique, entry.job)
+    was = entry.state
     entry.job = replace(entry.job, payload=entry.job.payload if payload is None else payload, run_at=None, expires_at=None)
     entry.attempt, entry.crashes, entry.cancel_asked = 0, 0, False
     entry.result = entry.finished_at = entry.progress = None
     if not holds_turn(entry):  # who kept its turn keeps its place as well
         entry.seat = shelf.next_number()
-    place(shelf, entry, None)
+    entry.felled = False
+    arrive(shelf, entry)
+    shelf.counts.revived(entry.job, was)
+    shelf.owe(entry.job.id)
     return True
 
 
@@ -49,6 +51,9 @@ def delete(shelf: Shelf, id: str) -> bool:
     if entry is None or entry.state is State.RUNNING:
         return False
     withdraw(shelf, entry)
+    if not entry.state.terminal:
+        shelf.counts.ended(entry.job, State.CANCELLED)
+        shelf.owe(id, f"parent {id} was deleted")
     shelf.remove(entry)
     give_up(shelf, entry)
     leave(shelf, entry)

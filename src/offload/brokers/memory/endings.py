@@ -14,14 +14,29 @@ from offload.job import State, keys_of
 def finish(shelf: Shelf, entry: Entry, state: State, reason: str | None) -> None:
     """End a job: write it down, give its keys away, and leave its gates."""
     entry.state, entry.reason, entry.behind, entry.session, entry.aside = state, reason, None, None, False
+    entry.pending = False
     entry.finished_at = shelf.clock.now()
+    shelf.remember_counts(entry.job)
+    shelf.counts.ended(entry.job, state)
+    shelf.owe(entry.job.id)
     withdraw(shelf, entry)
     give_up(shelf, entry, ("started", "finished"))
     leave(shelf, entry, ("slot", "token") if holds_turn(entry) else KINDS)
-    if state is State.SUCCEEDED and entry.job.keep <= 0:
+    if state is State.SUCCEEDED and entry.job.keep <= 0 and entry.job.workflow is None:
         del shelf.entries[entry.job.id]
     else:
         shelf.forgettable.push(entry)
+
+
+def take_back(shelf: Shelf, entry: Entry) -> bool:
+    """Take the keys again that a job which is to be revived gave up at its end. False, and nothing taken, when one is another's."""
+    wanted = [unique for unique in keys_of(entry.job) if unique.until in ("started", "finished")]
+    if any(shelf.keys.held(unique.key) is not None for unique in wanted):
+        return False
+    for unique in wanted:
+        shelf.remember_key(unique.key)
+        shelf.keys.take(unique, entry.job)
+    return True
 
 
 def give_up(shelf: Shelf, entry: Entry, until: Collection[object] | None = None) -> None:

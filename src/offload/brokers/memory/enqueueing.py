@@ -7,25 +7,55 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
+from offload.brokers.memory import tallies
 from offload.brokers.memory.control import cancel
+from offload.brokers.memory.endings import finish
+from offload.brokers.memory.families import arrive, connect, unknown_parent
 from offload.brokers.memory.keys import Hold
 from offload.brokers.memory.line import UNSTARTED, Entry
-from offload.brokers.memory.moves import join, place, withdraw
+from offload.brokers.memory.moves import join as join_lane
+from offload.brokers.memory.moves import place, withdraw
 from offload.brokers.memory.shelf import Shelf
-from offload.errors import IdConflict, UniqueConflict
+from offload.brokers.memory.tallies import incomplete, join, settle_up, to_be_checked
+from offload.errors import IdConflict, ParentNotFound, UniqueConflict
 from offload.job import Job, State, UniqueKey, keys_of
 
 
 def store(shelf: Shelf, jobs: Sequence[Job]) -> list[str]:
     """Store jobs in order, all or none; returns the ids that stand for them."""
     with shelf.undo.on_error():
-        return [_store(shelf, job) for job in jobs]
+        ids = _store_all(shelf, jobs, None)
+        settle_up(shelf)
+        return ids
 
 
-def _store(shelf: Shelf, job: Job) -> str:
+def add(shelf: Shelf, jobs: Sequence[Job], adder: Job) -> None:
+    """Store the jobs that one adds by its success, all or none; what they change for others is settled with its end."""
+    with shelf.undo.on_error():
+        _store_all(shelf, jobs, adder)
+
+
+def _store_all(shelf: Shelf, jobs: Sequence[Job], adder: Job | None) -> list[str]:
+    growing = incomplete(shelf, jobs)
+    ids = [_store(shelf, job, adder) for job in jobs]
+    missing = unknown_parent(shelf, to_be_checked(shelf, jobs, growing))
+    if missing is not None:
+        raise ParentNotFound(*missing)
+    return ids
+
+
+def open_batch(shelf: Shelf, id: str, name: str, callbacks: Sequence[Job]) -> None:
+    """Begin a batch, unless there is one of this id."""
+    with shelf.undo.on_error():
+        if tallies.open_batch(shelf, id, name, callbacks):
+            for job in callbacks:
+                _store(shelf, job, None)
+
+
+def _store(shelf: Shelf, job: Job, adder: Job | None) -> str:
     known = shelf.entries.get(job.id)
     if known is not None:
-        if (known.job.task, known.job.payload) != (job.task, job.payload):
+        if (known.job.task, known.job.payload) != (job.task, job.payload) or _workflow(known.job) != _workflow(job):
             raise IdConflict(job.id)
         return job.id
     behind: str | None = None
@@ -42,8 +72,12 @@ def _store(shelf: Shelf, job: Job) -> str:
         if stand_in is not None:
             return stand_in
         behind = hold.holder
-    _add(shelf, job, behind)
+    _add(shelf, job, behind, join(shelf, job, adder))
     return job.id
+
+
+def _workflow(job: Job) -> str | None:
+    return None if job.workflow is None else job.workflow.id
 
 
 def _conflict(shelf: Shelf, hold: Hold, unique: UniqueKey, job: Job) -> str | None:
@@ -81,12 +115,12 @@ def _replace(shelf: Shelf, entry: Entry, job: Job, *, move: bool) -> None:
         entry.due = job.run_at
         return
     if entry.state is State.SCHEDULED:
-        join(shelf, entry)
+        join_lane(shelf, entry)
     withdraw(shelf, entry)
     place(shelf, entry, job.run_at)
 
 
-def _add(shelf: Shelf, job: Job, behind: str | None) -> None:
+def _add(shelf: Shelf, job: Job, behind: str | None, stopped: str | None) -> None:
     n = shelf.next_number()
     entry = shelf.entries[job.id] = Entry(n, job, due=job.run_at, seat=n)
     shelf.undo.by(lambda: shelf.remove(entry))
@@ -97,7 +131,12 @@ def _add(shelf: Shelf, job: Job, behind: str | None) -> None:
         else:
             hold.successor = job.id
     shelf.expiring.push(entry)
-    if behind is None:
-        place(shelf, entry, job.run_at)
-    else:
+    connect(shelf, entry)
+    if stopped is not None:
+        finish(shelf, entry, State.CANCELLED, stopped)
+    elif behind is not None:
         entry.state, entry.behind = State.WAITING, behind
+    elif job.callback is not None:
+        entry.state, entry.pending = State.WAITING, True
+    else:
+        arrive(shelf, entry)

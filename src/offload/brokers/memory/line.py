@@ -6,11 +6,14 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from offload.job import Failure, Job, Lease, Progress, Record, State
+from offload.job import Failure, Job, Lease, Membership, Progress, Record, State
+
+if TYPE_CHECKING:
+    from offload.brokers.memory.families import Link
 
 UNSTARTED = frozenset({State.READY, State.SCHEDULED, State.WAITING})
 
@@ -36,6 +39,12 @@ class Entry:
     """The lane in which it waits."""
     behind: str | None = None
     """The id of the job for whose key it waits."""
+    links: list[Link] = field(default_factory=list["Link"])
+    """To its parents, in their order."""
+    pending: bool = False
+    """Whether it waits for its parents, or, as a callback, for its batch."""
+    felled: bool = False
+    """Whether the end of a parent took it down."""
     aside: bool = False
     ready_at: datetime | None = None
     session: str | None = None
@@ -56,12 +65,14 @@ class Entry:
 
     def lease(self) -> Lease:
         """The right to run it, as of its latest claim."""
-        return Lease(self.job, self.claim, self.attempt, self.crashes, dict(self.steps))
+        inputs = tuple(link.input for link in self.links) if any(link.wanted for link in self.links) else ()
+        return Lease(self.job, self.claim, self.attempt, self.crashes, dict(self.steps), inputs=inputs)
 
     def record(self, reason: str | None) -> Record:
         """What a person sees of it."""
         fields: dict[str, Any] = {name: getattr(self.job, name) for name in self.job.__struct_fields__}
         fields["run_at"] = self.due
+        fields["workflow"] = None if self.job.workflow is None else Membership(self.job.workflow.id)
         return Record(
             **fields,
             state=self.state,

@@ -15,12 +15,15 @@ from offload.job import Facts, Filter, Job, LimitRecord, Record, ScheduleRecord,
 LARGE_PAYLOAD_BYTES = 16 * 1024
 MOST_LARGE = 20
 MOST_LISTED = 1_000
+MOST_PARENTS = 10
 
 
 def record(shelf: Shelf, entry: Entry) -> Record:
     """What a person sees of a job."""
     if entry.behind is not None:
         return entry.record(f"behind {entry.behind}")
+    if entry.pending:
+        return entry.record("waits for its batch" if entry.job.callback is not None else "waits for its parents")
     gate = None if entry.lane is None else shelf.gating.lane_at(entry.lane)
     return entry.record(entry.reason if gate is None else f"waits for a {gate}")
 
@@ -50,6 +53,8 @@ def _matches(record: Record, filter: Filter) -> bool:
         and filter.task in (None, record.task)
         and filter.queue in (None, record.queue)
         and (filter.key is None or filter.key in _keys(record))
+        and (filter.workflow is None or (record.workflow is not None and filter.workflow == record.workflow.id))
+        and filter.batch in (None, record.batch)
     )
 
 
@@ -73,12 +78,15 @@ def standing(shelf: Shelf, id: str, sessions: Sequence[SessionRecord]) -> Standi
     if entry is None:
         return None
     limits, before = _limits_of(shelf, entry)
+    parents = [link.parent for link in entry.links if link.fate == "open"] if entry.pending else []
     return Standing(
         record=record(shelf, entry),
         paused=entry.job.queue in shelf.paused,
         aside=entry.aside,
         ahead=_ahead(shelf, entry) if entry.state is State.READY else 0,
         waits_for=entry.behind,
+        parents=tuple(parents[:MOST_PARENTS]),
+        open_parents=len(parents),
         limits=limits,
         before=before,
         sessions=tuple(sessions),

@@ -11,6 +11,7 @@ from offload.broker import Session
 from offload.brokers.memory import claiming, upkeep
 from offload.brokers.memory.bell import heard
 from offload.brokers.memory.settling import settle
+from offload.brokers.memory.tallies import settle_up
 from offload.errors import SessionLost
 from offload.job import Beat, Due, Isolation, Job, Lease, Outcome, Pulse, Release, State, Upkeep, WorkerInfo
 from offload.liveness import Watch
@@ -47,6 +48,7 @@ class MemorySession(Session):
             for queue in self._rotated() if queues is None else queues:
                 if queue not in shelf.paused and len(taken) < limit:
                     taken += claiming.claim(shelf, queue, limit - len(taken), left, self.id, self.info)
+            settle_up(shelf)
             return [entry.lease() for entry in taken]
 
     def _rotated(self) -> list[str]:
@@ -64,6 +66,7 @@ class MemorySession(Session):
             orphans = [entry for entry in self._broker.shelf.running(self.id) if (entry.job.id, entry.claim) not in known]
             for entry in orphans:
                 settle(self._broker.shelf, entry, Release())
+            settle_up(self._broker.shelf)
         self._broker.work.ring()
         self._broker.ended.ring()
         return len(orphans)
@@ -78,6 +81,7 @@ class MemorySession(Session):
                     lost.append(lease)
                 else:
                     settle(self._broker.shelf, entry, outcome)
+            settle_up(self._broker.shelf)
         self._broker.work.ring()
         self._broker.ended.ring()
         return lost

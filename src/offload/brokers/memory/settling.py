@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import assert_never
 
 from offload.brokers.memory.endings import finish
+from offload.brokers.memory.enqueueing import add
 from offload.brokers.memory.line import Entry
 from offload.brokers.memory.moves import make_ready, place, shut
 from offload.brokers.memory.shelf import Shelf
-from offload.job import Cancelled, Dead, Done, Failure, Outcome, Release, Retried, State, Touched
+from offload.brokers.memory.tallies import settle_up
+from offload.errors import OffloadError
+from offload.job import Cancelled, Dead, Done, Failure, Job, Outcome, Release, Retried, State, Touched
 
 
 def settle(shelf: Shelf, entry: Entry, outcome: Outcome) -> None:
@@ -17,9 +21,10 @@ def settle(shelf: Shelf, entry: Entry, outcome: Outcome) -> None:
     if entry.cancel_asked and not isinstance(outcome, Done):
         outcome = Cancelled()
     match outcome:
-        case Done(result):
-            entry.result = result
-            finish(shelf, entry, State.SUCCEEDED, None)
+        case Done(result, added):
+            refused = _refused(shelf, entry, added)
+            entry.result = result if refused is None else None
+            finish(shelf, entry, State.SUCCEEDED if refused is None else State.DEAD, refused)
         case Retried(delay, failure, whole_key):
             _note(entry, failure)
             if whole_key:
@@ -42,6 +47,15 @@ def settle(shelf: Shelf, entry: Entry, outcome: Outcome) -> None:
             assert_never(outcome)
 
 
+def _refused(shelf: Shelf, entry: Entry, added: Sequence[Job]) -> str | None:
+    """Enqueue what a job adds. Returns why that cannot be, if it cannot."""
+    try:
+        add(shelf, added, entry.job)
+    except OffloadError as error:
+        return f"the jobs that it added were refused: {error}"
+    return None
+
+
 def _note(entry: Entry, failure: Failure | None) -> None:
     if failure is not None:
         entry.errors.append(failure)
@@ -51,11 +65,14 @@ def release(shelf: Shelf, session: str) -> None:
     """Hand back, unharmed, what a leaving session still runs."""
     for entry in shelf.running(session):
         settle(shelf, entry, Release())
+    settle_up(shelf)
 
 
 def rescue(shelf: Shelf, session: str) -> list[Touched]:
     """Take from a dead session what it ran."""
-    return [_rescue(shelf, entry) for entry in shelf.running(session)]
+    touched = [_rescue(shelf, entry) for entry in shelf.running(session)]
+    settle_up(shelf)
+    return touched
 
 
 def _rescue(shelf: Shelf, entry: Entry) -> Touched:

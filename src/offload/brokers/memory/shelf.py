@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from copy import copy
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
+from offload.brokers.memory.counting import Counts
 from offload.brokers.memory.gating import Gating
 from offload.brokers.memory.keys import Keys
 from offload.brokers.memory.line import UNSTARTED, Entry, ReadyLine, TimeLine
 from offload.brokers.memory.undo import Undo
 from offload.clock import Clock
 from offload.gates import holds_on
-from offload.job import KEEP_UNSUCCESSFUL, State
+from offload.job import KEEP_UNSUCCESSFUL, Job, State
+
+if TYPE_CHECKING:
+    from offload.brokers.memory.families import Link
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -37,6 +42,11 @@ class Shelf:
         self.keys = Keys(clock)
         self.gating = Gating()
         self.paused: set[str] = set()
+        self.counts = Counts()
+        self.links: dict[str, list[Link]] = {}
+        """Who waits for a job, by its id."""
+        self.owed: dict[str, str] = {}
+        """The jobs whose end, or revival, their children do not know of yet, each with what to say of one that is gone."""
         self.undo = Undo()
         self._sequence = 0
 
@@ -53,13 +63,25 @@ class Shelf:
         """What a session runs, in the order in which it was stored."""
         return [entry for entry in self.entries.values() if entry.session == session and entry.state is State.RUNNING]
 
+    def owe(self, id: str, why: str = "") -> None:
+        """Note that the children of a job are to be told what became of it."""
+        if self.links.get(id):
+            self.owed[id] = why
+            self.undo.by(self.owed.clear)
+
     def remove(self, entry: Entry) -> None:
         """Drop all that is known of a job."""
         del self.entries[entry.job.id]
+        for link in entry.links:
+            siblings = self.links[link.parent]
+            siblings.remove(link)
+            if not siblings:
+                del self.links[link.parent]
+        entry.links, entry.pending = [], False
         entry.state, entry.session = State.CANCELLED, None  # so that no line takes it for waiting
 
     def _forget_at(self, entry: Entry) -> datetime | None:
-        if entry.finished_at is None or self.entries.get(entry.job.id) is not entry or holds_turn(entry):
+        if entry.finished_at is None or entry.job.workflow is not None or self.entries.get(entry.job.id) is not entry or holds_turn(entry):
             return None
         keep = entry.job.keep if entry.state is State.SUCCEEDED else KEEP_UNSUCCESSFUL
         return entry.finished_at + timedelta(seconds=keep)
@@ -71,6 +93,12 @@ class Shelf:
         if self.undo.kept:
             hold = self.keys.snapshot(key)
             self.undo.by(lambda: self.keys.restore(key, hold))
+
+    def remember_counts(self, job: Job) -> None:
+        """Have the counts of a job put back if the operation fails."""
+        if self.undo.kept:
+            for count in self.counts.of(job):
+                self.undo.by(count.snapshot())
 
     def remember(self, entry: Entry) -> None:
         """Have a job put back, and into the line where it stands, if the operation fails."""

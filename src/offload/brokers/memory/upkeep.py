@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
+from offload.brokers.memory import tallies
 from offload.brokers.memory.endings import finish
 from offload.brokers.memory.line import Entry, TimeLine
 from offload.brokers.memory.moves import join, make_ready, pump
 from offload.brokers.memory.shelf import Shelf
+from offload.brokers.memory.tallies import settle_up
 from offload.job import State, Touched
 
 WINDOW = 1_000
@@ -35,13 +37,14 @@ def promote(shelf: Shelf) -> int:
 def expire(shelf: Shelf) -> list[Touched]:
     """End what was not started in time."""
     expired = _each_come(shelf, shelf.expiring, lambda entry: finish(shelf, entry, State.EXPIRED, "not started in time"))
+    settle_up(shelf)
     return [Touched("expired", entry.job.id, entry.job.task, entry.job.queue) for entry in expired]
 
 
 def forget(shelf: Shelf) -> int:
     """Drop the records whose time is over. Returns how many."""
     shelf.gating.forget(shelf.moment())
-    return len(_each_come(shelf, shelf.forgettable, shelf.remove))
+    return len(_each_come(shelf, shelf.forgettable, shelf.remove)) + tallies.forget(shelf)
 
 
 def _each_come(shelf: Shelf, line: TimeLine, act: Callable[[Entry], None]) -> list[Entry]:

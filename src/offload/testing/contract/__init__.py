@@ -16,8 +16,10 @@ been shown to be refused.
 
 from __future__ import annotations
 
+from offload.testing.contract.batches import Batches
 from offload.testing.contract.control import Control
 from offload.testing.contract.delivery import Delivery
+from offload.testing.contract.families import Families
 from offload.testing.contract.lines import Lines
 from offload.testing.contract.orders import Orders
 from offload.testing.contract.outcomes import Outcomes
@@ -32,5 +34,7 @@ from offload.testing.contract.unique import Uniqueness
 __all__ = ["BrokerContract"]
 
 
-class BrokerContract(Delivery, Lines, Outcomes, Sessions, Uniqueness, Orders, Slots, Tokens, Turns, Schedules, Control, Records):
+class BrokerContract(
+    Delivery, Lines, Outcomes, Sessions, Uniqueness, Orders, Slots, Tokens, Turns, Schedules, Families, Batches, Control, Records
+):
     """Every sentence of the contract. Give it an async fixture `broker`."""

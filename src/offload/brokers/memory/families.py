@@ -1,0 +1,141 @@
+"""What jobs wait for of their parents, and what becomes of them when those have ended.
+
+Whatever ends, or is revived, is noted as owed to its children, and paid at the end of the operation: all at once, so that it does not
+matter in which order one operation ended its jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from offload.brokers.memory.endings import finish, take_back
+from offload.brokers.memory.line import Entry
+from offload.brokers.memory.moves import join, place
+from offload.brokers.memory.shelf import Shelf
+from offload.job import State
+
+Fate: TypeAlias = Literal["open", "done", "failed"]
+
+
+@dataclass(slots=True, eq=False)
+class Link:
+    """That a job waits for a parent, and what is known of that one."""
+
+    parent: str
+    child: Entry
+    wanted: bool
+    """Whether its result is."""
+    fate: Fate = "open"
+    input: bytes | None = None
+    why: str = ""
+    """How it failed, in words."""
+
+
+def connect(shelf: Shelf, entry: Entry) -> None:
+    """Tie a new job to its parents, also those that have ended already, or are yet to come."""
+    for parent in entry.job.parents:
+        link = Link(parent.id, entry, wanted=bool(parent.at))
+        known = shelf.entries.get(parent.id)
+        if known is not None and known.state.terminal:
+            _settle(link, *_fate_of(known))
+        entry.links.append(link)
+        shelf.links.setdefault(parent.id, []).append(link)
+
+
+def arrive(shelf: Shelf, entry: Entry) -> None:
+    """Have a new or revived job wait for its parents, or take its place where they have ended."""
+    failed = _failed(entry)
+    if failed is not None:
+        entry.felled = True
+        finish(shelf, entry, State.CANCELLED, failed.why)
+    elif _waits(entry):
+        entry.state, entry.pending, entry.reason = State.WAITING, True, None
+    else:
+        place(shelf, entry, entry.job.run_at)
+
+
+def free_to_wait(entry: Entry) -> bool:
+    """Whether a job that is to be revived could become anything but cancelled at once."""
+    return _failed(entry) is None
+
+
+def pay(shelf: Shelf) -> None:
+    """Tell children how their parents ended; generation after generation, and in each in the order in which they were stored."""
+    while shelf.owed:
+        owed, shelf.owed = shelf.owed, {}
+        concerned: dict[int, Entry] = {}
+        for id, why in owed.items():
+            for link in shelf.links.get(id, ()):
+                _note(shelf, link, shelf.entries.get(id), why)
+                concerned[link.child.n] = link.child
+        for _, child in sorted(concerned.items()):
+            _reconsider(shelf, child)
+
+
+def unknown_parent(shelf: Shelf, entries: Iterable[Entry]) -> tuple[str, str] | None:
+    """The first of these jobs that waits for a parent which is not there, and that one's id."""
+    for entry in entries:
+        for link in entry.links if entry.pending else ():
+            if link.fate == "open" and link.parent not in shelf.entries:
+                return entry.job.id, link.parent
+    return None
+
+
+def _reconsider(shelf: Shelf, child: Entry) -> None:
+    """Do what the fates of a job's parents ask for, if it still waits for them, or fell with them."""
+    failed = _failed(child)
+    if child.pending and child.job.callback is None:
+        if failed is not None:
+            shelf.remember(child)
+            child.felled = True
+            finish(shelf, child, State.CANCELLED, failed.why)
+        elif not _waits(child):
+            shelf.remember(child)
+            child.pending = False
+            join(shelf, child)
+            place(shelf, child, child.job.run_at)
+    elif child.felled and child.state is State.CANCELLED:
+        shelf.remember(child)
+        if failed is not None:
+            child.reason = failed.why
+        elif take_back(shelf, child):
+            child.felled, child.reason, child.finished_at = False, None, None
+            shelf.remember_counts(child.job)
+            shelf.counts.revived(child.job, State.CANCELLED)
+            shelf.owe(child.job.id)
+            child.seat = shelf.next_number()
+            arrive(shelf, child)
+
+
+def _note(shelf: Shelf, link: Link, parent: Entry | None, why: str) -> None:
+    was = (link.fate, link.input, link.why)
+    shelf.undo.by(lambda: _settle(link, *was))
+    if parent is None:  # it was deleted, or leaves no record: then the children know its result
+        _settle(link, "failed", None, why)
+    elif parent.state.terminal:
+        _settle(link, *_fate_of(parent))
+    else:
+        _settle(link, "open", None, "")
+
+
+def _settle(link: Link, fate: Fate, result: bytes | None, why: str) -> None:
+    link.fate, link.input, link.why = fate, result if link.wanted else None, why
+
+
+def _fate_of(parent: Entry) -> tuple[Fate, bytes | None, str]:
+    if parent.state is State.SUCCEEDED:
+        return "done", parent.result, ""
+    return "failed", None, f"parent {parent.job.id} ended {parent.state}"
+
+
+def _failed(entry: Entry) -> Link | None:
+    """The first of the parents whose end takes the job down with it."""
+    if entry.job.if_parent_fails == "run":
+        return None
+    return next((link for link in entry.links if link.fate == "failed"), None)
+
+
+def _waits(entry: Entry) -> bool:
+    return any(link.fate == "open" for link in entry.links)

@@ -1,0 +1,473 @@
+"""Jobs that wait for others, the workflow they make, and what it does when some of them fail."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from offload.broker import Feature, Session, Store
+from offload.errors import IdConflict, ParentNotFound
+from offload.job import (
+    KEEP_UNSUCCESSFUL,
+    Cancelled,
+    Dead,
+    Done,
+    Filter,
+    IfParentFails,
+    Job,
+    Lease,
+    Membership,
+    Outcome,
+    Parent,
+    Retried,
+    State,
+    Tally,
+)
+from offload.testing.clock import TestClock
+from offload.testing.contract.fixtures import Fixtures, claim, claim_one, ids, info, job, live, needs, record, settle, state
+from offload.testing.contract.keyed import run, slot, turn, waits
+
+FLOW = "flow"
+WAITS = "waits for its parents"
+
+
+def node(clock: TestClock, id: str, *parents: str | Parent, size: int = 0, fails: IfParentFails = "cancel", **fields: Any) -> Job:
+    """A job of the workflow `flow`, which has so many jobs, that waits for parents."""
+    ties = tuple(each if isinstance(each, Parent) else Parent(each) for each in parents)
+    flow = Membership(fields.pop("flow", FLOW), "the flow", size)
+    return job(clock, id, workflow=flow, parents=ties, if_parent_fails=fails, **fields)
+
+
+def takes(id: str, *path: str | int) -> Parent:
+    """A parent whose result goes to a place in the arguments."""
+    return Parent(id, (path,))
+
+
+async def end(session: Session, **outcomes: Outcome) -> None:
+    """Claim all there is, and end it by id; what is not named succeeds."""
+    leases = await claim(session)
+    assert set(outcomes) <= set(ids(leases))
+    assert await session.settle([(lease, outcomes.get(lease.job.id, Done())) for lease in leases]) == []
+
+
+async def tally(store: Store, id: str = FLOW) -> Tally:
+    """A workflow that is there."""
+    (found,) = await store.tallies("workflow", [id])
+    return found
+
+
+async def states(store: Store, *of: str) -> list[State | None]:
+    """The states of some jobs, None for those that are not there."""
+    found = await store.get(of)
+    return [found[id].state if id in found else None for id in of]
+
+
+async def wound_up(session: Session, store: Store, id: str = FLOW) -> Tally:
+    """A workflow once it is finished, with the upkeep that wide ones need."""
+    async with asyncio.timeout(60):
+        while (found := await tally(store, id)).finished_at is None:
+            await session.maintain()
+    return found
+
+
+class Families(Fixtures):
+    @needs(Feature.PARENTS)
+    async def test_a_child_runs_when_its_parents_have_succeeded(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a", size=3), node(clock, "b"), node(clock, "c", "a", "b")])
+        assert await waits(store, "c") == WAITS
+        assert (await record(store, "c")).parents == (Parent("a"), Parent("b"))
+        async with store.session(info()) as session:
+            first, second = await claim(session)
+            await settle(session, first, Done())
+            assert await claim(session) == []
+            assert await waits(store, "c") == WAITS
+            await settle(session, second, Retried(0))
+            await settle(session, await claim_one(session), Done())
+            assert await run(session) == ["c"]
+
+    @needs(Feature.PARENTS)
+    async def test_the_results_of_parents_come_with_the_claim(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, id) for id in ("a", "b", "n")])
+        await store.enqueue([node(clock, "c", takes("b", "x"), "n", takes("a", "y", 0), payload=b'{"x":null,"y":[null]}')])
+        await store.enqueue([node(clock, "plain", "a")])
+        async with store.session(info()) as session:
+            await end(session, a=Done(b'{"deep":[1]}'), b=Done(b'"text"'), n=Done(b"7"))
+            inputs = {lease.job.id: lease.inputs for lease in await claim(session)}
+        assert inputs == {"c": (b'"text"', None, b'{"deep":[1]}'), "plain": ()}
+
+    @needs(Feature.PARENTS)
+    async def test_inputs_are_there_again_after_a_retry_and_after_a_crash(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a"), node(clock, "c", takes("a", "x"))])
+        async with store.session(info("dies")) as dying, store.session(info()) as session:
+            await end(dying, a=Done(b"1"))
+            await settle(dying, await claim_one(dying), Retried(0))
+            assert (await claim_one(dying)).inputs == (b"1",)
+            assert await live(clock, 18, session)
+            await session.maintain()
+            lease = await claim_one(session)
+            assert (lease.inputs, lease.crashes) == ((b"1",), 1)
+
+    @needs(Feature.PARENTS)
+    async def test_children_may_be_stored_before_their_parents(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "c", takes("a", "x"), size=2)])
+        assert await waits(store, "c") == WAITS
+        await store.enqueue([node(clock, "a")])
+        async with store.session(info()) as session:
+            await end(session, a=Done(b"1"))
+            assert (await claim_one(session)).inputs == (b"1",)
+
+    @needs(Feature.PARENTS)
+    async def test_a_child_may_be_added_when_its_parents_have_ended(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a", keep=0), node(clock, "b"), node(clock, "open")])
+        async with store.session(info()) as session:
+            leases = {lease.job.id: lease for lease in await claim(session)}
+            await session.settle([(leases["a"], Done(b"1")), (leases["b"], Dead("broke"))])
+            added = [node(clock, "c", takes("a", "x")), node(clock, "d", "b"), node(clock, "e", "a", "open")]
+            await store.enqueue([*added, node(clock, "f", takes("b", "x"), "a", fails="run")])
+            assert await states(store, "c", "d", "e", "f") == [State.READY, State.CANCELLED, State.WAITING, State.READY]
+            assert (await record(store, "d")).reason == "parent b ended DEAD"
+            assert {lease.job.id: lease.inputs for lease in await claim(session)} == {"c": (b"1",), "f": (None, None)}
+
+    @needs(Feature.PARENTS)
+    @pytest.mark.parametrize(("outcome", "ended"), [(Dead("no"), State.DEAD), (Cancelled("no"), State.CANCELLED)])
+    async def test_who_fails_takes_its_descendants_down(self, store: Store, clock: TestClock, outcome: Outcome, ended: State) -> None:
+        await store.enqueue([node(clock, "a"), node(clock, "b", "a"), node(clock, "c", "b"), node(clock, "other")])
+        async with store.session(info()) as session:
+            await end(session, a=outcome)
+        assert await states(store, "a", "b", "c", "other") == [ended, State.CANCELLED, State.CANCELLED, State.SUCCEEDED]
+        assert (await record(store, "b")).reason == f"parent a ended {ended}"
+        shown = await record(store, "c")
+        assert (shown.reason, shown.finished_at, shown.attempt) == ("parent b ended CANCELLED", clock.now(), 0)
+        assert (await tally(store)).finished_at == clock.now()
+
+    @needs(Feature.PARENTS, Feature.EXPIRY)
+    async def test_who_expires_takes_its_descendants_down(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a", expires_in=5), node(clock, "b", "a"), node(clock, "late", expires_in=5)])
+        await store.enqueue([node(clock, "c", "late")])
+        async with store.session(info()) as session:
+            clock.advance(5)
+            assert await claim(session, limit=1) == []
+            await session.maintain()
+        assert await states(store, "a", "b", "late", "c") == [State.EXPIRED, State.CANCELLED, State.EXPIRED, State.CANCELLED]
+        assert (await record(store, "b")).reason == "parent a ended EXPIRED"
+
+    @needs(Feature.PARENTS)
+    async def test_who_is_told_to_runs_though_a_parent_failed(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a"), node(clock, "b"), node(clock, "c", takes("a", "x"), takes("b", "y"), fails="run")])
+        async with store.session(info()) as session:
+            await end(session, a=Dead("no"), b=Done(b"2"))
+            lease = await claim_one(session)
+            assert (lease.job.id, lease.inputs) == ("c", (None, b"2"))
+
+    @needs(Feature.PARENTS)
+    async def test_a_cancelled_job_takes_its_descendants_down_and_so_does_a_deleted_one(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a"), node(clock, "b", "a"), node(clock, "x"), node(clock, "y", "x")])
+        assert await store.cancel(["a", "b"]) == {"a", "b"}
+        assert await store.delete(["x"]) == {"x"}
+        assert [(await record(store, id)).reason for id in ("a", "b", "y")] == ["cancelled", "cancelled", "parent x was deleted"]
+        assert (await tally(store)).cancelled == 4
+
+    @needs(Feature.PARENTS)
+    async def test_the_first_of_several_parents_that_failed_is_the_reason(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a"), node(clock, "b"), node(clock, "c", "b", "a")])
+        async with store.session(info()) as session:
+            await end(session, a=Dead("no"), b=Dead("no"))
+        assert (await record(store, "c")).reason == "parent b ended DEAD"
+
+    @needs(Feature.PARENTS)
+    async def test_retry_revives_those_that_fell_with_it_and_no_others(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a"), node(clock, "ran"), node(clock, "b", takes("a", "x"), takes("ran", "y"))])
+        await store.enqueue([node(clock, "c", "b"), node(clock, "by hand", "a"), node(clock, "brave", "a", fails="run")])
+        await store.cancel(["by hand"])
+        async with store.session(info()) as session:
+            await end(session, a=Dead("no"), ran=Done(b"5"))
+            await end(session, brave=Done())
+            assert (await tally(store)).finished_at is not None
+            assert await store.retry(["a"]) == {"a"}
+            assert await states(store, "a", "b", "c") == [State.READY, State.WAITING, State.WAITING]
+            assert await states(store, "ran", "by hand", "brave") == [State.SUCCEEDED, State.CANCELLED, State.SUCCEEDED]
+            shown = await tally(store)
+            assert (shown.finished_at, shown.dead, shown.cancelled, shown.succeeded) == (None, 0, 1, 2)
+            await end(session, a=Done(b"1"))
+            lease = await claim_one(session)
+            assert (lease.job.id, lease.inputs) == ("b", (b"1", b"5"))
+            await settle(session, lease, Done())
+            assert await run(session) == ["c"]
+
+    @needs(Feature.PARENTS)
+    async def test_who_fell_with_two_parents_is_revived_with_both(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a"), node(clock, "b"), node(clock, "c", "a", "b"), node(clock, "d", "c")])
+        async with store.session(info()) as session:
+            await end(session, a=Dead("no"), b=Dead("no"))
+            await store.retry(["a"])
+            assert (await record(store, "c")).reason == "parent b ended DEAD"
+            await end(session, a=Done())
+            assert await state(store, "d") is State.CANCELLED
+            await store.retry(["b"])
+            assert await states(store, "c", "d") == [State.WAITING, State.WAITING]
+            await end(session, b=Done())
+            assert [await run(session), await run(session)] == [["c"], ["d"]]
+
+    @needs(Feature.PARENTS)
+    async def test_who_fell_is_not_revived_alone_and_who_was_cancelled_waits_again(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a"), node(clock, "b", "a")])
+        assert await store.cancel(["b"]) == {"b"}
+        assert await store.retry(["b"]) == {"b"}
+        assert await waits(store, "b") == WAITS
+        async with store.session(info()) as session:
+            await end(session, a=Dead("no"))
+            assert await store.retry(["b"]) == set()
+            assert await store.retry(["b", "a"]) == {"a"}
+            assert await waits(store, "b") == WAITS
+
+    @needs(Feature.PARENTS)
+    async def test_a_job_that_failed_again_takes_down_again(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a"), node(clock, "b", "a"), node(clock, "c", "b")])
+        async with store.session(info()) as session:
+            for _ in range(3):
+                await end(session, a=Dead("no"))
+                assert await states(store, "b", "c") == [State.CANCELLED, State.CANCELLED]
+                assert (await tally(store)).finished_at == clock.now()
+                clock.advance(1)
+                assert await store.retry(["a"]) == {"a"}
+            assert [await run(session) for _ in range(4)] == [["a"], ["b"], ["c"], []]
+
+    @needs(Feature.PARENTS)
+    async def test_a_job_adds_jobs_by_its_success(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a"), node(clock, "b", "a")])
+        added = (node(clock, "d", takes("x", "n"), "a"), node(clock, "x"))
+        async with store.session(info()) as session:
+            lease = await claim_one(session)
+            assert await store.get(["x"]) == {}
+            await settle(session, lease, Done(b"1", added))
+            assert await states(store, "a", "b", "x", "d") == [State.SUCCEEDED, State.READY, State.READY, State.WAITING]
+            await end(session, x=Done(b"9"))
+            assert (await claim_one(session)).inputs == (b"9", None)
+        assert (await tally(store)).total == 4
+
+    @needs(Feature.PARENTS)
+    async def test_a_job_that_lost_its_lease_adds_nothing(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a")])
+        async with store.session(info("dies")) as dying, store.session(info()) as session:
+            lease = await claim_one(dying)
+            assert await live(clock, 18, session)
+            await session.maintain()
+            assert await dying.settle([(lease, Done(None, (node(clock, "x"),)))]) == [lease]
+        assert await store.get(["x"]) == {}
+
+    @needs(Feature.PARENTS)
+    async def test_a_job_whose_additions_are_refused_is_dead_and_adds_nothing(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a"), node(clock, "child", "a"), job(clock, "taken")])
+        async with store.session(info()) as session:
+            leases = {lease.job.id: lease for lease in await claim(session)}
+            await settle(session, leases["a"], Done(b"1", (node(clock, "x"), node(clock, "taken"))))
+        shown = await record(store, "a")
+        assert (shown.state, shown.result) == (State.DEAD, None)
+        assert shown.reason == f"the jobs that it added were refused: {IdConflict('taken')}"
+        assert await states(store, "x", "child") == [None, State.CANCELLED]
+
+    @needs(Feature.PARENTS)
+    async def test_nobody_waits_for_a_parent_that_never_comes(self, store: Store, clock: TestClock) -> None:
+        with pytest.raises(ParentNotFound, match="job c is to wait for job ghost"):
+            await store.enqueue([node(clock, "a", size=2), node(clock, "c", "a", "ghost")])
+        assert await store.find(Filter(), 10) == []
+        assert await store.tallies("workflow") == []
+        await store.enqueue([node(clock, "c", "ghost", size=2)])
+        with pytest.raises(ParentNotFound, match="job c is to wait for job ghost"):
+            await store.enqueue([node(clock, "a")])
+        assert await states(store, "a", "c") == [None, State.WAITING]
+
+    @needs(Feature.PARENTS)
+    async def test_a_repeated_enqueue_stores_nothing_twice_and_an_id_has_one_workflow(self, store: Store, clock: TestClock) -> None:
+        jobs = [node(clock, "c", "a", size=2), node(clock, "a", size=2)]
+        assert [await store.enqueue(jobs) for _ in range(2)] == [["c", "a"]] * 2
+        assert (await tally(store)).total == 2
+        with pytest.raises(IdConflict):
+            await store.enqueue([node(clock, "a", flow="another")])
+        with pytest.raises(IdConflict):
+            await store.enqueue([job(clock, "a")])
+        assert await store.tallies("workflow", ["another"]) == []
+
+    @needs(Feature.PARENTS, Feature.DELAY)
+    async def test_a_child_becomes_due_by_its_parents_and_its_time(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a"), node(clock, "b", "a", delay=10)])
+        assert await waits(store, "b") == WAITS
+        async with store.session(info()) as session:
+            clock.advance(5)
+            await end(session)
+            assert await state(store, "b") is State.SCHEDULED
+            clock.advance(5)
+            await session.maintain()
+            assert await run(session) == ["b"]
+
+    @needs(Feature.PARENTS, Feature.ORDER, Feature.LIMITS)
+    async def test_a_child_joins_its_line_when_its_parents_have_ended(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a"), turn(clock, "first"), slot(clock, "holds", key="s")])
+        child = node(clock, "b", "a", order_by="k")
+        await store.enqueue([child, turn(clock, "second"), node(clock, "s", "a", limits=slot(clock, "s", key="s").limits)])
+        async with store.session(info()) as session:
+            leases = {lease.job.id: lease for lease in await claim(session)}
+            await settle(session, leases["a"], Done())
+            assert await waits(store, "b") == "waits for a turn of k"
+            assert await waits(store, "s") == "waits for a slot of s"
+            await session.settle([(leases[id], Done()) for id in ("first", "holds")])
+            assert sorted(await run(session)) == ["s", "second"]
+            assert await run(session) == ["b"]
+
+    @needs(Feature.PARENTS)
+    async def test_children_come_in_the_order_in_which_they_were_stored(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a"), node(clock, "b")])
+        await store.enqueue([node(clock, "c4", "b"), node(clock, "c1", "a"), node(clock, "c3", "b"), node(clock, "c2", "a", "b")])
+        async with store.session(info()) as session:
+            await end(session)
+            assert await run(session) == ["c4", "c1", "c3", "c2"]
+
+    @needs(Feature.PARENTS)
+    async def test_a_workflow_is_counted(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a", size=3), node(clock, "b", "a"), node(clock, "c", "a")])
+        begun = clock.now()
+        expected = Tally(kind="workflow", id=FLOW, name="the flow", created_at=begun, total=3, size=3)
+        assert await store.tallies("workflow") == [expected]
+        assert (await record(store, "b")).workflow == Membership(FLOW)
+        async with store.session(info()) as session:
+            lease = await claim_one(session)
+            shown = await tally(store)
+            assert (shown.running, shown.waiting) == (1, 2)
+            clock.advance(1)
+            await settle(session, lease, Done())
+            await end(session, b=Dead("no"))
+        shown = await tally(store)
+        assert (shown.succeeded, shown.dead, shown.running, shown.waiting, shown.finished_at) == (2, 1, 0, 0, clock.now())
+        assert ids(await store.find(Filter(workflow=FLOW), 10)) == ["c", "b", "a"]
+        assert await store.tallies("workflow", ["none"]) == []
+
+    @needs(Feature.PARENTS)
+    async def test_workflows_are_told_of_a_page_at_a_time(self, store: Store, clock: TestClock) -> None:
+        for n in range(5):
+            await store.enqueue([node(clock, f"j{n}", flow=f"f{n}")])
+            clock.advance(n % 2)
+        assert [each.id for each in await store.tallies("workflow", None, 2)] == ["f4", "f3"]
+        assert [each.id for each in await store.tallies("workflow", None, 2, "f3")] == ["f2", "f1"]
+        assert [each.id for each in await store.tallies("workflow", None, 2, "f1")] == ["f0"]
+        assert [each.id for each in await store.tallies("workflow", ["f1", "none", "f3", "f1"])] == ["f1", "f3"]
+
+    @needs(Feature.PARENTS)
+    async def test_a_workflow_is_stopped_as_a_whole(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a", size=5), node(clock, "runs"), node(clock, "b", "a"), node(clock, "brave", "a", fails="run")])
+        async with store.session(info()) as session:
+            (first,) = await claim(session, limit=1)
+            assert first.job.id == "a"
+            assert await store.stop("workflow", FLOW)
+            assert await states(store, "a", "runs", "b", "brave") == [State.RUNNING, *[State.CANCELLED] * 3]
+            assert {(await record(store, id)).reason for id in ("runs", "b", "brave")} == {"its workflow was cancelled"}
+            await store.enqueue([node(clock, "late", size=5)])
+            assert (await record(store, "late")).reason == "its workflow was cancelled"
+            assert (await tally(store)).finished_at is None
+            await settle(session, first, Retried(0))
+        shown = await tally(store)
+        assert (shown.finished_at, shown.stopped, shown.cancelled, shown.total) == (clock.now(), True, 5, 5)
+        assert not await store.stop("workflow", FLOW)
+        assert not await store.stop("workflow", "none")
+
+    @needs(Feature.PARENTS)
+    async def test_a_workflow_whose_producer_went_away_is_given_up_after_an_hour(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "c", "never came", size=3)])
+        clock.advance(1_800)
+        await store.enqueue([node(clock, "a")])
+        async with store.session(info()) as session:
+            clock.advance(3_599)
+            await session.maintain()
+            assert await states(store, "a", "c") == [State.READY, State.WAITING]
+            clock.advance(1)
+            await session.maintain()
+            assert await states(store, "a", "c") == [State.CANCELLED, State.CANCELLED]
+            shown = await tally(store)
+            assert (shown.abandoned, shown.stopped, shown.finished_at) == (True, True, clock.now())
+
+    @needs(Feature.PARENTS)
+    async def test_the_records_of_a_workflow_are_kept_together(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a", keep=0), node(clock, "b", "a", keep=100), node(clock, "plain", flow="f0", keep=0)])
+        async with store.session(info()) as session:
+            await end(session)
+            clock.advance(1_000)
+            await session.maintain()
+            assert await states(store, "a", "b", "plain") == [State.SUCCEEDED, State.READY, None]
+            assert await run(session) == ["b"]
+            clock.advance(99)
+            await session.maintain()
+            assert await states(store, "a", "b") == [State.SUCCEEDED] * 2
+            clock.advance(1)
+            await session.maintain()
+            assert await states(store, "a", "b") == [None, None]
+            assert await store.tallies("workflow") == []
+
+    @needs(Feature.PARENTS)
+    async def test_a_workflow_with_a_failure_is_kept_for_as_long_as_dead_jobs(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a", keep=0), node(clock, "b", "a", keep=0), node(clock, "c", keep=0)])
+        async with store.session(info()) as session:
+            await end(session, a=Dead("no"))
+            clock.advance(KEEP_UNSUCCESSFUL - 1)
+            await session.maintain()
+            assert await store.retry(["a"]) == {"a"}
+            assert await waits(store, "b") == WAITS
+            await end(session, a=Dead("no"))
+            clock.advance(KEEP_UNSUCCESSFUL)
+            await session.maintain()
+        assert await store.find(Filter(), 10) == []
+        assert await store.tallies("workflow") == []
+
+    @needs(Feature.PARENTS)
+    async def test_a_wide_join_starts_with_the_last_of_its_parents(self, store: Store, clock: TestClock) -> None:
+        width = 3_000
+        parts = [f"p{n:04}" for n in range(width)]
+        await store.enqueue([node(clock, "join", *(takes(id, "all", n) for n, id in enumerate(parts)), size=width + 1)])
+        for start in range(0, width, 1_000):
+            await store.enqueue([node(clock, id) for id in parts[start : start + 1_000]])
+        async with store.session(info()) as session:
+            leases: list[Lease] = []
+            while more := await claim(session):
+                leases += more
+            assert len(leases) == width
+            done = [(lease, Done(str(int(lease.job.id[1:])).encode())) for lease in leases]
+            for start in range(0, width - 1, 500):
+                assert await session.settle(done[start : min(start + 500, width - 1)]) == []
+            assert await waits(store, "join") == WAITS
+            assert await session.settle(done[-1:]) == []
+            lease = await claim_one(session)
+            assert lease.inputs == tuple(str(n).encode() for n in range(width))
+            await settle(session, lease, Done())
+        assert (await tally(store)).succeeded == width + 1
+
+    @needs(Feature.PARENTS)
+    async def test_wide_falls_and_revivals_come_in_pieces_and_whole(self, store: Store, clock: TestClock) -> None:
+        width = 2_500
+        children = [node(clock, f"c{n}", "a", size=2 * width + 1) for n in range(width)]
+        for start in range(0, width, 1_000):
+            await store.enqueue(children[start : start + 1_000])
+        for start in range(0, width, 1_000):
+            await store.enqueue([node(clock, f"d{n}", f"c{n}") for n in range(start, min(start + 1_000, width))])
+        await store.enqueue([node(clock, "a")])
+        async with store.session(info()) as session:
+            await end(session, a=Dead("no"))
+            shown = await wound_up(session, store)
+            assert (shown.dead, shown.cancelled) == (1, 2 * width)
+            assert await store.retry(["a"]) == {"a"}
+            await end(session, a=Done())
+            ran = 0
+            async with asyncio.timeout(60):
+                while (await tally(store)).finished_at is None:
+                    ran += len(await run(session))
+                    await session.maintain()
+            assert ran == 2 * width
+        assert (await tally(store)).succeeded == 2 * width + 1
+
+    @needs(Feature.PARENTS)
+    async def test_a_wide_workflow_is_stopped_whole(self, store: Store, clock: TestClock) -> None:
+        width = 2_500
+        for start in range(0, width, 1_000):
+            await store.enqueue([node(clock, f"p{n}", size=width) for n in range(start, min(start + 1_000, width))])
+        async with store.session(info()) as session:
+            assert await store.stop("workflow", FLOW)
+            assert (await wound_up(session, store)).cancelled == width
