@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,7 +20,7 @@ from tests.worker.running import ended
 from offload import BadDeclaration, Offload, State, Worker
 from offload.job import Pulse, WorkerInfo
 from offload.testing.clock import TestClock
-from offload.worker.source import Source, source_of
+from offload.worker.source import Home, Source, source_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.process]
 
@@ -70,6 +72,32 @@ async def test_a_child_that_cannot_import_the_app_is_a_failed_attempt_that_says_
         record = await ended(await tasks.end_process.aenqueue("well"))
     assert record.state is State.DEAD
     assert "a child process could not import the app: ModuleNotFoundError" in record.errors[0].message
+
+
+async def test_a_task_declared_in_another_module_than_its_app_runs_in_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "its_app.py").write_text("from offload import Offload\n\napp = Offload('memory://')\n")
+    (tmp_path / "its_tasks.py").write_text(
+        "import its_app\n\n\n@its_app.app.task(isolation='process')\ndef whereabouts() -> str:\n    return __name__\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    task = importlib.import_module("its_tasks").whereabouts
+    async with Worker(sys.modules["its_app"].app):
+        assert await (await task.aenqueue()).aresult(timeout=20) == "its_tasks"
+
+
+async def test_a_child_that_cannot_import_the_module_of_the_task_says_so(program: Offload, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offload.worker.children.home_of", lambda _: Home("no.such.module"))
+
+    @program.task(name="elsewhere", isolation="process", retry=False)
+    def elsewhere() -> None: ...
+
+    try:
+        async with Worker(program):
+            record = await ended(await elsewhere.aenqueue())
+    finally:
+        del program.tasks["elsewhere"]
+    assert (record.state, record.crashes) == (State.DEAD, 0)
+    assert "a child process could not import no.such.module, which declares elsewhere" in record.errors[0].message
 
 
 def test_an_app_is_found_where_its_module_keeps_it() -> None:

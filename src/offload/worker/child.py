@@ -19,10 +19,10 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from offload.current import Attempt, attempt_var
-from offload.errors import BadPayload, SessionLost
+from offload.errors import BadPayload, SessionLost, TaskNotFound
 from offload.job import Dead, Done, Lease, Outcome, Progress, Release
 from offload.worker.outcome import AttemptStopped, after, failure_of
-from offload.worker.source import Source, load
+from offload.worker.source import Home, Source, load, task_of
 from offload.worker.wire import (
     HEADER,
     Committed,
@@ -177,8 +177,9 @@ class Runner:
             os._exit(0)
 
     def run(self, run: Run) -> Outcome:
-        """Run one attempt to its outcome."""
-        attempt = self._parent.attempt = ChildAttempt(run, self._app.tasks[run.job.task], self._state, self._parent)
+        """Run one attempt to its outcome. Raises TaskNotFound."""
+        task = task_of(self._app, run.job.task, Home(run.module, run.file))
+        attempt = self._parent.attempt = ChildAttempt(run, task, self._state, self._parent)
         try:
             return copy_context().run(self._outcome, attempt)
         except AttemptStopped:
@@ -262,7 +263,10 @@ def main() -> None:
     threading.Thread(target=parent.read_on, name="offload-parent", daemon=True).start()
     parent.send(Ready())
     while True:
-        parent.send(Ended(runner.run(parent.inbox.get())))
+        try:
+            parent.send(Ended(runner.run(parent.inbox.get())))
+        except TaskNotFound as error:  # no crash of the job: it failed to start, as where the app cannot be imported
+            parent.send(Unready(str(error)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from offload.broker import SqlStore
 from offload.errors import BadDeclaration, SessionLost
 from offload.job import Outcome
-from offload.worker.source import Source
+from offload.worker.source import Source, home_of
 from offload.worker.wire import (
     HEADER,
     Committed,
@@ -89,6 +89,17 @@ class Child:
         except asyncio.IncompleteReadError:
             raise ChildDied(f"the child process died: {_how(await self.process.wait())}") from None
 
+    def lives(self) -> bool:
+        """Whether it has not ended, asked of the system: the event loop may learn of it only later."""
+        if self.process.returncode is not None:
+            return False
+        if not hasattr(os, "waitid"):  # Windows
+            return True
+        try:
+            return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:  # the event loop was told, and tells us soon
+            return False
+
     def signal(self, number: int) -> None:
         """Send a signal, if it still lives."""
         if self.process.returncode is None:
@@ -119,7 +130,18 @@ class Children:
         sound = False
         try:
             ref = lease.ref if issubclass(attempt.task.producer.clients.kind, SqlStore) else None
-            child.send(Run(lease.job, lease.claim, lease.attempt, lease.crashes, lease.steps, attempt.session_id, ref))
+            child.send(
+                Run(
+                    lease.job,
+                    lease.claim,
+                    lease.attempt,
+                    lease.crashes,
+                    lease.steps,
+                    attempt.session_id,
+                    *home_of(attempt.task.function),
+                    ref,
+                )
+            )
             if attempt.stop_reason is not None:  # it was told to stop while the child was starting
                 self.tell(attempt)
                 self.stop(attempt, hard=False)
@@ -137,7 +159,7 @@ class Children:
     async def _take(self) -> Child:
         while self._idle:
             child = self._idle.pop()
-            if child.process.returncode is None:
+            if child.lives():
                 return child
             self._all.discard(child)
         if self._source is None:
@@ -151,6 +173,8 @@ class Children:
             match await child.receive():
                 case Ended(outcome):
                     return outcome
+                case Unready(error):
+                    raise ChildUnready(error)
                 case Report(progress):
                     attempt.report(progress)
                 case Committing():

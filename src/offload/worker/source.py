@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
+from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from offload.errors import BadDeclaration
+from offload.errors import BadDeclaration, TaskNotFound
 from offload.producer import Producer
 
 if TYPE_CHECKING:
     from offload.app import Offload
+    from offload.task import Task
 
 
 class Source(NamedTuple):
@@ -62,16 +66,48 @@ def load(source: Source) -> Offload:
 
 
 def _load(source: Source) -> Offload:
-    if source.file is None:
-        module = importlib.import_module(source.module)
-    else:
-        spec = importlib.util.spec_from_file_location(source.module, source.file)
-        if spec is None or spec.loader is None:
-            raise BadDeclaration(f"{source.file} cannot be imported as a module")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[source.module] = module
-        spec.loader.exec_module(module)
-    app: Any = module
+    app: Any = _imported(source.module, source.file)
     for part in source.attribute.split("."):
         app = getattr(app, part)
     return app
+
+
+def _imported(name: str, file: str | None) -> ModuleType:
+    if file is None:
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise BadDeclaration(f"{file} cannot be imported as a module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Home(NamedTuple):
+    """The module that declares a task: another one, perhaps, than that of its app."""
+
+    module: str
+    file: str | None = None
+
+
+def home_of(function: Callable[..., Any]) -> Home:
+    """Where a task's function is declared."""
+    module = inspect.unwrap(function).__module__
+    main = _main("") if module == "__main__" else None
+    return Home(module) if main is None else Home(main.module, main.file)
+
+
+def task_of(app: Offload, name: str, home: Home) -> Task[..., Any]:
+    """The task of that name, in a child process, once the module is imported that declares it. Raises TaskNotFound."""
+    if name not in app.tasks:
+        Producer.importing_in_child = True
+        try:
+            _imported(home.module, home.file)
+        except Exception as error:
+            raise TaskNotFound(f"a child process could not import {home.module}, which declares {name}: {error!r}") from error
+        finally:
+            Producer.importing_in_child = False
+    if name not in app.tasks:
+        raise TaskNotFound(f"a child process does not know the task {name}: importing {home.module} does not declare it on the same app")
+    return app.tasks[name]

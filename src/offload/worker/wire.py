@@ -32,6 +32,9 @@ class Run(msgspec.Struct, frozen=True, tag=True):
     crashes: int
     steps: Mapping[str, bytes]
     session: str
+    module: str
+    file: str | None
+    """Where the task is declared."""
     ref: Any
     """The broker's own handle, where that is an SQL store, so that the job can be ended in a transaction."""
 
