@@ -96,7 +96,8 @@ class Session(ABC):
         """Record how attempts ended, in one atomic operation. Returns only the leases that were lost; their outcomes are dropped.
 
         A lease settled before is lost: so are all of a call that is repeated because its answer was. A session that is not gone loses
-        leases in no other way. Where cancellation was asked for, all outcomes but Done end CANCELLED. An outcome that adds jobs comes alone.
+        leases in no other way. Where cancellation was asked for, all outcomes but Done end CANCELLED.
+        An outcome that adds jobs comes alone.
         """
 
     @abstractmethod
