@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 from typing import Any, LiteralString, TypeAlias, cast
 
-from psycopg import AsyncConnection, errors, pq
+from psycopg import AsyncConnection, InternalError, errors, pq
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.generators import execute
 
@@ -81,7 +81,10 @@ class Prepared:
 
     async def _answer(self) -> pq.abc.PGresult:
         """What the server answers to what was sent last. psycopg waits for it, which has the server cancel what the caller gives up."""
-        result = (await self._connection.wait(execute(self._connection.pgconn)))[-1]
+        results = await self._connection.wait(execute(self._connection.pgconn))
+        if not results:
+            raise InternalError("the server did not answer")
+        result = results[-1]
         if result.status not in _GOOD:
             raise errors.error_from_result(result, encoding=self._adapters.encoding)
         return result
