@@ -163,9 +163,9 @@ def test_what_is_no_output_is_checked_at_once() -> None:
         @app.task(name="typed")
         def typed(first: int, second: int) -> None: ...
 
-        typed.job(previous, "two")
+        typed.job(previous, cast("Any", "two"))
     with pytest.raises(BadPayload, match="'first' is missing"):
-        take.job(second=previous)
+        cast("Any", take).job(second=previous)
 
 
 def test_a_text_that_looks_like_an_output_stays_a_text() -> None:
@@ -178,7 +178,7 @@ def test_a_text_that_looks_like_an_output_stays_a_text() -> None:
 
 
 def test_an_output_is_no_key_of_a_dict() -> None:
-    with pytest.raises(BadPayload, match="cannot be carried as JSON"):
+    with pytest.raises(BadPayload, match="as the key of a dict"):
         take.job(1, {previous: 1})
 
 

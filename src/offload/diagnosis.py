@@ -15,6 +15,7 @@ from offload.wording import SEVERITIES, Finding, moment, number, span, whole
 
 _FELL = re.compile(r"parent (.+) (ended [A-Z]+|was deleted)")
 """The reason of a job that a parent took down."""
+_WHEN = {"success": "when all its jobs have succeeded", "failure": "at its first failure", "complete": "when all its jobs have ended"}
 OLD_READY = 300.0
 """Seconds that a job may be ready before `diagnose` speaks of it."""
 LATE_TICK = 300.0
@@ -110,12 +111,9 @@ def _why_waiting(standing: Standing) -> str:
         first = f"{keys.why_at_gate(standing)} {_paused_sentence(record.queue) if standing.paused else ''}".rstrip()
         return f"{first} {unserved(standing) or ''}".rstrip()
     if record.callback is not None and standing.waits_for is None:
-        when = {
-            "success": "when all its jobs have succeeded",
-            "failure": "at its first failure",
-            "complete": "when all its jobs have ended",
-        }
-        return f"It is called back by batch {record.batch} {when[record.callback]}. `offload batches show {record.batch}` says how that stands."
+        return (
+            f"It is called back by batch {record.batch} {_WHEN[record.callback]}. `offload batches show {record.batch}` tells how that is."
+        )
     if standing.open_parents:
         return _why_behind_parents(standing)
     if standing.waits_for is None:
