@@ -321,6 +321,26 @@ async def test_an_exception_in_the_block_cancels_the_batch(shop: Any) -> None:
     assert shop.ran == ["complete"]
 
 
+async def test_who_comes_late_to_a_sealed_batch_cancels_nothing_of_it(shop: Any) -> None:
+    async def repeated(*words: str) -> None:
+        async with shop.app.batch(id="nightly") as batch:
+            await batch.aadd_many(shop.note.using(id=word).job(word) for word in words)
+
+    def repeated_by_sync_code() -> None:
+        with shop.app.batch(id="nightly") as batch:
+            batch.add(shop.note.job("three"))
+
+    await repeated("one", "two")
+    await repeated("one", "two")
+    with pytest.raises(BatchClosed, match="sealed"):
+        await repeated("one", "two", "three")
+    with pytest.raises(BatchClosed, match="sealed"):
+        await asyncio.to_thread(repeated_by_sync_code)
+    await Worker(shop.app).drain()
+    assert shop.ran == ["one", "two"]
+    assert (await shop.app.batch(id="nightly").await_(1)).state == "succeeded"
+
+
 async def test_a_sealed_batch_takes_jobs_from_its_own_alone(shop: Any) -> None:
     @shop.app.task(name="adds")
     async def adds() -> None:
