@@ -15,6 +15,7 @@ from offload import (
     BadDeclaration,
     BatchClosed,
     Concurrency,
+    IdConflict,
     JobCancelled,
     JobFailed,
     JobNotFound,
@@ -154,6 +155,26 @@ async def test_enqueueing_a_workflow_again_repeats_it_and_a_chain_makes_another(
     made = chain(shop.plus.job(5))
     assert await made.aenqueue() != await made.aenqueue()
     assert len(await shop.app.aworkflows()) == 3
+
+
+async def test_a_workflow_with_an_id_is_the_same_whoever_builds_it(shop: Any) -> None:
+    def built(n: int, *, other: int = 10) -> Workflow:
+        flow = Workflow("once", id="order-7")
+        flow.add(chain(group(shop.plus.job(n), shop.plus.job(other)), shop.total.job(previous)))
+        return flow
+
+    first, again = await built(1).aenqueue(), await built(1).aenqueue()
+    assert first.id == again.id == shop.app.workflow("order-7").id == "order-7"
+    await Worker(shop.app).drain()
+    assert (await (await built(1).aenqueue()).await_(1)).succeeded == 3
+    with pytest.raises(IdConflict, match="another task or payload, or in another workflow"):
+        await built(1, other=11).aenqueue()
+    assert shop.ran == [1, 10]
+    another = Workflow(id="order-8")
+    another.add(shop.plus.using(id="order-7:000000").job(1))
+    with pytest.raises(IdConflict):
+        await another.aenqueue()
+    assert [tally.total for tally in await shop.app.aworkflows()] == [3]
 
 
 async def test_a_workflow_can_be_cancelled_as_a_whole(shop: Any) -> None:
