@@ -1,7 +1,6 @@
 -- The SQL of workflows and batches. As in queries.sql, lists come in as one JSON text and go out as one.
 
 -- name: add_members
--- Jobs that belong to a workflow or a batch.
 insert into jobs (n, id, task, queue, rank, payload, enqueued_at, keep, due, extra, workflow, batch)
 
 -- name: ready_members
