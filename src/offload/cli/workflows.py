@@ -90,11 +90,11 @@ def _drawn(record: WorkflowRecord) -> Tree:
 
     title = Text(f"{record.name or record.id}  {state_of(record)}  ", style="bold").append_text(bar(record))
     tree = Tree(title)
-    jobs = list(reversed(record.jobs))
-    known = {job.id for job in jobs}
+    known = {job.id for job in record.jobs}
     below: defaultdict[str | None, list[Record]] = defaultdict(list)
-    for job in jobs:
+    for job in record.jobs:  # those that wait were stored in the reverse of the order in which they were added
         below[next((parent.id for parent in job.parents if parent.id in known), None)].append(job)
+    below[None].reverse()
     left = MOST_DRAWN
     waiting = [(tree, job) for job in reversed(below[None])]
     while waiting and left:
