@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from difflib import get_close_matches
 from functools import cached_property
@@ -19,7 +19,7 @@ import msgspec
 
 from offload.errors import BadPayload
 from offload.job import MOST_PAYLOAD_BYTES
-from offload.workflow import Output, Use
+from offload.workflow import Output, Use, plucked
 
 _ABSENT = object()
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -89,25 +89,10 @@ def without_outputs(values: Mapping[str, Any], what: str) -> tuple[bytes, tuple[
         tree = msgspec.json.decode(msgspec.json.encode(values, enc_hook=hook))
     except Exception as error:
         raise BadPayload(f"{what}: the arguments cannot be carried as JSON: {error}") from error
-    uses = tuple(Use(at, found[number]) for at, number in _pluck(tree, mark, ()))
+    uses = tuple(Use(at, found[number]) for at, number in plucked(tree, mark))
     if len(uses) < len(found):
         raise BadPayload(f"{what}: an output stands as the key of a dict; it may stand for a value only")
     return msgspec.json.encode(tree), uses
-
-
-def _pluck(tree: Any, mark: str, at: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], int]]:
-    """Put None in the place of each mark, and tell where it was."""
-    items: list[tuple[Any, Any]] = []
-    if isinstance(tree, dict):
-        items = list(cast(dict[Any, Any], tree).items())
-    elif isinstance(tree, list):
-        items = list(enumerate(cast(list[Any], tree)))
-    for key, value in items:
-        if isinstance(value, str) and value.startswith(mark):
-            tree[key] = None
-            yield (*at, key), int(value.removeprefix(mark))
-        else:
-            yield from _pluck(value, mark, (*at, key))
 
 
 def encode_plain(values: Mapping[str, Any], what: str) -> bytes:

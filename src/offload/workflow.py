@@ -279,6 +279,21 @@ def _put(tree: Any, at: Path, value: Any) -> None:
     tree[at[-1]] = value
 
 
+def plucked(tree: Any, mark: str, at: Path = ()) -> Iterator[tuple[Path, int]]:
+    """Put None in the place of each text that begins with the mark; tell where it was, and the number behind the mark."""
+    items: list[tuple[Any, Any]] = []
+    if isinstance(tree, dict):
+        items = list(cast("dict[Any, Any]", tree).items())
+    elif isinstance(tree, list):
+        items = list(enumerate(cast("list[Any]", tree)))
+    for key, value in items:
+        if isinstance(value, str) and value.startswith(mark):
+            tree[key] = None
+            yield (*at, key), int(value.removeprefix(mark))
+        else:
+            yield from plucked(value, mark, (*at, key))
+
+
 def with_inputs(job: Job, inputs: Sequence[bytes | None]) -> bytes:
     """The payload of a job with the results of its parents in their places, where these are empty: a person may have edited it."""
     payload = msgspec.json.decode(job.payload)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from offload.current import Attempt
 from offload.errors import SessionLost
-from offload.job import Isolation, Job, Lease, Outcome, Progress
+from offload.job import Done, Isolation, Job, Lease, Outcome, Progress
 from offload.worker.outcome import AttemptStopped
 from offload.workflow import with_inputs
 
@@ -110,6 +110,10 @@ class LocalAttempt(Attempt):
     def session_id(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] - read only, and read late: few attempts ask
         """The session that holds the lease."""
         return self.sink.session.id
+
+    def with_additions(self, outcome: Done) -> Done:
+        """See `Attempt.with_additions`."""
+        return Done(outcome.result, self.added) if self.added else super().with_additions(outcome)
 
     @property
     def cancelled(self) -> bool:

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, assert_never
 
 from offload.current import attempt_var
-from offload.errors import BadPayload, OffloadError
+from offload.errors import BadPayload
 from offload.job import Cancelled, Dead, Done, Failure, Isolation, Lease, Outcome, RateLimit, Release
 from offload.limits import Rate
 from offload.worker.attempt import LocalAttempt, Sink, StopReason
@@ -283,20 +283,13 @@ class Executor:
             lane.ended += 1
             if attempt.completed is not None:
                 outcome = self._news.completed(attempt, attempt.completed, outcome)
-            elif type(outcome) is Done and (attempt.additions is not None or attempt.added):
-                outcome = self._added(attempt, outcome)
+            elif type(outcome) is Done:
+                outcome = attempt.with_additions(outcome)
             attempt.sink.put(attempt, outcome)
         self.freed.set()
         if not self._pumping:
             self._pumping = True
             self._loop.call_soon(self._pump)  # once for all that end in this turn of the loop; short jobs come in swarms
-
-    def _added(self, attempt: LocalAttempt, outcome: Done) -> Outcome:
-        """The outcome with what the task added, which has to be in order."""
-        try:
-            return Done(outcome.result, attempt.added) if attempt.added else attempt.with_additions(outcome)
-        except OffloadError as error:
-            return Dead("what it added", self._failure(error, attempt))
 
     def _threads_ended(self, ended: Sequence[tuple[LocalAttempt, Outcome]]) -> None:
         for attempt, outcome in ended:

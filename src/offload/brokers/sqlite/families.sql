@@ -1,7 +1,6 @@
 -- The SQL of workflows and batches. As in queries.sql, lists come in as one JSON text and go out as one.
 
 -- name: add_members
--- Jobs that belong to a workflow or a batch.
 insert into jobs (n, id, task, queue, rank, payload, enqueued_at, keep, due, extra, workflow, batch)
 
 -- name: ready_members
@@ -32,26 +31,26 @@ where j.workflow is not null
 
 -- name: unknown_parent
 -- The first job of a workflow that waits for one which is not there, and that one.
-select c.id, l.parent
-from jobs c cross join waiting w on w.n = c.n and w.what = 'parents' cross join links l on l.child = c.n and l.fate = 0
-where c.workflow = :workflow and not exists (select 1 from jobs p where p.id = l.parent and p.workflow = :workflow)
-order by c.n, l.place limit 1
+select c.id, link.parent
+from jobs c cross join waiting w on w.n = c.n and w.what = 'parents' cross join links link indexed by links_open on link.child = c.n and link.fate = 0
+where c.workflow = :workflow and not exists (select 1 from jobs p where p.id = link.parent and p.workflow = :workflow)
+order by c.n, link.place limit 1
 
 -- name: unknown_parent_of
 -- The same of the given jobs alone.
-select c.id, l.parent
+select c.id, link.parent
 from json_each(:ids) asked cross join jobs c on c.id = asked.value
-cross join waiting w on w.n = c.n and w.what = 'parents' cross join links l on l.child = c.n and l.fate = 0
-where c.workflow = :workflow and not exists (select 1 from jobs p where p.id = l.parent and p.workflow = :workflow)
-order by c.n, l.place limit 1
+cross join waiting w on w.n = c.n and w.what = 'parents' cross join links link indexed by links_open on link.child = c.n and link.fate = 0
+where c.workflow = :workflow and not exists (select 1 from jobs p where p.id = link.parent and p.workflow = :workflow)
+order by c.n, link.place limit 1
 
 -- name: concerned
 -- Whether anything is owed from before, and the first children, as [which, n], of debts, as [parent, flow, after]: debt by debt, and of
 -- each by their numbers, which is the order of the index.
 select exists (select 1 from owed), (
     select json_group_array(json_array(key, child)) from (
-        select d.key, l.child from json_each(:debts) d cross join links l
-            on l.parent = json_extract(d.value, '$[0]') and l.child > json_extract(d.value, '$[2]') and l.flow = json_extract(d.value, '$[1]')
+        select d.key, link.child from json_each(:debts) d cross join links link
+            on link.parent = json_extract(d.value, '$[0]') and link.child > json_extract(d.value, '$[2]') and link.flow = json_extract(d.value, '$[1]')
         limit :limit))
 
 -- name: tell
@@ -66,11 +65,12 @@ where links.parent = json_extract(d.value, '$[0]')
     and links.flow = json_extract(d.value, '$[1]')
 
 -- name: children
--- Jobs, as families.Child: whether each waits for a parent, and why it falls, if it does.
+-- Jobs, as families.Child: whether each waits for a parent, and why it falls, if it does. By the indexes of those links alone: a job may
+-- have ten thousand.
 select json_group_array(json_array(
     asked.value, w.what is 'parents', ifnull(d.felled, 0),
-    exists (select 1 from links where child = asked.value and fate = 0),
-    (select why from links where child = asked.value and fate = 2 and fells order by place limit 1)
+    exists (select 1 from links indexed by links_open where child = asked.value and fate = 0),
+    (select why from links indexed by links_failed where child = asked.value and fate = 2 and fells order by place limit 1)
 )) from json_each(:ns) asked left join waiting w on w.n = asked.value left join done d on d.n = asked.value
 
 -- name: note_felled
@@ -83,13 +83,13 @@ update done set reason = json_extract(told.value, '$[1]') from json_each(:reason
 -- name: inputs
 -- What came from the parents of jobs, as [n, result], in their order.
 select json_group_array(json_array(child, input)) from (
-    select l.child, l.input from json_each(:ns) asked cross join links l on l.child = asked.value order by l.child, l.place)
+    select link.child, link.input from json_each(:ns) asked cross join links link on link.child = asked.value order by link.child, link.place)
 
 -- name: open_parents
 -- How many parents a job waits for, and the first of them.
 select
-    (select count(*) from links where child = :n and fate = 0),
-    (select json_group_array(parent) from (select parent from links where child = :n and fate = 0 order by place limit :most))
+    (select count(*) from links indexed by links_open where child = :n and fate = 0),
+    (select json_group_array(parent) from (select parent from links indexed by links_open where child = :n and fate = 0 order by place limit :most))
 
 -- name: owed
 select json_group_array(json_array(n, parent, flow, fate, result, why, after)) from (select * from owed order by n limit :limit)
@@ -106,7 +106,7 @@ delete from owed where n in (select value from json_each(:ns))
 
 -- name: anything_owed
 -- Whether something was begun that upkeep is to go on with.
-select exists (select 1 from owed) or exists (select 1 from tallies where stopping is not null)
+select exists (select 1 from owed) or exists (select 1 from tallies indexed by tallies_stopping where stopping is not null)
 
 -- name: tallies
 -- Those of the given [kind, id] that there are, as counting.Count.
@@ -135,7 +135,8 @@ select json_group_array(json_array(kind, id)) from (
     select kind, id from tallies where forget_at <= :now order by forget_at limit :limit)
 
 -- name: tallies_stopping
-select json_group_array(json_array(kind, id)) from (select kind, id from tallies where stopping is not null order by n limit 1)
+select json_group_array(json_array(kind, id)) from (
+    select kind, id from tallies indexed by tallies_stopping where stopping is not null order by n limit 1)
 
 -- name: add_tallies
 insert into tallies (

@@ -314,7 +314,7 @@ select
         union all select min(forget_at) from tallies where forget_at is not null
         union all select min(abandon_at) from tallies where abandon_at is not null
         union all select * from (select 0 from owed limit 1)
-        union all select * from (select 0 from tallies where stopping is not null limit 1))),
+        union all select * from (select 0 from tallies indexed by tallies_stopping where stopping is not null limit 1))),
     (select min(next_at) from schedules where not paused),
     (select pruned_at from store),
     (select min(wake_at) from gates where wake_at is not null),
