@@ -186,9 +186,9 @@ def play() -> None:
     run = process("fractions")
     with workers():
         tally = run.wait(timeout=300)
-    started = [job for job in run.record().jobs if job.started_at and job.finished_at]
-    for job in sorted(started, key=lambda job: (job.started_at, job.id)):
-        print(f"{job.task.rpartition('.')[2]:10} {(job.finished_at - job.started_at).total_seconds():5.2f} s  {job.result}")
+    ran = [(job.started_at, job.finished_at, job) for job in run.record().jobs if job.started_at and job.finished_at]
+    for started, finished, job in sorted(ran, key=lambda each: each[:2]):
+        print(f"{job.task.rpartition('.')[2]:10} {(finished - started).total_seconds():5.2f} s  {job.result}")
     print(f"workflow {tally.name!r} {tally.state}: {tally.told}")
     print(f"all of it is in {folder()}")
     if tally.state != "succeeded":
