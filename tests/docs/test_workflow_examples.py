@@ -87,7 +87,7 @@ def test_every_user_gets_a_report_a_night_and_the_summary_tells_who_did_not() ->
 
 
 def test_every_device_gets_its_push_once_through_a_provider_with_a_quota_and_moods() -> None:
-    devices = 2_000 if SOAK else 300
+    devices = 1_000 if SOAK else 300
     said, logged = run("push_notifications.py", str(devices))
     assert logged == ""
     assert f"the batch succeeded: {devices:,} succeeded" in said
