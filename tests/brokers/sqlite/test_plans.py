@@ -140,6 +140,7 @@ def test_the_lines_are_found_by_jumping_through_the_index(connection: sqlite3.Co
         ("line", "SEARCH p USING INDEX parked_lane (lane=? AND seat>?)"),
         ("concerned", "SEARCH link USING COVERING INDEX links_parent (parent=? AND flow=? AND child>?)"),
         ("tell", "SEARCH links USING INDEX links_parent (parent=? AND flow=? AND child>? AND child<?)"),
+        ("having_children", "SEARCH links USING COVERING INDEX links_parent (parent=? AND flow=?)"),
         ("children", "SEARCH links USING INDEX links_open (child=?)"),
         ("children", "SEARCH links USING INDEX links_failed (child=?)"),
         ("unknown_parent", "SEARCH c USING INDEX jobs_workflow (workflow=?)"),

@@ -47,6 +47,7 @@ class Ties(NamedTuple):
 
 
 _pairs = msgspec.json.Decoder(list[tuple[str, int]]).decode
+_names = msgspec.json.Decoder(list[str]).decode
 _numbers = msgspec.json.Decoder(list[int]).decode
 _children = msgspec.json.Decoder(list[Child]).decode
 _ends = msgspec.json.Decoder(list[tuple[str, str, State, str | None]]).decode
@@ -118,7 +119,8 @@ def pay(tx: Transaction, now: int) -> None:
             if not parents or count is None:
                 continue
             if left <= 0:
-                _put_off(tx, debts, parents)
+                having = _names(tx.value("having_children", owed=text(parents), flow=count.n))
+                _put_off(tx, debts, {id: parents[id] for id in having})
                 continue
             told = _tell(tx, count.n, debts, parents, left)
             left -= len(told)

@@ -57,6 +57,10 @@ select json_group_array(json_array(key, child)) from (
     from json_each(:owed) d cross join links link on link.parent = d.key and link.flow = :flow and link.child > :after
     limit :limit)
 
+-- name: having_children
+-- Of parents, which are given as the names of an object, those that anybody waits for, or has waited for.
+select json_group_array(key) from json_each(:owed) d where exists (select 1 from links where parent = d.key and flow = :flow)
+
 -- name: tell
 -- Have the children of parents, which are given with their results, or how they failed, know that fate.
 update links indexed by links_parent set

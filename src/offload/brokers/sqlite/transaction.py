@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from offload.broker import Execute
 from offload.brokers._sql import queries
 from offload.brokers.sqlite.books import Books
+from offload.errors import OffloadError
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -67,17 +68,18 @@ class Transaction:
             self._execute(_insert(name, width, size), values)
 
     def attempt(self, act: Callable[[], T]) -> T:
-        """Do something, or, where it raises, nothing of it."""
+        """Do something, or, where it raises Doubt or an error of ours, nothing of it. Other errors undo the whole operation."""
         noted = self.books.copy()
         self._execute("savepoint attempt", ())
         try:
-            return act()
-        except Exception:
+            result = act()
+        except (Doubt, OffloadError):
             self._execute("rollback to attempt", ())
+            self._execute("release attempt", ())
             self.books = noted
             raise
-        finally:
-            self._execute("release attempt", ())
+        self._execute("release attempt", ())
+        return result
 
     def numbers(self, count: int) -> int:
         """Take `count` numbers of the sequence; returns the first."""
