@@ -140,11 +140,6 @@ class Books:
     touched: set[Key] = field(default_factory=set[Key])
     """Those that are to be written at the end of the operation."""
 
-    @property
-    def open(self) -> bool:
-        """Whether anything is to be done."""
-        return bool(self.owed or self.changes or self.touched)
-
     def ended(self, job: Job, state: State, result: str | None = None) -> None:
         """A job has ended."""
         if job.workflow is not None:
@@ -205,11 +200,6 @@ class Books:
     def touch(self, count: Count) -> None:
         """Have it written at the end of the operation."""
         self.touched.add(count.key)
-
-    def clear(self) -> None:
-        """All is done."""
-        for noted in (self.owed, self.changes, self.counts, self.touched):
-            noted.clear()
 
     def copy(self) -> Books:
         """What is noted now, to go back to."""

@@ -23,6 +23,8 @@ PIECE = 1_000
 """The most jobs of one that are cancelled, or forgotten, at once."""
 MOST_AT_ONCE = 10
 """The most that one round of upkeep abandons."""
+ENDS = tuple((state, state.value.lower()) for state in TERMINAL)
+"""How jobs end, and the columns in which that is counted."""
 EVERYTHING = (1 << 62, 0)
 """Where the first page begins: after nobody."""
 NOTHING = (-1 << 62, 0)
@@ -149,8 +151,7 @@ def seal(tx: Transaction, id: str) -> bool:
 
 def settle_up(tx: Transaction, now: int) -> None:
     """What is to be done at the end of each operation: children learn how their parents ended, and callbacks that are due may go."""
-    if not tx.books.open:
-        tx.books.counts.clear()
+    if not tx.books_kept:
         return
     _count(tx)
     if tx.books.owed:
@@ -159,7 +160,7 @@ def settle_up(tx: Transaction, now: int) -> None:
     due, gone = _close(tx, now)
     if due or gone:
         _let_go(tx, now, due, gone)
-    tx.books.clear()
+    tx.close_books()
 
 
 def _count(tx: Transaction) -> None:
@@ -174,8 +175,7 @@ def _count(tx: Transaction) -> None:
                 for state, number in change.items():
                     count.add(state, number)
         else:
-            numbers = {state.value.lower(): change.get(state, 0) for state in TERMINAL}
-            row = tx.row("count", kind=key[0], id=key[1], **numbers)
+            row = tx.row("count", kind=key[0], id=key[1], **{name: change.get(state, 0) for state, name in ENDS})
             books.counts[key] = None if row is None else _counted(row[0])
 
 
@@ -295,7 +295,7 @@ def forget_old(tx: Transaction, now: int) -> int:
         forgotten += _forget(tx, count, PIECE - forgotten)
         if forgotten < PIECE:
             tx.do("drop_tally", n=count.n)
-    tx.books.clear()
+    tx.close_books()
     return forgotten
 
 

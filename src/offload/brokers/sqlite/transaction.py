@@ -42,8 +42,7 @@ class Transaction:
         """Set by what may have made jobs ready or changed what workers wait for."""
         self.ended = False
         """Set by what may have brought jobs to their end."""
-        self.books = Books()
-        """What the operation under way has still to do for workflows and batches."""
+        self._books: Books | None = None
 
     def do(self, name: str, /, **values: Any) -> int:
         """Run a statement. Returns the number of rows it changed."""
@@ -67,16 +66,32 @@ class Transaction:
             values.extend([None] * (width * (size - len(part))))
             self._execute(_insert(name, width, size), values)
 
+    @property
+    def books(self) -> Books:
+        """What the operation under way has still to do for workflows and batches; made when first asked for, as most have nothing."""
+        if self._books is None:
+            self._books = Books()
+        return self._books
+
+    @property
+    def books_kept(self) -> bool:
+        """Whether there is anything in the books."""
+        return self._books is not None
+
+    def close_books(self) -> None:
+        """All is done, or undone."""
+        self._books = None
+
     def attempt(self, act: Callable[[], T]) -> T:
         """Do something, or, where it raises Doubt or an error of ours, nothing of it. Other errors undo the whole operation."""
-        noted = self.books.copy()
+        noted = None if self._books is None else self._books.copy()
         self._execute("savepoint attempt", ())
         try:
             result = act()
         except (Doubt, OffloadError):
             self._execute("rollback to attempt", ())
             self._execute("release attempt", ())
-            self.books = noted
+            self._books = noted
             raise
         self._execute("release attempt", ())
         return result
