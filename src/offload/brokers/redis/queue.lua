@@ -87,9 +87,6 @@ local BAND = 2 ^ 45                   -- places in one priority
 local LARGE_BYTES = 16 * 1024
 local SMALL_BYTES = 1024              -- a row that is written anew rather than a past beside it
 local CRASHES_BEFORE_ISOLATION = 2
-local MOST_ROUSED = 4                 -- sleepers woken at once for one queue; each wakes another while there is work left
-local MOST_ASKED = 10000              -- how often one call asks whether a sleeper serves a queue
-local BELL_MS = 60000                 -- a sleeper that has not listened for so long never will
 
 -- A row: n, its position when it was stored or first came to its line, since when it is ready; then, as it comes from the client, when it
 -- was enqueued, seconds to keep, 100 - priority, its traits, the lengths of queue, task and rare; these three, and the payload. `rare` is
@@ -135,7 +132,10 @@ local fn, kin, operations = {}, {}, {} -- kin: what has to do with workflows and
 
 local function define()
 
--- Here, as no function may capture more than 60 locals: first for those who take turns by key.
+-- Here, as no function may capture more than 60 locals: first for those who sleep, then for those who take turns by key.
+local MOST_ROUSED = 4          -- sleepers woken at once for one queue; each wakes another while there is work left
+local MOST_ASKED = 10000       -- how often one call asks whether a sleeper serves a queue
+local BELL_MS = 60000          -- a sleeper that has not listened for so long never will
 local TURNS = BAND / 2         -- where they stand in a band; before it there is room for 17,500 jobs a second over 30 years
 local ROUND = 2 ^ 20           -- places in one round
 local LAST_ROUND = 2 ^ 24 - 1  -- so many jobs of one key may be ahead of each other
@@ -1713,7 +1713,7 @@ function fn.known(job)
     job.id, fn.complete(job).row, state, past.attempt, past.crashes, fn.optional(past.started), past.worker ~= '' and past.worker,
     fn.optional(past.due), fn.optional(finished), reason, result, state == 'RUNNING' and fn.has(standing.flags, STOP) and 1 or 0,
     call('HGET', our.errors, job.id), call('HGET', our.steps, job.id), call('HGET', our.progress, job.id),
-    job.rare.linked and call('HGET', our.parents, job.id),
+    job.rare.linked and call('HGET', our.parents, job.id) or false,
   }
 end
 
@@ -3553,7 +3553,7 @@ function kin.inputs_of(id, parents)
       if row and read(LINK, row) == DONE and parents[place].at then inputs[place] = sub(row, LINK_AT) end
     end
   end
-  return asked and inputs
+  return asked and inputs or false
 end
 
 -- Drops what is known of jobs that are forgotten, which stand among others.
