@@ -40,13 +40,12 @@
 --   tallies           HASH   tally -> msgpack of what is counted of it. A tally is `workflow <id>` or `batch <id>`
 --   workflows, batches  ZSET  n and id, as in a member, by the time it was stored: every tally there is
 --   members:<tally>   ZSET   member by the time it was enqueued, of its jobs, callbacks too
---   missing:<tally>   ZSET   ids of parents that jobs of a workflow wait for and that had not come
+--   missing:<tally>   ZSET   ids of parents that jobs of a workflow wait for and that are not of it, or not yet
 --   unfinished        ZSET   tally by when a job last came, of those that are given up an hour later; forgetting  tally by when it is forgotten
 --   parents           HASH   id -> msgpack of the parents of a job, in their order, with where their results go
 --   links:<job>       HASH   parent -> how it ended, for one that waits for it: see LINK
 --   open:<job>, failed:<job>  ZSET  parents by their place, of those that have not ended, or have without success
---   children:<job>    ZSET   member by n, of those who wait for it
---   strange           HASH   ids of parents that are not known to be of a workflow
+--   children:<workflow>\0<job>  ZSET  member by n, of those who wait for it
 --   felled            HASH   ids of jobs that the end of a parent took down
 --   owed              HASH   `job <id>` -> msgpack of what its children are still to be told; `tally <tally>` -> how far it is stopped;
 --                            owing  ZSET  the same by when they were last gone on with
@@ -789,9 +788,9 @@ function fn.holds_on(job, state)
   return state == 'DEAD' and job.rare.on_dead == 'hold' and job.rare.order_by ~= nil
 end
 
--- Whether there may be others who have to know what becomes of a job.
+-- Whether a job belongs to a workflow or a batch.
 function fn.is_kin(job)
-  return job.rare.workflow ~= nil or job.rare.batch ~= nil or fn.has_any('strange')
+  return job.rare.workflow ~= nil or job.rare.batch ~= nil
 end
 
 -- When the record of a job that has ended is forgotten; those of a workflow go with it.
@@ -814,7 +813,7 @@ function fn.finish(job, past, state, reason, keep, result)
   end
   fn.give_up(job, AT_END)
   if fn.is_gated(job) then fn.end_at_gates(job, holds_on) end
-  if fn.is_kin(job) then kin.note_end(job, state, keep, result) end
+  if fn.is_kin(job) then kin.note_end(job, state, result) end
 end
 
 -- Ends a job that has not started, or asks for the end of one that runs. False when it has ended.
@@ -974,7 +973,7 @@ function fn.store_keyless(ids, tails)
   local jobs, rows, all = {}, {}, {}
   for i, id in ipairs(ids) do
     local job = fn.read_job(id, pack(HEAD, number + i, number + i, now) .. tails[i])
-    if #fn.keys_of(job) > 0 or job.rare.workflow or job.rare.batch then return false end
+    if #fn.keys_of(job) > 0 or fn.is_kin(job) then return false end
     jobs[i], rows[2 * i - 1], rows[2 * i] = job, id, job.row
     all[2 * i], all[2 * i - 1] = job.member, select(3, fn.origin_of(job))
   end
@@ -1024,7 +1023,7 @@ function fn.store(id, tail)
       behind = hold.holder
     end
   end
-  if job.rare.workflow or job.rare.batch then return kin.store(job, tail, behind) end
+  if fn.is_kin(job) then return kin.store(job, tail, behind) end
   local number = fn.next_number() -- only now: who took over a key that was given up stands before this job
   fn.add(fn.read_job(id, pack(HEAD, number, number, now) .. tail), behind)
   return id
@@ -1129,7 +1128,7 @@ end
 -- Leases a job that has something rare, something behind it, or a large payload.
 function fn.lease_with_care(claim, job, past, has_past)
   if past.claim == 0 and job.rare.expires_at then fn.leave(our.expiring, job.member) end
-  local is_kin = job.rare.workflow or job.rare.batch
+  local is_kin = fn.is_kin(job)
   local flags = (has_past and HAS_PAST or 0) + ((job.rare.key or job.rare.schedule or fn.is_gated(job) or is_kin) and KEYED or 0)
   local running, leases = claim.running, claim.leases
   running[#running + 1] = job.member
@@ -1357,7 +1356,7 @@ function fn.end_attempt(id, run, worker, outcome, detail, extra)
   local job = fn.find_job(id)
   if not job then return end
   local past = fn.past_after(job, run, worker)
-  if job.rare.workflow or job.rare.batch then kin.note_run(job, -1) end
+  if fn.is_kin(job) then kin.note_run(job, -1) end
   if fn.has(run.flags, STOP) then
     fn.finish(job, past, 'CANCELLED', 'cancelled', KEEP)
   elseif outcome == 'Retried' or outcome == 'HeldBack' then
@@ -1403,7 +1402,6 @@ function fn.succeed_plain(members, runs, results, worker, keep)
       run.number = nil
     end
   end
-  if fn.has_any('strange') then kin.note_successes(ids, results, keep) end
   if keep > 0 then
     fn.many('HSET', our.ends, ends)
     fn.many('ZADD', each.done .. 'SUCCEEDED', done)
@@ -1427,7 +1425,7 @@ function fn.succeed_with_care(members, runs, results, worker, keep)
     local run = runs[i]
     fn.count('RUNNING', run.queue, -1)
     local past = job and keep > 0 and fn.past_after(job, run, worker) or run -- whoever is not kept is asked for his claim alone
-    if job and (job.rare.workflow or job.rare.batch) then kin.note_run(job, -1) end
+    if job and fn.is_kin(job) then kin.note_run(job, -1) end
     if job then fn.finish(job, past, 'SUCCEEDED', '', keep, results[i]) end
     if job and keep == 0 and job.rare.batch then kin.drop(job) end
   end
@@ -1508,7 +1506,7 @@ function fn.relieve(session, touched)
     elseif job then
       local past = fn.past_after(job, run, worker)
       past.crashes = past.crashes + 1
-      if job.rare.workflow or job.rare.batch then kin.note_run(job, -1) end
+      if fn.is_kin(job) then kin.note_run(job, -1) end
       if fn.has(run.flags, STOP) then
         past.attempt = past.attempt - 1
         fn.finish(job, past, 'CANCELLED', 'cancelled', KEEP)
@@ -2024,14 +2022,13 @@ function operations.retry()
     if free then
       fn.take_out(job, at, standing)
       for _, want in ipairs(wanted) do fn.take_key(want, job) end
+      local past = fn.past_of(job)
       fn.retime(job)
       fn.rewrite(job, ARGV[3] ~= '' and ARGV[3] or fn.payload_of(job))
       call('HDEL', our.progress, job.id)
       if fn.is_gated(job) and not fn.holds_on(job, standing.state) then fn.take_seat(job) end -- who kept its turn keeps its place as well
-      local past = {
-        claim = standing.claim, attempt = 0, crashes = 0, started = standing.started, since = now, due = NEVER, place = 0,
-        worker = standing.worker,
-      }
+      past.claim, past.attempt, past.crashes, past.started, past.worker = standing.claim, 0, 0, standing.started, standing.worker
+      past.bare = nil
       if fn.is_kin(job) then kin.note_revival(job, standing.state) end
       if job.rare.linked then kin.arrive(job, past) else fn.place(job, past, NEVER) end
       found[#found + 1] = job.id
@@ -2129,7 +2126,7 @@ function operations.open()
   fn.insist()
   local types = {
     hash = 'jobs outlines past waiting ends errors steps progress counts keys seats lanes gates rules reviews beats orphans awaited '
-      .. 'tallies parents strange felled owed',
+      .. 'tallies parents felled owed',
     zset = 'queues asides scheduled all expiring large freeing keyed wakes fading schedules calendar sessions asleep '
       .. 'workflows batches unfinished forgetting owing',
     set = 'paused',
@@ -3140,14 +3137,15 @@ local REFUSED = '\0'                  -- begins the reason of one whose addition
 -- What is known of tallies, by name; those that have changed; whether workflows were incomplete before jobs were stored, and in which
 -- order these came; the job that adds them, if one does.
 local counts, changed, growing, grown, adder = {}, {}, {}, {}, nil
--- Who is owed to his children: the order in which that was noted, and by id his fate, his result or how he failed, and the number of the
--- last child that knows. And children to be looked at although none of their parents is owed.
+local lacking = {} -- whether parents are missing in a workflow, once that was asked
+-- Who is owed to his children: the order in which that was noted, and by `parent_of` his fate, his result or how he failed, and the number
+-- of the last child that knows. And children to be looked at although none of their parents is owed.
 local order, owed, concerned = {}, {}, {}
 local left = MOST_LINKS
 
 -- What was read may no longer be so: all is taken back.
 function kin.forget_read()
-  counts, changed, growing, grown, order, owed, concerned = {}, {}, {}, {}, {}, {}, {}
+  counts, changed, growing, grown, lacking, order, owed, concerned = {}, {}, {}, {}, {}, {}, {}, {}
 end
 
 -- Tallies ---
@@ -3314,23 +3312,30 @@ function kin.connect(job, parents)
 end
 
 function kin.tie(job, parent, place, wanted, row, end_row)
-  local fate, data = kin.fate_of(parent, end_row)
+  local is_mate = row and fn.read_job(parent, row).rare.workflow == job.rare.workflow
+  local fate, data = kin.fate_of(parent, is_mate and end_row)
   if fate == DONE and wanted == 0 then data = '' end
   fn.put(each.links .. job.id, parent, pack(LINK, fate, wanted, place) .. data)
   if fate ~= DONE then fn.stand((fate == OPEN and each.open or each.failed) .. job.id, place, parent) end
-  fn.stand(each.children .. parent, job.n, job.member)
-  if not row then fn.stand(each.missing .. 'workflow ' .. job.rare.workflow, 0, parent) end
-  if not row or not fn.read_job(parent, row).rare.workflow then
-    any.strange = true
-    fn.put(our.strange, parent, '')
+  fn.stand(each.children .. kin.parent_of(job, parent), job.n, job.member)
+  if not is_mate then
+    local name = 'workflow ' .. job.rare.workflow
+    fn.stand(each.missing .. name, 0, parent)
+    lacking[name] = true
   end
+end
+
+-- What a job of a workflow is called where it is known as a parent: one of the same id that belongs elsewhere is nobody's there.
+function kin.parent_of(job, id)
+  return job.rare.workflow .. '\0' .. id
 end
 
 -- Notes that the children of a job are to be told of its fate.
 function kin.owe(job, fate, data)
-  if not job.rare.workflow and not (fn.has_any('strange') and call('HEXISTS', our.strange, job.id) == 1) then return end
-  if not owed[job.id] then order[#order + 1] = job.id end
-  owed[job.id] = { fate, data, -1 }
+  if not job.rare.workflow then return end
+  local parent = kin.parent_of(job, job.id)
+  if not owed[parent] then order[#order + 1] = parent end
+  owed[parent] = { fate, data, -1 }
 end
 
 -- The rest of what is owed is left to later calls.
@@ -3376,14 +3381,15 @@ function kin.children_of(ids, debts)
   return children, parents
 end
 
--- Writes down what became of some of a job's parents.
-function kin.note_fates(id, parents, debts)
-  local links, opened, closed, failed, mended = {}, {}, {}, {}, {}
+-- Writes down what became of some of a job's parents, which are named as `parent_of` does.
+function kin.note_fates(id, names, debts)
+  local parents, links, opened, closed, failed, mended = {}, {}, {}, {}, {}, {}
+  for i, name in ipairs(names) do parents[i] = sub(name, string.find(name, '\0', 1, true) + 1) end
   for i, row in ipairs(#parents > 0 and kin.links_of(id, parents) or {}) do
     local parent = parents[i]
     if row then
       local was, wanted, place = read(LINK, row)
-      local fate, data = unpack(debts[parent])
+      local fate, data = unpack(debts[names[i]])
       if fate == DONE and wanted == 0 then data = '' end
       links[#links + 1] = parent
       links[#links + 1] = pack(LINK, fate, wanted, place) .. data
@@ -3492,21 +3498,14 @@ end
 
 -- What becomes of jobs ---
 
-function kin.note_end(job, state, keep, result)
+function kin.note_end(job, state, result)
   kin.count(job, state, 1)
   if fn.holds_on(job, state) then kin.count(job, 'holding', 1) end
-  if state ~= 'SUCCEEDED' then
-    kin.owe(job, FAILED, 'parent ' .. job.id .. ' ended ' .. state)
-  elseif keep > 0 or job.rare.workflow then
+  if state == 'SUCCEEDED' then
     kin.owe(job, DONE, result or '')
   else
-    kin.owe(job, FAILED, '') -- it leaves no record
+    kin.owe(job, FAILED, 'parent ' .. job.id .. ' ended ' .. state)
   end
-end
-
--- The same for successes of jobs that have nothing rare.
-function kin.note_successes(ids, results, keep)
-  for i, id in ipairs(ids) do kin.owe({ id = id, rare = {} }, keep > 0 and DONE or FAILED, keep > 0 and results[i] or '') end
 end
 
 function kin.note_revival(job, was)
@@ -3562,8 +3561,7 @@ function kin.drop(job)
   if job.rare.batch then fn.leave(each.members .. 'batch ' .. job.rare.batch, job.member) end
   if not job.rare.linked then return end
   for _, parent in ipairs(call('HKEYS', each.links .. job.id)) do
-    call('ZREM', each.children .. parent, job.member)
-    if fn.has_any('strange') and call('EXISTS', each.children .. parent) == 0 then call('HDEL', our.strange, parent) end
+    call('ZREM', each.children .. kin.parent_of(job, parent), job.member)
   end
   call('UNLINK', each.links .. job.id, each.open .. job.id, each.failed .. job.id)
   call('HDEL', our.parents, job.id)
@@ -3647,15 +3645,19 @@ function kin.store(job, tail, behind)
   return job.id
 end
 
+-- Whether parents are missing in a workflow.
+function kin.lacks(name)
+  if lacking[name] == nil then lacking[name] = call('EXISTS', each.missing .. name) == 1 end
+  return lacking[name]
+end
+
 -- A job just stored takes its place among others: see `fn.add`.
 function kin.settle_in(job, behind, family)
   local rare, _, _, enqueued = job.rare, fn.origin_of(job)
   if rare.workflow then
-    fn.stand(each.members .. 'workflow ' .. rare.workflow, enqueued, job.member)
-    if fn.has_any('strange') then
-      fn.drop(our.strange, job.id)
-      fn.leave(each.missing .. 'workflow ' .. rare.workflow, job.id)
-    end
+    local name = 'workflow ' .. rare.workflow
+    fn.stand(each.members .. name, enqueued, job.member)
+    if kin.lacks(name) then fn.leave(each.missing .. name, job.id) end
   end
   if rare.batch then fn.stand(each.members .. 'batch ' .. rare.batch, enqueued, job.member) end
   if family.parents then kin.connect(job, family.parents) end
@@ -3677,11 +3679,10 @@ end
 function kin.missing_in(name, given)
   local first, place, parent
   for _, id in ipairs(call('ZRANGE', each.missing .. name, 0, -1)) do
-    local members = call('HEXISTS', our.jobs, id) == 0 and call('ZRANGE', each.children .. id, 0, -1) or {}
-    for _, member in ipairs(members) do
+    for _, member in ipairs(call('ZRANGE', each.children .. sub(name, #'workflow ' + 1) .. '\0' .. id, 0, -1)) do
       local child = sub(member, 7)
       local at = (not given or given[child]) and call('HGET', our.waiting, member) == '' and call('ZSCORE', each.open .. child, id)
-      if at and call('ZSCORE', each.members .. name, member) and (not first or member < first or member == first and tonumber(at) < place) then
+      if at and (not first or member < first or member == first and tonumber(at) < place) then
         first, place, parent = member, tonumber(at), id
       end
     end
@@ -3695,7 +3696,7 @@ function kin.missing_parent(ids)
   local given = {}
   for _, id in ipairs(ids) do given[id] = true end
   for _, name in ipairs(grown) do
-    if kin.is_complete(kin.tally(name)) and call('EXISTS', each.missing .. name) == 1 then
+    if kin.is_complete(kin.tally(name)) and kin.lacks(name) then
       local missing = kin.missing_in(name, not growing[name] and given)
       if missing then return missing end
       fn.empty(each.missing .. name)
