@@ -381,6 +381,7 @@ function fn.read_common(words)
   local band, _, q, t, _, at = read(COMMON, words)
   local common = { band = band, queue = sub(words, at, at + q - 1), task = sub(words, at + q, at + q + t - 1) }
   common.rare = at + q + t <= #words and cmsgpack.unpack(sub(words, at + q + t)) or {}
+  common.kin = common.rare.kin or {}
   common.common, common.__index, common.words = common, common, words
   commons[words] = common
   return common
@@ -741,7 +742,7 @@ function fn.succeed(id, key)
   end
   if blocked then
     fn.put(our.waiting, job.member, blocked)
-  elseif job.rare.linked then
+  elseif job.kin.linked then
     kin.succeed(job)
   else
     fn.take_out(job, 'WAITING')
@@ -790,12 +791,12 @@ end
 
 -- Whether a job belongs to a workflow or a batch.
 function fn.is_kin(job)
-  return job.rare.workflow ~= nil or job.rare.batch ~= nil
+  return job.rare.kin ~= nil
 end
 
 -- When the record of a job that has ended is forgotten; those of a workflow go with it.
 function fn.forget_at(job, keep, holds_on)
-  if job.rare.workflow then return FOREVER + now end
+  if job.kin.workflow then return FOREVER + now end
   return holds_on and FOREVER or now + keep
 end
 
@@ -1005,7 +1006,7 @@ function fn.store(id, tail)
   local known = fn.find_job(id)
   if known then
     local sent = fn.read_job(id, pack(HEAD, 0, 0, 0) .. tail)
-    local alike = known.task == sent.task and known.rare.workflow == sent.rare.workflow
+    local alike = known.task == sent.task and known.kin.workflow == sent.kin.workflow
     if not alike or fn.payload_of(known) ~= fn.payload_of(sent) then return nil, { 'id', id } end
     return id
   end
@@ -1427,7 +1428,7 @@ function fn.succeed_with_care(members, runs, results, worker, keep)
     local past = job and keep > 0 and fn.past_after(job, run, worker) or run -- whoever is not kept is asked for his claim alone
     if job and fn.is_kin(job) then kin.note_run(job, -1) end
     if job then fn.finish(job, past, 'SUCCEEDED', '', keep, results[i]) end
-    if job and keep == 0 and job.rare.batch then kin.drop(job) end
+    if job and keep == 0 and job.kin.batch then kin.drop(job) end
   end
   fn.write_gathered()
   if keep == 0 then fn.forget(ids, members) end
@@ -1581,7 +1582,7 @@ function fn.forget_old()
       for i, row in ipairs(fn.rows_of(ids)) do
         local job = row and fn.read_job(ids[i], row)
         if job then fn.count(state, job.queue, -1) end
-        if job and job.rare.batch then kin.drop(job) end
+        if job and job.kin.batch then kin.drop(job) end
       end
       fn.forget(ids, members)
       left = left - #members
@@ -1703,7 +1704,7 @@ function fn.known(job)
   elseif state == 'WAITING' and standing.lane then
     reason = 'waits for a ' .. fn.gate_of(standing.lane)
   elseif state == 'WAITING' and standing.behind == '' then
-    reason = job.rare.callback and 'waits for its batch' or 'waits for its parents'
+    reason = job.kin.callback and 'waits for its batch' or 'waits for its parents'
   elseif state == 'WAITING' then
     reason = 'behind ' .. standing.behind
   end
@@ -1711,7 +1712,7 @@ function fn.known(job)
     job.id, fn.complete(job).row, state, past.attempt, past.crashes, fn.optional(past.started), past.worker ~= '' and past.worker,
     fn.optional(past.due), fn.optional(finished), reason, result, state == 'RUNNING' and fn.has(standing.flags, STOP) and 1 or 0,
     call('HGET', our.errors, job.id), call('HGET', our.steps, job.id), call('HGET', our.progress, job.id),
-    job.rare.linked and call('HGET', our.parents, job.id) or false,
+    job.kin.linked and call('HGET', our.parents, job.id) or false,
   }
 end
 
@@ -1727,7 +1728,7 @@ end
 function fn.matches(job, filter)
   if filter.task and job.task ~= filter.task or filter.queue and job.queue ~= filter.queue then return false end
   if filter.key and not fn.has_key(job.rare, filter.key) then return false end
-  if filter.workflow and job.rare.workflow ~= filter.workflow or filter.batch and job.rare.batch ~= filter.batch then return false end
+  if filter.workflow and job.kin.workflow ~= filter.workflow or filter.batch and job.kin.batch ~= filter.batch then return false end
   if not filter.state then return true end
   local state, standing = fn.where(job)
   return filter.state == (state == 'ENDED' and standing.state or state)
@@ -2011,7 +2012,7 @@ function operations.retry()
     local job = fn.find_job(ARGV[i])
     local at, standing = 'MISSING', nil
     if job then at, standing = fn.where(job) end
-    local free = at == 'ENDED' and standing.state ~= 'SUCCEEDED' and not (job.rare.linked and kin.fails_with(job))
+    local free = at == 'ENDED' and standing.state ~= 'SUCCEEDED' and not (job.kin.linked and kin.fails_with(job))
     local wanted = {}
     for _, want in ipairs(free and fn.keys_of(job) or {}) do
       if want.covers ~= 'time' then
@@ -2030,7 +2031,7 @@ function operations.retry()
       past.claim, past.attempt, past.crashes, past.started, past.worker = standing.claim, 0, 0, standing.started, standing.worker
       past.bare = nil
       if fn.is_kin(job) then kin.note_revival(job, standing.state) end
-      if job.rare.linked then kin.arrive(job, past) else fn.place(job, past, NEVER) end
+      if job.kin.linked then kin.arrive(job, past) else fn.place(job, past, NEVER) end
       found[#found + 1] = job.id
     end
   end
@@ -2152,11 +2153,11 @@ function operations.get()
   return found
 end
 
--- how many to look at, filter, where the page before ended: member, when that was enqueued; and the tally whose jobs are looked at, empty
+-- how many to look at, filter, where the page before ended: member, when that was enqueued; and the tally whose jobs are looked at, none
 -- for all jobs -> where this page ends, ids that match
 function operations.walk()
   local most, filter, member, enqueued = tonumber(ARGV[3]), cmsgpack.unpack(ARGV[4]), ARGV[5], ARGV[6]
-  local line = ARGV[7] ~= '' and each.members .. ARGV[7] or our.all
+  local line = ARGV[7] and each.members .. ARGV[7] or our.all
   local first = member ~= '' and fn.number_before(line, tonumber(enqueued), member) or 0
   local members = call('ZREVRANGE', line, first, first + most - 1, 'WITHSCORES')
   local found = {}
@@ -3160,10 +3161,10 @@ end
 
 -- The tallies in which a job is counted, whether there are such or not.
 function kin.tallies_of(job)
-  local common, rare = job.common, job.rare
+  local common, of = job.common, job.kin
   if not common.tallies then
-    common.tallies = { rare.workflow and 'workflow ' .. rare.workflow }
-    if rare.batch and not rare.callback then table.insert(common.tallies, 'batch ' .. rare.batch) end
+    common.tallies = { of.workflow and 'workflow ' .. of.workflow }
+    if of.batch and not of.callback then table.insert(common.tallies, 'batch ' .. of.batch) end
   end
   return common.tallies
 end
@@ -3280,7 +3281,7 @@ end
 
 -- How the first of its parents failed that takes a job down with it; nil where none does.
 function kin.fails_with(job)
-  if job.rare.fails == 'run' then return nil end
+  if job.kin.fails == 'run' then return nil end
   local parent = call('ZRANGE', each.failed .. job.id, 0, 0)[1]
   return parent and sub(call('HGET', each.links .. job.id, parent), LINK_AT)
 end
@@ -3312,14 +3313,14 @@ function kin.connect(job, parents)
 end
 
 function kin.tie(job, parent, place, wanted, row, end_row)
-  local is_mate = row and fn.read_job(parent, row).rare.workflow == job.rare.workflow
+  local is_mate = row and fn.read_job(parent, row).kin.workflow == job.kin.workflow
   local fate, data = kin.fate_of(parent, is_mate and end_row)
   if fate == DONE and wanted == 0 then data = '' end
   fn.put(each.links .. job.id, parent, pack(LINK, fate, wanted, place) .. data)
   if fate ~= DONE then fn.stand((fate == OPEN and each.open or each.failed) .. job.id, place, parent) end
   fn.stand(each.children .. kin.parent_of(job, parent), job.n, job.member)
   if not is_mate then
-    local name = 'workflow ' .. job.rare.workflow
+    local name = 'workflow ' .. job.kin.workflow
     fn.stand(each.missing .. name, 0, parent)
     lacking[name] = true
   end
@@ -3327,12 +3328,12 @@ end
 
 -- What a job of a workflow is called where it is known as a parent: one of the same id that belongs elsewhere is nobody's there.
 function kin.parent_of(job, id)
-  return job.rare.workflow .. '\0' .. id
+  return job.kin.workflow .. '\0' .. id
 end
 
 -- Notes that the children of a job are to be told of its fate.
 function kin.owe(job, fate, data)
-  if not job.rare.workflow then return end
+  if not job.kin.workflow then return end
   local parent = kin.parent_of(job, job.id)
   if not owed[parent] then order[#order + 1] = parent end
   owed[parent] = { fate, data, -1 }
@@ -3428,7 +3429,7 @@ function kin.reconsider(member)
   if waits and not may_have_fallen and call('EXISTS', each.failed .. id) == 0 then return end
   local job = fn.find_job(id)
   local why = job and kin.fails_with(job)
-  if job and not job.rare.callback and call('HGET', our.waiting, member) == '' then
+  if job and not job.kin.callback and call('HGET', our.waiting, member) == '' then
     if why then
       fn.take_out(job, 'WAITING')
       kin.fell(job, why)
@@ -3533,7 +3534,7 @@ end
 -- A job was leased: the last one of those that `claim` tells of.
 function kin.note_lease(job, claim)
   kin.note_run(job, 1)
-  if not job.rare.linked then return end
+  if not job.kin.linked then return end
   local row = call('HGET', our.parents, job.id)
   table.insert(claim.families, { #claim.leases / 2, row, row and kin.inputs_of(job.id, cmsgpack.unpack(row)) })
 end
@@ -3557,9 +3558,9 @@ end
 
 -- Drops what is known of jobs that are forgotten, which stand among others.
 function kin.drop(job)
-  if job.rare.workflow then fn.leave(each.members .. 'workflow ' .. job.rare.workflow, job.member) end
-  if job.rare.batch then fn.leave(each.members .. 'batch ' .. job.rare.batch, job.member) end
-  if not job.rare.linked then return end
+  if job.kin.workflow then fn.leave(each.members .. 'workflow ' .. job.kin.workflow, job.member) end
+  if job.kin.batch then fn.leave(each.members .. 'batch ' .. job.kin.batch, job.member) end
+  if not job.kin.linked then return end
   for _, parent in ipairs(call('HKEYS', each.links .. job.id)) do
     call('ZREM', each.children .. kin.parent_of(job, parent), job.member)
   end
@@ -3595,25 +3596,25 @@ end
 
 -- Counts a new job where it belongs. Returns why it cannot come, if so, and why it is cancelled at once, if it is.
 function kin.join(job)
-  local rare, stopped = job.rare, false
-  if rare.workflow then
-    local name = 'workflow ' .. rare.workflow
+  local of, stopped = job.kin, false
+  if of.workflow then
+    local name = 'workflow ' .. of.workflow
     local count = kin.tally(name)
     if growing[name] == nil then
       growing[name] = not count or not kin.is_complete(count)
       grown[#grown + 1] = name
     end
-    count = count or kin.begin('workflow', rare.workflow, select(3, fn.origin_of(job)))
-    if count.name == '' then count.name = rare.flow[1] end
+    count = count or kin.begin('workflow', of.workflow, select(3, fn.origin_of(job)))
+    if count.name == '' then count.name = of.flow[1] end
     count.keep = math.max(count.keep, read('>d', job.row, KEEP_AT))
-    if not count.stopped then count.size = math.max(count.size, rare.flow[2]) end
+    if not count.stopped then count.size = math.max(count.size, of.flow[2]) end
     stopped = kin.add_to(name, count)
   end
-  if rare.batch and not rare.callback then
-    local name = 'batch ' .. rare.batch
+  if of.batch and not of.callback then
+    local name = 'batch ' .. of.batch
     local count = kin.tally(name)
-    if not count then return { 'batch', rare.batch, 'none' } end
-    if count.sealed and not (adder and adder.rare.batch == rare.batch) then return { 'batch', rare.batch, 'sealed' } end
+    if not count then return { 'batch', of.batch, 'none' } end
+    if count.sealed and not (adder and adder.kin.batch == of.batch) then return { 'batch', of.batch, 'sealed' } end
     stopped = kin.add_to(name, count) or stopped
   end
   return nil, stopped
@@ -3621,15 +3622,14 @@ end
 
 -- The row of a job without what is kept elsewhere: its parents, and name and size of its workflow.
 function kin.trimmed(job, tail)
-  local rare = job.rare
-  if not rare.workflow then return tail end
+  local of = job.kin
+  if not of.workflow then return tail end
   local enqueued, keep, band, traits, q, t, r, at = read(TAIL, tail)
   if not job.common.trimmed then
-    local kept = { linked = rare.parents and true }
-    for name, value in pairs(rare) do
-      if name ~= 'parents' and name ~= 'flow' then kept[name] = value end
-    end
-    job.common.trimmed = cmsgpack.pack(kept)
+    local rare = {}
+    for name, value in pairs(job.rare) do rare[name] = value end
+    rare.kin = { workflow = of.workflow, linked = of.parents and true, fails = of.fails, batch = of.batch, callback = of.callback }
+    job.common.trimmed = cmsgpack.pack(rare)
   end
   local words, payload = sub(tail, at, at + q + t - 1) .. job.common.trimmed, sub(tail, at + q + t + r)
   return pack(TAIL, enqueued, keep, band, traits, q, t, #job.common.trimmed) .. words .. payload
@@ -3641,7 +3641,7 @@ function kin.store(job, tail, behind)
   if refusal then return nil, refusal end
   local number = fn.next_number()
   local row = pack(HEAD, number, number, now) .. kin.trimmed(job, tail)
-  fn.add(fn.read_job(job.id, row), behind, { parents = job.rare.parents, stopped = stopped })
+  fn.add(fn.read_job(job.id, row), behind, { parents = job.kin.parents, stopped = stopped })
   return job.id
 end
 
@@ -3653,18 +3653,18 @@ end
 
 -- A job just stored takes its place among others: see `fn.add`.
 function kin.settle_in(job, behind, family)
-  local rare, _, _, enqueued = job.rare, fn.origin_of(job)
-  if rare.workflow then
-    local name = 'workflow ' .. rare.workflow
+  local of, _, _, enqueued = job.kin, fn.origin_of(job)
+  if of.workflow then
+    local name = 'workflow ' .. of.workflow
     fn.stand(each.members .. name, enqueued, job.member)
     if kin.lacks(name) then fn.leave(each.missing .. name, job.id) end
   end
-  if rare.batch then fn.stand(each.members .. 'batch ' .. rare.batch, enqueued, job.member) end
+  if of.batch then fn.stand(each.members .. 'batch ' .. of.batch, enqueued, job.member) end
   if family.parents then kin.connect(job, family.parents) end
   local why = family.parents and kin.fails_with(job)
   if family.stopped then
     fn.finish(job, fn.past_of(job), 'CANCELLED', family.stopped, KEEP)
-  elseif behind or rare.callback then
+  elseif behind or of.callback then
     fn.wait_behind(job, behind or '')
   elseif why then
     kin.fell(job, why)
@@ -3731,7 +3731,7 @@ function kin.store_batch(id, name, ids, tails)
   local count = kin.begin('batch', id, now)
   count.name = name
   for i, tail in ipairs(tails) do
-    count.callbacks[i] = { fn.read_job(ids[i], pack(HEAD, 0, 0, 0) .. tail).rare.callback, ids[i] }
+    count.callbacks[i] = { fn.read_job(ids[i], pack(HEAD, 0, 0, 0) .. tail).kin.callback, ids[i] }
   end
   return fn.store_each(ids, tails)
 end
@@ -3794,7 +3794,7 @@ function kin.stop_some(name, from)
   fn.fetch(ids)
   for _, id in ipairs(ids) do
     local job = fn.find_job(id)
-    if job and not job.rare.callback then fn.stop(job, 'CANCELLED', 'its ' .. (count and count.kind or 'batch') .. ' was cancelled') end
+    if job and not job.kin.callback then fn.stop(job, 'CANCELLED', 'its ' .. (count and count.kind or 'batch') .. ' was cancelled') end
   end
 end
 

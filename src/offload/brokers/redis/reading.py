@@ -53,9 +53,9 @@ async def find(script: Script, filter: Filter, limit: int, after: str | None) ->
     if place is None:
         return []
     wanted = _pack({name: value for name in SIFTED if (value := getattr(filter, name)) is not None})
-    tally = _tally_of(filter)
-    lines = None if filter.state is None or tally else await _few(script, filter.state)
-    pages = _walk(script, wanted, place, tally) if lines is None else _through(script, wanted, lines, place)
+    tallies = _tallies_of(filter)
+    lines = None if filter.state is None or tallies else await _few(script, filter.state)
+    pages = _walk(script, wanted, place, tallies) if lines is None else _through(script, wanted, lines, place)
     found: dict[str, Record] = {}
     async for ids in pages:
         found |= await get(script, ids if filter.text is None else await _mentioning(script, ids, filter.text))
@@ -64,19 +64,19 @@ async def find(script: Script, filter: Filter, limit: int, after: str | None) ->
     return list(found.values())[:limit]
 
 
-def _tally_of(filter: Filter) -> str:
-    """The workflow or batch whose jobs are gone through, empty for all jobs."""
+def _tallies_of(filter: Filter) -> list[str]:
+    """The one workflow or batch whose jobs are gone through, none for all jobs."""
     if filter.workflow is not None:
-        return name_of("workflow", filter.workflow)
-    return "" if filter.batch is None else name_of("batch", filter.batch)
+        return [name_of("workflow", filter.workflow)]
+    return [] if filter.batch is None else [name_of("batch", filter.batch)]
 
 
-async def _walk(script: Script, wanted: bytes, place: Place, tally: str) -> AsyncIterator[list[str]]:
+async def _walk(script: Script, wanted: bytes, place: Place, tallies: Sequence[str]) -> AsyncIterator[list[str]]:
     """The ids of jobs that match, page by page, by way of all jobs that come after `place`, or those of a tally."""
     member: bytes | None
     member, enqueued = place
     while member is not None:
-        member, enqueued, ids = await script.ask("walk", PAGE, wanted, member, enqueued, tally)
+        member, enqueued, ids = await script.ask("walk", PAGE, wanted, member, enqueued, *tallies)
         yield [id.decode() for id in ids]
 
 

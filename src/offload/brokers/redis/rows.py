@@ -80,8 +80,26 @@ def microseconds(duration: float) -> int:
     return timedelta(seconds=duration) // MICROSECOND
 
 
+class Kin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """To which workflow and batch a job belongs, and how."""
+
+    workflow: str | None = None
+    flow: tuple[str, int] | None = None
+    """Name and size of its workflow. Of a job that comes in alone, as are its parents: the script keeps both elsewhere."""
+    parents: tuple[Parent, ...] = ()
+    linked: bool = False
+    """Whether a job that is stored has parents."""
+    fails: IfParentFails = "cancel"
+    batch: str | None = None
+    callback: Callback | None = None
+
+    def membership(self) -> Membership | None:
+        """The workflow."""
+        return None if self.workflow is None else Membership(self.workflow)
+
+
 class Rare(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The fields of a job that few jobs have."""
+    """The fields of a job that few jobs have: at most 15, or each is stored in two bytes more."""
 
     run_at: int | None = None
     expires_at: int | None = None
@@ -98,19 +116,7 @@ class Rare(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     on_dead: OnDead = "continue"
     limits: tuple[Limit, ...] = ()
     fair_by: str | None = None
-    workflow: str | None = None
-    flow: tuple[str, int] | None = None
-    """Name and size of its workflow. Of a job that comes in alone, as are its parents: the script keeps both elsewhere."""
-    parents: tuple[Parent, ...] = ()
-    linked: bool = False
-    """Whether a job that is stored has parents."""
-    fails: IfParentFails = "cancel"
-    batch: str | None = None
-    callback: Callback | None = None
-
-    def membership(self) -> Membership | None:
-        """The workflow that the job belongs to."""
-        return None if self.workflow is None else Membership(self.workflow)
+    kin: Kin | None = None
 
     def unique(self) -> UniqueKey | None:
         """The job's own unique key."""
@@ -124,6 +130,7 @@ _read_rare = msgspec.msgpack.Decoder(Rare).decode
 _failure = msgspec.json.Decoder(Failure).decode
 _steps = msgspec.msgpack.Decoder(dict[str, str]).decode
 _progress = msgspec.json.Decoder(tuple[float, str]).decode
+ALONE = Kin()
 _refusal = msgspec.msgpack.Decoder(list[str]).decode
 _parents = msgspec.msgpack.Decoder(tuple[Parent, ...]).decode
 
@@ -141,9 +148,10 @@ def tail(job: Job) -> bytes:
         or job.order_by is not None
         or job.limits
         or job.fair_by is not None
+        or job.on_dead != "continue"
         or job.workflow is not None
         or job.batch is not None
-        or job.on_dead != "continue"
+        or job.if_parent_fails != "cancel"
     ):
         rare, traits = _pack(_rare_fields(job)), _traits(job)
     rank = HIGHEST_PRIORITY - job.priority
@@ -154,8 +162,7 @@ def tail(job: Job) -> bytes:
 def _traits(job: Job) -> int:
     rated = any(isinstance(limit, RateLimit) for limit in job.limits)
     checked = rated or job.expires_at is not None or job.unique is not None or job.schedule is not None or job.parents
-    kin = job.workflow is not None or job.batch is not None
-    return (CHECKED if checked else 0) | (GATED if gated(job) else 0) | (KIN if kin else 0)
+    return (CHECKED if checked else 0) | (GATED if gated(job) else 0) | (KIN if _is_kin(job) else 0)
 
 
 def _rare_fields(job: Job) -> Rare:
@@ -175,9 +182,20 @@ def _rare_fields(job: Job) -> Rare:
         on_dead=job.on_dead,
         limits=job.limits,
         fair_by=job.fair_by,
-        workflow=None if job.workflow is None else job.workflow.id,
-        flow=None if job.workflow is None else (job.workflow.name, job.workflow.size),
-        parents=job.parents if job.workflow is not None else (),
+        kin=_kin(job) if _is_kin(job) else None,
+    )
+
+
+def _is_kin(job: Job) -> bool:
+    return job.workflow is not None or job.batch is not None or job.if_parent_fails != "cancel"
+
+
+def _kin(job: Job) -> Kin:
+    flow = job.workflow
+    return Kin(
+        workflow=None if flow is None else flow.id,
+        flow=None if flow is None else (flow.name, flow.size),
+        parents=() if flow is None else job.parents,
         fails=job.if_parent_fails,
         batch=job.batch,
         callback=job.callback,
@@ -211,6 +229,7 @@ def job_of(id: str, row: bytes) -> Job:
         )
     payload_at = rare_at + rare_bytes
     rare = _rare(row[rare_at:payload_at])
+    kin = rare.kin or ALONE
     return Job(
         id=id,
         task=task,
@@ -229,10 +248,10 @@ def job_of(id: str, row: bytes) -> Job:
         on_dead=rare.on_dead,
         limits=rare.limits,
         fair_by=rare.fair_by,
-        workflow=rare.membership(),
-        if_parent_fails=rare.fails,
-        batch=rare.batch,
-        callback=rare.callback,
+        workflow=kin.membership(),
+        if_parent_fails=kin.fails,
+        batch=kin.batch,
+        callback=kin.callback,
     )
 
 
