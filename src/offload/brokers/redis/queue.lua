@@ -101,6 +101,7 @@ local PAST_ROW = '>I4I4I4i8i8i8d'     -- claim, attempt, crashes, started, ready
 local UNTRIED = string.rep('\0', 12)  -- the beginning of a PAST_ROW: never claimed
 local RUN_ROW = '>I4i8B'              -- claim, started, flags; then the queue
 local HAS_PAST, STOP, KEYED = 1, 2, 4 -- flags of a RUN_ROW
+local FAMILY = 8                      -- another: it belongs to a workflow or a batch, and its success needs no other care
 local END_ROW = '>BI4I4i8i8I2c0I2c0'  -- state, claim, attempt, started, finished, worker, reason; then the result
 local STATES = { 'SUCCEEDED', 'DEAD', 'CANCELLED', 'EXPIRED' }
 local NUMBERS = { SUCCEEDED = 1, DEAD = 2, CANCELLED = 3, EXPIRED = 4 }
@@ -1129,8 +1130,8 @@ end
 -- Leases a job that has something rare, something behind it, or a large payload.
 function fn.lease_with_care(claim, job, past, has_past)
   if past.claim == 0 and job.rare.expires_at then fn.leave(our.expiring, job.member) end
-  local is_kin = fn.is_kin(job)
-  local flags = (has_past and HAS_PAST or 0) + ((job.rare.key or job.rare.schedule or fn.is_gated(job) or is_kin) and KEYED or 0)
+  local is_kin, keyed = fn.is_kin(job), job.rare.key or job.rare.schedule or fn.is_gated(job)
+  local flags = (has_past and HAS_PAST or 0) + (keyed and KEYED or is_kin and FAMILY or 0)
   local running, leases = claim.running, claim.leases
   running[#running + 1] = job.member
   running[#running + 1] = pack(RUN_ROW, past.claim + 1, now, flags) .. job.queue
@@ -1195,8 +1196,8 @@ function fn.take_plain(claim, queue, members, rows, pasts, most)
     local left = isolation and room[isolation] or 0
     if left <= 0 then return i - 1 end
     room[isolation] = left - 1
-    local flags = traits > 0 and KEYED or 0
-    if traits == KIN then kin.note_run(fn.read_job('', row), 1) end
+    local flags = traits == KIN and FAMILY or traits == GATED and KEYED or 0
+    if traits == KIN then kin.note_claim(row) end
     if past then flags = flags + HAS_PAST end
     running[at_running + 1], running[at_running + 2] = members[i], runs[flags]
     leases[at_leases + 1], leases[at_leases + 2] = members[i], row
@@ -1440,6 +1441,7 @@ function fn.succeed_all(session, worker, keep, first, number, lost, order)
   for i = 1, number do members[i] = ARGV[first + 3 * i - 3] end
   local seen, held, stopped = {}, {}, {}
   local plain, careful = { members = {}, runs = {}, results = {} }, { members = {}, runs = {}, results = {} }
+  local family = { members = {}, runs = {}, results = {} }
   for i, row in ipairs(call('HMGET', each.running .. session, unpack(members))) do
     local member, at = members[i], first + 3 * i - 3
     local run = row and known[row]
@@ -1452,7 +1454,7 @@ function fn.succeed_all(session, worker, keep, first, number, lost, order)
     else
       local kind = plain
       if run.flags ~= 0 then
-        kind = careful
+        kind = run.flags == FAMILY and keep > 0 and family or careful
         if fn.has(run.flags, STOP) then stopped[#stopped + 1] = sub(member, 7) end
       end
       local place = #kind.members + 1
@@ -1463,6 +1465,7 @@ function fn.succeed_all(session, worker, keep, first, number, lost, order)
   fn.many('HDEL', each.running .. session, held)
   fn.many('HDEL', each.stops .. session, stopped)
   if #plain.members > 0 then fn.succeed_plain(plain.members, plain.runs, plain.results, worker, keep) end
+  if #family.members > 0 then kin.succeed_plain(family.members, family.runs, family.results, worker, keep) end
   if #careful.members > 0 then fn.succeed_with_care(careful.members, careful.runs, careful.results, worker, keep) end
 end
 
@@ -3139,8 +3142,8 @@ local REFUSED = '\0'                  -- begins the reason of one whose addition
 -- order these came; the job that adds them, if one does.
 local counts, changed, growing, grown, adder = {}, {}, {}, {}, nil
 local lacking = {} -- whether parents are missing in a workflow, once that was asked
--- Who is owed to his children: the order in which that was noted, and by `parent_of` his fate, his result or how he failed, and the number
--- of the last child that knows. And children to be looked at although none of their parents is owed.
+-- Who is owed to his children: the order in which that was noted, and by `parent_of` his id, his fate, his result or how he failed, and
+-- from which number on children do not know. And children to be looked at although none of their parents is owed.
 local order, owed, concerned = {}, {}, {}
 local left = MOST_LINKS
 
@@ -3336,7 +3339,7 @@ function kin.owe(job, fate, data)
   if not job.kin.workflow then return end
   local parent = kin.parent_of(job, job.id)
   if not owed[parent] then order[#order + 1] = parent end
-  owed[parent] = { fate, data, -1 }
+  owed[parent] = { job.id, fate, data, '-inf' }
 end
 
 -- The rest of what is owed is left to later calls.
@@ -3352,7 +3355,7 @@ function kin.write_off(entry)
   call('ZREM', our.owing, entry)
 end
 
--- The children of jobs that are owed, each with those of its parents, as far as this call may look; and all of them in their order.
+-- The children of jobs that are owed, each with what it is owed, as far as this call may look; and all of them in their order.
 function kin.children_of(ids, debts)
   local parents, children = {}, {}
   for member in pairs(concerned) do
@@ -3361,17 +3364,18 @@ function kin.children_of(ids, debts)
   end
   concerned = {}
   for _, id in ipairs(ids) do
-    local debt, from = debts[id], '(' .. fn.integer(debts[id][3])
-    local members = left > 0 and call('ZRANGEBYSCORE', each.children .. id, from, '+inf', 'LIMIT', 0, left) or {}
+    local line, debt = each.children .. id, debts[id]
+    local members = left > 0 and call('ZRANGEBYSCORE', line, debt[4], '+inf', 'LIMIT', '0', left) or {}
     for _, member in ipairs(members) do
-      if not parents[member] then
-        parents[member] = {}
-        children[#children + 1] = member
+      local of = parents[member]
+      if not of then
+        of = {}
+        parents[member], children[#children + 1] = of, member
       end
-      table.insert(parents[member], id)
+      of[#of + 1] = debt
     end
-    if #members > 0 then debt[3] = read('>I6', members[#members]) end
-    if #members == left and call('ZCOUNT', each.children .. id, '(' .. fn.integer(debt[3]), '+inf') > 0 then
+    if #members == left and #members > 0 then debt[4] = '(' .. fn.integer(read('>I6', members[#members])) end
+    if #members == left and call('ZCOUNT', line, debt[4], '+inf') > 0 then
       kin.postpone('job ' .. id, debt)
     else
       kin.write_off('job ' .. id)
@@ -3382,15 +3386,14 @@ function kin.children_of(ids, debts)
   return children, parents
 end
 
--- Writes down what became of some of a job's parents, which are named as `parent_of` does.
-function kin.note_fates(id, names, debts)
+-- Writes down what became of some of a job's parents.
+function kin.note_fates(id, debts)
   local parents, links, opened, closed, failed, mended = {}, {}, {}, {}, {}, {}
-  for i, name in ipairs(names) do parents[i] = sub(name, string.find(name, '\0', 1, true) + 1) end
+  for i, debt in ipairs(debts) do parents[i] = debt[1] end
   for i, row in ipairs(#parents > 0 and kin.links_of(id, parents) or {}) do
-    local parent = parents[i]
     if row then
       local was, wanted, place = read(LINK, row)
-      local fate, data = unpack(debts[names[i]])
+      local parent, fate, data = unpack(debts[i])
       if fate == DONE and wanted == 0 then data = '' end
       links[#links + 1] = parent
       links[#links + 1] = pack(LINK, fate, wanted, place) .. data
@@ -3416,7 +3419,7 @@ function kin.pay()
     local ids, debts = order, owed
     order, owed = {}, {}
     local children, parents = kin.children_of(ids, debts)
-    for _, member in ipairs(children) do kin.note_fates(sub(member, 7), parents[member], debts) end
+    for _, member in ipairs(children) do kin.note_fates(sub(member, 7), parents[member]) end
     for _, member in ipairs(children) do kin.reconsider(member) end
   end
 end
@@ -3554,6 +3557,36 @@ function kin.inputs_of(id, parents)
     end
   end
   return asked and inputs or false
+end
+
+-- The same of one that has nothing else rare, of which the row is given.
+function kin.note_claim(row)
+  local _, q, t, r, at = read(LENGTHS, row, LENGTHS_AT)
+  local words = sub(row, COMMON_AT, at + q + t + r - 1)
+  kin.count(commons[words] or fn.read_common(words), 'running', 1)
+end
+
+-- Ends attempts that succeeded, of jobs of which all that needs care is that they belong to a workflow or a batch.
+function kin.succeed_plain(members, runs, results, worker, keep)
+  local ids, ends, done, forget_at = {}, {}, {}, fn.integer(now + keep)
+  local forever = fn.integer(FOREVER + now)
+  for i, member in ipairs(members) do ids[i] = sub(member, 7) end
+  for i, row in ipairs(fn.rows_of(ids)) do
+    local id, run, job = ids[i], runs[i], row and fn.read_job(ids[i], row)
+    fn.count('RUNNING', run.queue, -1)
+    if job then
+      ended[#ended + 1] = id
+      run.head = run.head or fn.end_row('SUCCEEDED', run.claim, 1, run.started, worker, '', '')
+      ends[#ends + 1], ends[#ends + 2] = id, run.head .. results[i]
+      done[#done + 1], done[#done + 2] = job.kin.workflow and forever or forget_at, members[i]
+      fn.count('SUCCEEDED', run.queue, 1)
+      kin.count(job, 'running', -1)
+      kin.count(job, 'SUCCEEDED', 1)
+      kin.owe(job, DONE, results[i])
+    end
+  end
+  fn.many('HSET', our.ends, ends)
+  fn.many('ZADD', each.done .. 'SUCCEEDED', done)
 end
 
 -- Drops what is known of jobs that are forgotten, which stand among others.
