@@ -3147,6 +3147,9 @@ local lacking = {} -- whether parents are missing in a workflow, once that was a
 local order, owed, concerned = {}, {}, {}
 local left = MOST_LINKS
 
+-- As with `define`, a function of their own spares them a search for each local that they capture.
+local function make()
+
 -- What was read may no longer be so: all is taken back.
 function kin.forget_read()
   counts, changed, growing, grown, lacking, order, owed, concerned = {}, {}, {}, {}, {}, {}, {}, {}
@@ -3923,6 +3926,9 @@ function kin.page(kind, most, after)
   return names
 end
 
+end
+
+make()
 end
 
 -- The functions of gates, and those of workflows and batches, are made when any of them is first asked for.
