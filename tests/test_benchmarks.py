@@ -77,6 +77,15 @@ def test_the_table_shows_both_sides_and_their_ratio(tmp_path: Path) -> None:
     assert ratio == pytest.approx(offload / floor, rel=0.01, abs=0.001)
 
 
+def test_what_keys_cost_is_measured_and_what_blocked_jobs_do_to_others(tmp_path: Path) -> None:
+    sizes = ["--jobs", "150", "--keys", "10", "--free", "50", "--blocked", "300", "--rounds", "2"]
+    command = [sys.executable, str(RUN.with_name("keys.py")), "--engine", "sqlite-normal", "--folder", str(tmp_path), *sizes]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True, timeout=90).stdout
+
+    rows = [line.split("  ")[1] for line in shown.splitlines()[1:]]
+    assert rows == ["unlimited", "one at a time per key", "in order per key", "50 free", "behind 300 blocked"]
+
+
 def test_a_job_that_was_not_run_exactly_once_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(RUN.parent))
     part, stage = import_module("part"), import_module("stage")  # benchmarks are programs, not a package

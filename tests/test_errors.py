@@ -21,6 +21,7 @@ from offload import (
     JobEnded,
     JobExpired,
     JobFailed,
+    ParentNotFound,
     Record,
     RetryLater,
     Snooze,
@@ -37,6 +38,7 @@ RECORD = Record(
 MADE: dict[type[BaseException], tuple[Any, ...]] = {
     UniqueConflict: ("digest:7", "j1"),
     IdConflict: ("j1",),
+    ParentNotFound: ("j1", "j0"),
     **dict.fromkeys((JobEnded, JobFailed, JobCancelled, JobExpired), ("it is dead", RECORD)),
     RetryLater: (30,),
     Snooze: (60,),

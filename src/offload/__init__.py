@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offload.app import Offload
+    from offload.batching import Batch
+    from offload.composing import Results, Run, Workflow, WorkflowRecord, chain, group
     from offload.current import current
     from offload.errors import (
         BadDeclaration,
         BadPayload,
+        BatchClosed,
         BrokerBusy,
         BrokerError,
         BrokerNotInstalled,
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
         LoopRunning,
         NotInTask,
         OffloadError,
+        ParentNotFound,
         ResultTimeout,
         RetryLater,
         SchemaTooNew,
@@ -40,16 +44,19 @@ if TYPE_CHECKING:
     )
     from offload.events import Event
     from offload.handle import Handle
-    from offload.job import Draft, Failure, Job, Progress, Record, State
+    from offload.job import Draft, Failure, Job, Progress, Record, State, Tally
     from offload.limits import Concurrency, Rate, Unique
     from offload.retry import Retry
     from offload.task import AsyncTask, Task
     from offload.worker import Worker
+    from offload.workflow import Node, previous
 
 __all__ = [
     "AsyncTask",
     "BadDeclaration",
     "BadPayload",
+    "Batch",
+    "BatchClosed",
     "BrokerBusy",
     "BrokerError",
     "BrokerNotInstalled",
@@ -70,34 +77,47 @@ __all__ = [
     "JobFailed",
     "JobNotFound",
     "LoopRunning",
+    "Node",
     "NotInTask",
     "Offload",
     "OffloadError",
+    "ParentNotFound",
     "Progress",
     "Rate",
     "Record",
     "ResultTimeout",
+    "Results",
     "Retry",
     "RetryLater",
+    "Run",
     "SchemaTooNew",
     "SessionLost",
     "Snooze",
     "State",
+    "Tally",
     "Task",
     "TaskNotFound",
     "Unique",
     "UniqueConflict",
     "Unsupported",
     "Worker",
+    "Workflow",
+    "WorkflowRecord",
+    "chain",
     "current",
+    "group",
+    "previous",
 ]
 
 _ELSEWHERE = {
     "offload.app": ("Offload",),
+    "offload.batching": ("Batch",),
+    "offload.composing": ("Results", "Run", "Workflow", "WorkflowRecord", "chain", "group"),
+    "offload.workflow": ("Node", "previous"),
     "offload.current": ("current",),
     "offload.events": ("Event",),
     "offload.handle": ("Handle",),
-    "offload.job": ("Draft", "Failure", "Job", "Progress", "Record", "State"),
+    "offload.job": ("Draft", "Failure", "Job", "Progress", "Record", "State", "Tally"),
     "offload.limits": ("Concurrency", "Rate", "Unique"),
     "offload.retry": ("Retry",),
     "offload.task": ("AsyncTask", "Task"),

@@ -12,10 +12,12 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, ParamSpec, Protocol, Self, TypeAlias, TypeVar, cast, overload
 
+from offload.batching import Batch
 from offload.broker import Broker, Store
 from offload.clients import Clients
 from offload.clock import Clock, SystemClock
-from offload.codec import encode_plain
+from offload.codec import HoldsOutputs, encode_plain, without_outputs
+from offload.composing import Run
 from offload.control import Control
 from offload.duration import Duration, seconds
 from offload.errors import BadDeclaration, BadPayload
@@ -225,6 +227,27 @@ class Offload(Control, Scheduling):
         ids = [id for chunk in _thousands(drafts) for id in enqueue("enqueue_many", lambda chunk=chunk: chunk, connection)]
         return [Handle(id, self.producer) for id in ids]
 
+    def batch(
+        self,
+        name: str = "",
+        *,
+        on_success: Draft[Any] | None = None,
+        on_failure: Draft[Any] | None = None,
+        on_complete: Draft[Any] | None = None,
+        id: str | None = None,
+    ) -> Batch:
+        """A batch: many jobs counted together. Use it in a `with` or `async with` block, and add jobs there.
+
+        `on_success` runs when all its jobs have succeeded, `on_failure` at the first that is DEAD or EXPIRED, `on_complete` when all have
+        ended; each at most once, and once when it is due. With `id` it is found again, as by another process that adds to it, and opened
+        once only. Raises BadDeclaration, Unsupported.
+        """
+        return Batch(self.producer, name, id, {"success": on_success, "failure": on_failure, "complete": on_complete})
+
+    def workflow(self, id: str) -> Run:
+        """A workflow that was enqueued, by its id, whether or not there is one: to wait for it, look at it or cancel it."""
+        return Run(id, self.producer)
+
     def handle(self, id: str) -> Handle[Any]:
         """The handle of a job by its id, whether or not there is such a job."""
         return Handle(id, self.producer)
@@ -317,7 +340,11 @@ class ByName:
         if args:
             raise BadPayload(f"task {name!r} is not registered here, so the names of its parameters are unknown: pass keyword arguments")
         short(name, "app.enqueue(...): the name of the task")
-        return self._changes.applied(Draft(task=name, payload=encode_plain(kwargs, f"task {name}")), None)
+        try:
+            payload, outputs = encode_plain(kwargs, f"task {name}"), ()
+        except HoldsOutputs:
+            payload, outputs = without_outputs(kwargs, f"task {name}")
+        return self._changes.applied(Draft(task=name, payload=payload, outputs=outputs, producer=self._app.producer), None)
 
     async def aenqueue(self, name: str, /, *args: Any, **kwargs: Any) -> Handle[Any]:
         """Enqueue a job of the task of that name; as `Offload.enqueue`."""

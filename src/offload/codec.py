@@ -13,11 +13,13 @@ from functools import cached_property
 from pathlib import PurePath
 from types import SimpleNamespace
 from typing import Any, cast, get_origin, get_type_hints
+from uuid import uuid4
 
 import msgspec
 
 from offload.errors import BadPayload
 from offload.job import MOST_PAYLOAD_BYTES
+from offload.workflow import Output, Use, plucked
 
 _ABSENT = object()
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -36,8 +38,14 @@ def _is_pydantic(cls: Any) -> bool:
     return pydantic is not None and isinstance(cls, type) and issubclass(cls, pydantic.BaseModel)
 
 
+class HoldsOutputs(Exception):
+    """Arguments hold outputs of jobs that have not run yet."""
+
+
 def _to_json(value: Any) -> Any:
-    """What msgspec does not encode by itself."""
+    """What msgspec does not encode by itself. Raises HoldsOutputs at the first output."""
+    if isinstance(value, Output):
+        raise HoldsOutputs
     if isinstance(value, PurePath):
         return str(value)
     if _is_pydantic(type(value)):
@@ -61,6 +69,30 @@ def _from_json(cls: Any, value: Any) -> Any:
 
 
 _ENCODER = msgspec.json.Encoder(enc_hook=_to_json)
+
+
+def without_outputs(values: Mapping[str, Any], what: str) -> tuple[bytes, tuple[Use, ...]]:
+    """The JSON of arguments with null in the places of outputs, and where these are. Raises BadPayload.
+
+    Each stands meanwhile as a text that nobody can guess, so that no text of a user's is taken for one.
+    """
+    found: list[Output] = []
+    mark = uuid4().hex
+
+    def hook(value: Any) -> Any:
+        if isinstance(value, Output):
+            found.append(value)
+            return f"{mark}{len(found) - 1}"
+        return _to_json(value)
+
+    try:
+        tree = msgspec.json.decode(msgspec.json.encode(values, enc_hook=hook))
+    except Exception as error:
+        raise BadPayload(f"{what}: the arguments cannot be carried as JSON: {error}") from error
+    uses = tuple(Use(at, found[number]) for at, number in plucked(tree, mark))
+    if len(uses) < len(found):
+        raise BadPayload(f"{what}: an output stands as the key of a dict; it may stand for a value only")
+    return msgspec.json.encode(tree), uses
 
 
 def encode_plain(values: Mapping[str, Any], what: str) -> bytes:
@@ -121,13 +153,19 @@ class Arguments:
         self._by_name = [name for name, kind in kinds.items() if kind in _NAMED]
         self._simple = not (self._positional_only or self._var_positional or self._var_keyword)
         self._defaults = {name: each.default for name, each in self.parameters.items() if each.default is not inspect.Parameter.empty}
+        self._open_decoders: dict[frozenset[str | int], msgspec.json.Decoder[Any]] = {}
         self._required = [name for name in self._names if name not in (*self._defaults, self._var_positional, self._var_keyword)]
 
     def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-        """The payload of a call, proved by decoding it as the worker will. Raises BadPayload for a call that cannot work."""
+        """The payload of a call, proved by decoding it as the worker will.
+
+        Raises BadPayload for a call that cannot work, HoldsOutputs where `encode_open` is needed.
+        """
         values = self._bind(args, kwargs)
         try:
             payload = _ENCODER.encode(values)
+        except HoldsOutputs:
+            raise
         except Exception as error:
             raise self._unencodable(values, error) from error
         fault = self._fault(payload)
@@ -138,6 +176,32 @@ class Arguments:
         if not self._safe:
             self._refuse_ambiguous(values)
         return payload
+
+    def encode_open(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[bytes, tuple[Use, ...]]:
+        """The payload of a call whose arguments hold outputs, with null in their places, and where these are.
+
+        Arguments without outputs are proved now; the others when a worker decodes them. Raises BadPayload.
+        """
+        values = self._bind(args, kwargs)
+        payload, uses = without_outputs(values, self.name)
+        filled = {use.at[0] for use in uses}
+        rest = {name: value for name, value in values.items() if name not in filled}
+        _refuse_lost(rest, payload, self.name)
+        if len(payload) > MOST_PAYLOAD_BYTES:
+            raise _too_large(self.name, "arguments", len(payload))
+        try:
+            self._open_decoder(frozenset(filled)).decode(payload)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise self._misfit(payload, error) from None
+        self._refuse_ambiguous(rest)
+        return payload, uses
+
+    def _open_decoder(self, filled: frozenset[str | int]) -> msgspec.json.Decoder[Any]:
+        """As `_decoder`, but for arguments that hold outputs: those may be anything yet."""
+        known = self._open_decoders.get(filled)
+        if known is None:
+            known = self._open_decoders[filled] = self._made_decoder(dict.fromkeys(filled, Any))
+        return known
 
     def prove(self, payload: bytes) -> None:
         """Raise BadPayload unless `payload` is small enough and fits the signature."""
@@ -270,8 +334,12 @@ class Arguments:
 
     @cached_property
     def _decoder(self) -> msgspec.json.Decoder[Any]:
+        return self._made_decoder({})
+
+    def _made_decoder(self, instead: Mapping[Any, Any]) -> msgspec.json.Decoder[Any]:
         fields: list[Any] = []
-        for name, (hint, _) in self._types.items():
+        for name, (declared, _) in self._types.items():
+            hint = instead.get(name, declared)
             required = self.parameters[name].default is inspect.Parameter.empty and name not in (self._var_positional, self._var_keyword)
             fields.append((name, hint) if required else (name, hint, _ABSENT))
         struct = msgspec.defstruct(f"Arguments of {self.name}", fields, kw_only=True, forbid_unknown_fields=True)
@@ -313,6 +381,10 @@ def _translated(error: Exception) -> str:
 def _encode(value: Any, what: str, kind: str) -> bytes:
     try:
         encoded = _ENCODER.encode(value)
+    except HoldsOutputs:
+        if kind == "result":
+            raise BadPayload(f"{what}: the result holds an output of another job, which only arguments may") from None
+        raise
     except Exception as error:
         raise BadPayload(f"{what}: the {kind} cannot be carried as JSON: {error}") from error
     if len(encoded) > MOST_PAYLOAD_BYTES:

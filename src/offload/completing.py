@@ -135,7 +135,10 @@ class Completion:
 
     def settling(self, store: SqlStore) -> Any:
         """What records the success."""
-        return store.settle_on(self._attempt.session_id, self._attempt.lease, Done(self._result))
+        return store.settle_on(self._attempt.session_id, self._attempt.lease, self._outcome())
+
+    def _outcome(self) -> Done:
+        return self._attempt.with_additions(Done(self._result))
 
     def about_to_commit(self, held: bool) -> None:
         """All is done but the commit. Raises SessionLost when the lease is not held any more."""
@@ -145,7 +148,7 @@ class Completion:
 
     def committed(self) -> list[Event]:
         """It is done. Returns the news of what was enqueued."""
-        self._attempt.committed(Done(self._result), settled=not self.rehearsed)
+        self._attempt.committed(self._outcome(), settled=not self.rehearsed)
         return self._enqueued
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from msgspec import UNSET, UnsetType
 
-from offload.codec import encode_plain
-from offload.errors import BadDeclaration, JobNotFound
-from offload.job import Filter, LimitRecord, Record, SessionRecord, State
+from offload.codec import HoldsOutputs, encode_plain
+from offload.errors import BadDeclaration, BadPayload, JobNotFound
+from offload.job import Filter, LimitRecord, Record, SessionRecord, State, Tally
 from offload.limits import change_of
 from offload.portal import sync
 from offload.producer import Producer
@@ -34,20 +34,24 @@ class Control:
         queue: str | None = None,
         key: str | None = None,
         text: str | None = None,
+        workflow: str | None = None,
+        batch: str | None = None,
         limit: int = 100,
         after: str | None = None,
     ) -> list[Record]:
         """Up to `limit` records, newest enqueued first, of jobs that match all that is given.
 
         `state` is a State or its name, in any case; `key` is a unique key, or the key of its order, limits or fair turn; `text` is sought
-        in id, task name, payload and errors; `after` is the last id of the page before.
+        in id, task name, payload and errors; `workflow` and `batch` are ids; `after` is the last id of the page before.
         """
         try:
             wanted = None if state is None else State(str(state).upper())
         except ValueError:
             raise BadDeclaration(f"there is no state {state!r}; known are {', '.join(State)}") from None
         store = await self.producer.clients.store()
-        return await store.find(Filter(state=wanted, task=task, queue=queue, key=key, text=text), limit, after)
+        return await store.find(
+            Filter(state=wanted, task=task, queue=queue, key=key, text=text, workflow=workflow, batch=batch), limit, after
+        )
 
     async def acounts(self) -> dict[str, dict[State, int]]:
         """By queue and state, the number of jobs; zeros are left out."""
@@ -66,7 +70,10 @@ class Control:
         store = await self.producer.changing()
         if payload is None:
             return await store.retry(_listed(ids))
-        encoded = encode_plain(payload, "retry(payload=...)")
+        try:
+            encoded = encode_plain(payload, "retry(payload=...)")
+        except HoldsOutputs:
+            raise BadPayload("retry(payload=...) holds the output of a job: give the value itself") from None
         for record in (await store.get(_listed(ids))).values():
             if (arguments := self.producer.signatures.get(record.task)) is not None:
                 arguments.prove(encoded)
@@ -94,6 +101,14 @@ class Control:
         Of the first `limit` keys by name, a record for each kind of use; `after` is the last key of the page before. Or of one `key` alone.
         """
         return await (await self.producer.clients.store()).limits(limit, after, key)
+
+    async def aworkflows(self, *, limit: int = 100, after: str | None = None) -> list[Tally]:
+        """Workflows, newest first, with their numbers; `after` is the last id of the page before. `app.workflow(id)` tells more of one."""
+        return await (await self.producer.clients.store()).tallies("workflow", None, limit, after)
+
+    async def abatches(self, *, limit: int = 100, after: str | None = None) -> list[Tally]:
+        """Batches, newest first, with their numbers; `after` is the last id of the page before. `app.batch(id=...)` finds one again."""
+        return await (await self.producer.clients.store()).tallies("batch", None, limit, after)
 
     async def aset_limit(
         self,
@@ -143,6 +158,8 @@ class Control:
     set_limit = sync(aset_limit)
     why = sync(awhy)
     limits = sync(alimits)
+    workflows = sync(aworkflows)
+    batches = sync(abatches)
     workers = sync(aworkers)
     doctor = sync(adoctor)
 

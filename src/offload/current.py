@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar, overload
 
 from offload import completing
+from offload.adding import Additions, OwnBatch, OwnWorkflow
 from offload.codec import Returns
 from offload.completing import Completion, Transaction
 from offload.errors import BadDeclaration, NotInTask
@@ -40,12 +41,24 @@ class Attempt(ABC):
     """The transaction that is open to end the job."""
     block: Transaction | None = None
     """What ends that transaction, in sync code: to be closed where the task was stopped just before that."""
+    additions: Additions | None = None
+    """What the task adds to its workflow and batch."""
     completed: Done | None = None
     """The outcome that such a transaction committed; whatever comes later changes nothing."""
     settled = False
     """Whether the store has that outcome."""
     in_doubt = False
     """Whether a commit was begun whose end was not seen: the store may have the outcome, and tells by refusing another one."""
+
+    def adding(self) -> Additions:
+        """Where what the task adds is gathered."""
+        if self.additions is None:
+            self.additions = Additions(self.job, self.task.producer)
+        return self.additions
+
+    def with_additions(self, outcome: Done) -> Done:
+        """An outcome that brings what the task added."""
+        return outcome if self.additions is None else Done(outcome.result, self.additions.jobs())
 
     def shield(self) -> None:
         """From here on nothing is raised in the task's thread from outside; what was raised but has not arrived comes later."""
@@ -104,6 +117,16 @@ class Current:
     def cancelled(self) -> bool:
         """True once this attempt was asked to stop; for threads and processes, which cannot be stopped from outside as coroutines can."""
         return _attempt().cancelled
+
+    @property
+    def workflow(self) -> OwnWorkflow:
+        """The workflow of this job, to add jobs to it: `current.workflow.add(...)`. Raises BadDeclaration where it belongs to none."""
+        return OwnWorkflow(_attempt().adding())
+
+    @property
+    def batch(self) -> OwnBatch:
+        """The batch of this job, or the one that it is a callback of. Raises BadDeclaration where it belongs to none."""
+        return OwnBatch(_attempt().adding())
 
     def progress(self, fraction: float, message: str = "") -> None:
         """Say how far the job is: from 0 to 1, and a word about it. Shown live; cheap to call often. Raises ValueError outside 0..1."""

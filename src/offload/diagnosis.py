@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -12,6 +13,9 @@ from offload import keys
 from offload.job import Facts, Record, ScheduleRecord, SessionRecord, Standing, State, keys_of
 from offload.wording import SEVERITIES, Finding, moment, number, span, whole
 
+_FELL = re.compile(r"parent (.+) (ended [A-Z]+|was deleted)")
+"""The reason of a job that a parent took down."""
+_WHEN = {"success": "when all its jobs have succeeded", "failure": "at its first failure", "complete": "when all its jobs have ended"}
 OLD_READY = 300.0
 """Seconds that a job may be ready before `diagnose` speaks of it."""
 LATE_TICK = 300.0
@@ -74,6 +78,8 @@ def _after_error(standing: Standing) -> str:
 
 def _revival(record: Record) -> str:
     """How it is started anew, and what may forbid that."""
+    if record.parents and not record.attempt and (fell := _FELL.fullmatch(record.reason or "")):
+        return f"`offload jobs retry {fell[1]}` revives it with that one." if fell[2] != "was deleted" else "It cannot be revived."
     retry = f"`offload jobs retry {record.id}` makes it ready again."
     wanted = " or ".join(repr(unique.key) for unique in keys_of(record) if unique.until in ("finished", "started"))
     return f"{retry} If another job has taken its unique key {wanted}, cancel that one first." if wanted else retry
@@ -104,12 +110,28 @@ def _why_waiting(standing: Standing) -> str:
     if standing.limits:
         first = f"{keys.why_at_gate(standing)} {_paused_sentence(record.queue) if standing.paused else ''}".rstrip()
         return f"{first} {unserved(standing) or ''}".rstrip()
+    if record.callback is not None and standing.waits_for is None:
+        return (
+            f"It is called back by batch {record.batch} {_WHEN[record.callback]}. `offload batches show {record.batch}` tells how that is."
+        )
+    if standing.open_parents:
+        return _why_behind_parents(standing)
     if standing.waits_for is None:
         return f"It waits: {record.reason or 'no reason was given'}."
     key = f", which holds its unique key {record.unique.key!r}" if record.unique else ""
     if record.unique is None and record.schedule is not None:
         key = f", an earlier tick of schedule {record.schedule!r}"
     return f"It waits behind job {standing.waits_for}{key}; it takes over when that job ends."
+
+
+def _why_behind_parents(standing: Standing) -> str:
+    """Whom it waits for, of its workflow."""
+    several = len(standing.record.parents) > 1
+    named = ", ".join(standing.parents)
+    more = f" and {standing.open_parents - len(standing.parents):,} more" if standing.open_parents > len(standing.parents) else ""
+    of = f" of its {len(standing.record.parents):,} parents" if several else " its parent"
+    count = f" {standing.open_parents:,}{of}" if several else of
+    return f"It waits for{count} to end: {named}{more}. `offload why {standing.parents[0]}` says why that is not done."
 
 
 def _why_ready(standing: Standing) -> str:

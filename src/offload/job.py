@@ -164,6 +164,11 @@ class Draft(msgspec.Struct, Generic[R], frozen=True, kw_only=True, omit_defaults
     on_dead: OnDead = "continue"
     limits: tuple[Limit, ...] = ()
     fair_by: str | None = None
+    outputs: tuple[Any, ...] = ()
+    """Where in its arguments the results of other jobs go, and of which: `workflow.Use` of each."""
+    batch: str | None = None
+    producer: Any = None
+    """What enqueues it, of the app that its task belongs to. Never stored."""
 
     def stamped(self, id: str, now: datetime) -> Job:
         """The job that this draft becomes when enqueued at `now` under `id` (its own id goes first)."""
@@ -186,6 +191,7 @@ class Draft(msgspec.Struct, Generic[R], frozen=True, kw_only=True, omit_defaults
             on_dead=self.on_dead,
             limits=self.limits,
             fair_by=self.fair_by,
+            batch=self.batch,
         )
 
 
@@ -451,6 +457,21 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
     """True where its producer went away before all had come."""
     callbacks: tuple[tuple[Callback, str], ...] = ()
     """Of a batch, the ids of its callbacks, by what each waits for."""
+
+    @property
+    def state(self) -> Literal["running", "succeeded", "failed", "cancelled"]:
+        """How it goes: `failed` where a job is DEAD or EXPIRED or its producer went away, `cancelled` where one is CANCELLED."""
+        if self.finished_at is None:
+            return "running"
+        if self.dead or self.expired or self.abandoned:
+            return "failed"
+        return "cancelled" if self.cancelled else "succeeded"
+
+    @property
+    def told(self) -> str:
+        """Its numbers in words."""
+        numbers = {name: getattr(self, name) for name in ("running", "waiting", "succeeded", "dead", "cancelled", "expired")}
+        return ", ".join(f"{number:,} {name}" for name, number in numbers.items() if number) or "no jobs"
 
     @property
     def waiting(self) -> int:

@@ -37,22 +37,26 @@ class Producer:
         On `connection`, or in the transaction that ends the job at work, all are part of that transaction. Else, when a thousand fails,
         those before it stay enqueued. Raises UniqueConflict, IdConflict, Unsupported, BrokerError. An error begins its traceback here.
         """
+        return await self.enqueue_jobs(lambda: self._jobs(drafts), connection)
+
+    async def enqueue_jobs(self, make: Callable[[], list[Job]], connection: Any = None) -> list[str]:
+        """The same for what makes jobs, of the moment in which it is called, and of the same ids whenever it is."""
         try:
-            return await self._enqueue(drafts, connection)
+            return await self._enqueue(lambda: self._checked(make()), connection)
         except OffloadError as error:
             raise shortened(error)  # noqa: B904 - the very error
 
-    async def _enqueue(self, drafts: Sequence[Draft[Any]], connection: Any) -> list[str]:
+    async def _enqueue(self, make: Callable[[], list[Job]], connection: Any) -> list[str]:
         if (target := self._target(connection)) is not None:
-            jobs = self._jobs(drafts)
+            jobs = make()
             adapter = target.adapter if isinstance(target.adapter, AsyncAdapter) else InPlace(target.adapter)
             store = await suited(adapter, self.clients)
             return self._joined(target, jobs, [await adapter.run(work) for work in _works(store, jobs)])
-        jobs = self._jobs(drafts)  # first of all, for what cannot be is refused whether the broker answers or not
+        jobs = make()  # first of all, for what cannot be is refused whether the broker answers or not
         known = self.clients.anyone()
         client = await self.clients.patient()
         if known is None:
-            jobs = self._jobs(drafts)  # by the broker's clock, which was not known before
+            jobs = make()  # by the broker's clock, which was not known before
         ids: list[str] = []
         for start in range(0, len(jobs), MOST_ATOMIC):
             chunk = jobs[start : start + MOST_ATOMIC]
@@ -67,24 +71,25 @@ class Producer:
 
         Raises LoopRunning where it would block one otherwise. An OffloadError begins its traceback here, as in the portal.
         """
+        return self.enqueue_jobs_blocking(name, lambda: self._jobs(make()), connection)
+
+    def enqueue_jobs_blocking(self, name: str, make: Callable[[], list[Job]], connection: Any = None) -> list[str]:
+        """The same for what makes jobs, of the moment in which it is called, and of the same ids whenever it is."""
         if connection is None:
             refuse_inside_loop(name)
         try:
             target = self._target(connection)
             if target is not None:
-                return self._enqueue_on(target, name, make())
+                return self._enqueue_on(target, name, make)
         except OffloadError as error:
             raise shortened(error)  # noqa: B904 - the very error
-        return portal.run(self._enqueue_made, make)
+        return portal.run(self.enqueue_jobs, make)
 
-    async def _enqueue_made(self, make: Callable[[], Sequence[Draft[Any]]]) -> list[str]:
-        return await self.enqueue(make())
-
-    def _enqueue_on(self, target: Joined, name: str, drafts: Sequence[Draft[Any]]) -> list[str]:
+    def _enqueue_on(self, target: Joined, name: str, make: Callable[[], list[Job]]) -> list[str]:
         adapter = target.adapter
         if not isinstance(adapter, SyncAdapter):
             raise BadDeclaration(f"{adapter.kind} is used with await; use: await a{name}()")
-        jobs = self._jobs(drafts)
+        jobs = self._checked(make())
         store = suited_blocking(adapter, self.clients)
         return self._joined(target, jobs, [adapter.run(work) for work in _works(store, jobs)])
 
@@ -112,13 +117,19 @@ class Producer:
         return None if self.clients.rehearsed and not issubclass(self.clients.kind, SqlStore) else target
 
     def _jobs(self, drafts: Sequence[Draft[Any]]) -> list[Job]:
+        now = self.clients.clock.now()
+        for draft in drafts:
+            if draft.outputs:
+                raise BadDeclaration(f"the job of {draft.task} takes the output of another one: enqueue both, in a chain or a Workflow")
+        return [draft.stamped(id, now) for draft, id in zip(drafts, new_ids(len(drafts), now), strict=True)]
+
+    def _checked(self, jobs: list[Job]) -> list[Job]:
+        """The jobs, which the broker can keep. Raises Unsupported where it cannot, BadDeclaration while a child process imports the app."""
         if Producer.importing_in_child:
             raise BadDeclaration(
                 "a job was enqueued while a child process of a worker imports this program, as each further one would do again; "
                 'put what enqueues below: if __name__ == "__main__":'
             )
-        now = self.clients.clock.now()
-        jobs = [draft.stamped(id, now) for draft, id in zip(drafts, new_ids(len(drafts), now), strict=True)]
         for feature in self.clients.lacking:
             for job in jobs:
                 if ASKS[feature](job):

@@ -47,7 +47,7 @@ class Scheduling:
             if not isinstance(task, Task):  # pyright: ignore[reportUnnecessaryIsInstance] - the mistake this is for
                 raise BadDeclaration(f"@app.cron({expression!r}) is on a plain function, {task!r}: put @app.cron above @app.task")
             try:
-                draft = task.job()
+                draft = _plain(name or task.name, task.job())
             except BadPayload as error:
                 raise BadDeclaration(f"@app.cron({expression!r}): a schedule passes no arguments, but {error}") from error
             self._declare(
@@ -168,7 +168,16 @@ def _rule(
     if draft.id is not None or draft.delay is not None or draft.run_at is not None:
         raise BadDeclaration(f"schedule {name!r}: its ticks give each job its id and time; leave id, delay and run_at out of the draft")
     period = None if every is None else seconds(every, f"schedule {name!r}: every")
-    return Schedule(name=name, draft=draft, cron=cron, every=period, timezone=timezone, overlap=overlap, missed=missed)
+    return Schedule(name=name, draft=_plain(name, draft), cron=cron, every=period, timezone=timezone, overlap=overlap, missed=missed)
+
+
+def _plain(name: str, draft: Draft[Any]) -> Draft[Any]:
+    """The draft as stores keep it. Raises BadDeclaration for one that takes what another job returns."""
+    if draft.outputs:
+        raise BadDeclaration(
+            f"schedule {name!r}: its job takes the output of another one, which a schedule has not; let it enqueue a workflow"
+        )
+    return msgspec.structs.replace(draft, producer=None)
 
 
 def _importing(frame: FrameType | None) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 from offload import limits
 from offload.broker import Feature
-from offload.codec import Arguments
+from offload.codec import Arguments, HoldsOutputs
 from offload.duration import Duration, seconds
 from offload.errors import BadDeclaration
 from offload.handle import Handle
@@ -75,9 +75,15 @@ class Task(Generic[P, R]):
 
     def job(self, /, *args: P.args, **kwargs: P.kwargs) -> Draft[R]:
         """A job of these arguments that is not enqueued yet. Raises BadPayload when the call could not work."""
+        try:
+            payload, outputs = self.arguments.encode(args, kwargs), ()
+        except HoldsOutputs:
+            payload, outputs = self.arguments.encode_open(args, kwargs)
         return Draft(
             task=self.name,
-            payload=self.arguments.encode(args, kwargs),
+            payload=payload,
+            outputs=outputs,
+            producer=self.producer,
             queue=self.queue,
             priority=self.priority,
             expires_in=self.expires_in,

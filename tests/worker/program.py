@@ -298,3 +298,17 @@ def print_process() -> str:
     print("to the terminal")  # must not end up among the messages to the worker
     sys.stdout.flush()
     return "printed"
+
+
+@app.task(name="process.double", isolation="process")
+def double_process(n: int) -> int:
+    return 2 * n
+
+
+@app.task(name="process.grow", isolation="process")
+def grow_process(n: int) -> None:
+    """Adds a job to its workflow and one to its batch, as far as it has such."""
+    if current.job.workflow is not None:
+        current.workflow.add(double_process.job(n))
+    if current.job.batch is not None:
+        current.batch.add(double_process.job(n))

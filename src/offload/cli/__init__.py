@@ -19,6 +19,8 @@ COMMANDS = {
     "limits": "List, set, pause and resume what keys allow.",
     "workers": "List the workers that are alive.",
     "dead": "List, retry and purge dead jobs.",
+    "workflows": "List, show and cancel workflows.",
+    "batches": "List, show, seal and cancel batches.",
     "schedules": "List, preview, pause, resume, run and remove schedules.",
     "doctor": "Say what is wrong, or could be better, with advice.",
     "migrate": "Bring the broker's schema to this version.",

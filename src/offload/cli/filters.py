@@ -22,16 +22,19 @@ PAGE = 500
 
 
 def takes_filter(function: Callable[..., R]) -> Callable[..., R]:
-    """Give a command the argument `filter` from --state, --task, --queue, --key and --text."""
+    """Give a command the argument `filter` from --state, --task, --queue, --key, --workflow, --batch and --text."""
 
     @click.option("--state", type=click.Choice(list(State), case_sensitive=False), help="Only jobs in this state.")
     @click.option("--task", help="Only jobs of this task.")
     @click.option("--queue", help="Only jobs of this queue.")
     @click.option("--key", help="Only jobs of this key: a unique key, or that of their order, limits or fair turn.")
+    @click.option("--workflow", metavar="ID", help="Only jobs of this workflow.")
+    @click.option("--batch", metavar="ID", help="Only jobs of this batch, its callbacks included.")
     @click.option("--text", help="Only jobs with this text in id, task, shown arguments or errors.")
     @functools.wraps(function)
-    def command(*args: Any, state: str | None, task: str | None, queue: str | None, key: str | None, text: str | None, **kwargs: Any) -> R:
-        filter = Filter(state=None if state is None else State(state), task=task, queue=queue, key=key, text=text)
+    def command(*args: Any, state: str | None, **kwargs: Any) -> R:
+        others = {name: kwargs.pop(name) for name in ("task", "queue", "key", "text", "workflow", "batch")}
+        filter = Filter(state=None if state is None else State(state), **others)
         return function(*args, filter=filter, **kwargs)
 
     return command
@@ -52,7 +55,7 @@ def matching(app: Offload, filter: Filter, after: str | None = None, most: int =
 
 
 def _page(app: Offload, filter: Filter, limit: int, after: str | None) -> list[Record]:
-    return app.find(state=filter.state, task=filter.task, queue=filter.queue, key=filter.key, text=filter.text, limit=limit, after=after)
+    return app.find(**msgspec.structs.asdict(filter), limit=limit, after=after)
 
 
 def _shows(record: Record, app: Offload, text: str, *, reveal: bool) -> bool:

@@ -428,8 +428,7 @@ class Lockstep(RuleBasedStateMachine):
         if wish.again is not None and self._sent:
             (id,) = self._ids([wish.again % len(self._sent)])
             job = self._tied(wish, id)
-            known = self._sent[id]
-            return replace(job, task=known.task, payload=known.payload, workflow=known.workflow) if wish.exactly else job
+            return _as_sent(job, self._sent[id]) if wish.exactly else job
         job = self._tied(wish, f"j{len(self._sent)}")
         self._sent[job.id] = job
         return job
@@ -466,6 +465,12 @@ class Lockstep(RuleBasedStateMachine):
 
     def _after(self, seconds: float | None) -> datetime | None:
         return None if seconds is None else self._clock.now() + timedelta(seconds=seconds)
+
+
+def _as_sent(job: Job, known: Job) -> Job:
+    """A job with all that a repeated one has to have in common with the one that was sent."""
+    job = replace(job, task=known.task, payload=known.payload, workflow=known.workflow)
+    return job if job.workflow is not None else replace(job, parents=(), if_parent_fails="cancel")
 
 
 def _flow(job: Job) -> str | None:

@@ -67,7 +67,7 @@ class Wish:
             limits=self.limits,
             fair_by=self.fair_by,
             workflow=None if self.flow is None else Membership(self.flow, f"the {self.flow}", self.size),
-            if_parent_fails=self.fails,
+            if_parent_fails="cancel" if self.flow is None else self.fails,
             batch=self.batch,
         )
 

@@ -7,10 +7,13 @@ import ctypes
 import threading
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from msgspec.structs import replace
+
 from offload.current import Attempt
 from offload.errors import SessionLost
-from offload.job import Isolation, Job, Lease, Outcome, Progress
+from offload.job import Done, Isolation, Job, Lease, Outcome, Progress
 from offload.worker.outcome import AttemptStopped
+from offload.workflow import with_inputs
 
 if TYPE_CHECKING:
     from offload.broker import Session
@@ -75,6 +78,8 @@ class LocalAttempt(Attempt):
     started = 0.0
     took = 0.0
     """Seconds from the start to the end, whenever that is settled."""
+    added: tuple[Job, ...] = ()
+    """What the task added, where it ran in a child process."""
     returned: str | None = None
     """Why it is handed back without having been started."""
     deadline: float | None = None
@@ -92,7 +97,7 @@ class LocalAttempt(Attempt):
         self, lease: Lease, task: Task[Any, Any], isolation: Isolation, sink: Sink, loop: asyncio.AbstractEventLoop, state: Any
     ) -> None:
         self.lease = lease
-        self.job: Job = lease.job
+        self.job: Job = replace(lease.job, payload=with_inputs(lease.job, lease.inputs)) if lease.inputs else lease.job
         self.number = lease.attempt
         self.task = task
         self.isolation: Isolation = isolation
@@ -105,6 +110,10 @@ class LocalAttempt(Attempt):
     def session_id(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] - read only, and read late: few attempts ask
         """The session that holds the lease."""
         return self.sink.session.id
+
+    def with_additions(self, outcome: Done) -> Done:
+        """See `Attempt.with_additions`."""
+        return Done(outcome.result, self.added) if self.added else super().with_additions(outcome)
 
     @property
     def cancelled(self) -> bool:

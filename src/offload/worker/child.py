@@ -203,7 +203,7 @@ class Runner:
                 raise AttemptStopped from error
             return after(error, task.retry, lease, now(), random.random())
         try:
-            return Done(task.arguments.encode_result(value))
+            return attempt.with_additions(Done(task.arguments.encode_result(value)))
         except BadPayload as error:
             return Dead("result", failure_of(error, lease.attempt, now()))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from offload.broker import SqlStore
 from offload.errors import BadDeclaration, SessionLost
-from offload.job import Outcome
+from offload.job import Done, Outcome
 from offload.worker.source import Source, home_of
 from offload.worker.wire import (
     HEADER,
@@ -132,7 +132,7 @@ class Children:
             ref = lease.ref if issubclass(attempt.task.producer.clients.kind, SqlStore) else None
             child.send(
                 Run(
-                    lease.job,
+                    attempt.job,
                     lease.claim,
                     lease.attempt,
                     lease.crashes,
@@ -172,6 +172,8 @@ class Children:
         while True:
             match await child.receive():
                 case Ended(outcome):
+                    if isinstance(outcome, Done):
+                        attempt.added = outcome.added
                     return outcome
                 case Unready(error):
                     raise ChildUnready(error)

@@ -281,7 +281,11 @@ class Executor:
             attempt.took = monotonic() - attempt.started
             self.ended += 1
             lane.ended += 1
-            attempt.sink.put(attempt, outcome if attempt.completed is None else self._news.completed(attempt, attempt.completed, outcome))
+            if attempt.completed is not None:
+                outcome = self._news.completed(attempt, attempt.completed, outcome)
+            elif type(outcome) is Done:
+                outcome = attempt.with_additions(outcome)
+            attempt.sink.put(attempt, outcome)
         self.freed.set()
         if not self._pumping:
             self._pumping = True

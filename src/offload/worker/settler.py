@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Self
 
 from offload.broker import Session
 from offload.errors import BrokerError
-from offload.job import MOST_ATOMIC, Lease, Outcome, Progress
+from offload.job import MOST_ATOMIC, Done, Lease, Outcome, Progress
 from offload.worker.attempt import LocalAttempt
 from offload.worker.news import News
 from offload.worker.patience import Outage, Patience
@@ -122,8 +122,8 @@ class Settler:
             await self._any.wait()
             self._any.clear()
             self._under_way, self._gathered = self._gathered, []
-            for start in range(0, len(self._under_way), MOST_ATOMIC):
-                await self._settle(self._under_way[start : start + MOST_ATOMIC])
+            for batch in _batches(self._under_way):
+                await self._settle(batch)
             self._under_way = []
             if not self._gathered:
                 self.flushed.set()
@@ -170,3 +170,17 @@ class Settler:
             else:
                 kept.append((attempt, outcome))
         return kept
+
+
+def _batches(ended: list[tuple[LocalAttempt, Outcome]]) -> Iterator[list[tuple[LocalAttempt, Outcome]]]:
+    """What is settled together: an outcome that adds jobs comes alone."""
+    together = ended
+    if any(_adds(outcome) for _, outcome in ended):
+        yield from ([each] for each in ended if _adds(each[1]))
+        together = [each for each in ended if not _adds(each[1])]
+    for start in range(0, len(together), MOST_ATOMIC):
+        yield together[start : start + MOST_ATOMIC]
+
+
+def _adds(outcome: Outcome) -> bool:
+    return isinstance(outcome, Done) and bool(outcome.added)

@@ -51,6 +51,30 @@ async def test_who_sleeps_looks_again_when_notifications_begin_to_arrive(opens: 
     assert asked in ([False, True], [True])
 
 
+async def test_a_listener_whose_connection_is_cut_listens_on_another(
+    opens: Opens, server: PostgresServer, schema: str, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    for name in ("POLL", "POLL_DEAF"):
+        monkeypatch.setattr(wake, name, 3_600.0)
+    monkeypatch.setattr(wake, "RECONNECT", 0.0)
+    ear = (await opens()).opened.ear
+    looks = 0
+
+    async def nothing() -> bool:
+        nonlocal looks
+        looks += 1
+        return False
+
+    sleeping = asyncio.create_task(ear.sleep("work", ear.count("work"), 3_600.0, nothing))
+    await eventually(lambda: looks == 2)  # deaf, and then listening
+    server.ask(f"select pg_terminate_backend(pid) from pg_stat_activity where query = 'listen \"{schema}\"'")
+    await eventually(lambda: looks == 3)
+    assert not sleeping.done()
+    server.ask(f"select pg_notify('{schema}', 'work')")
+    async with asyncio.timeout(PATIENCE):
+        await sleeping
+
+
 @pytest.mark.parametrize("by", ["python", "python, one by one", "sql"])
 async def test_who_falls_asleep_while_a_caller_s_transaction_is_open_is_woken_by_its_commit(
     broker: PostgresBroker, clock: TestClock, server: PostgresServer, schema: str, ask: Ask, monkeypatch: pytest.MonkeyPatch,

@@ -8,6 +8,7 @@ import random
 import select
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any, LiteralString, TypeAlias, TypeVar, cast
 
@@ -18,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 from offload.broker import Statement, Work
 from offload.brokers.postgres.address import Address, has_several_hosts
 from offload.brokers.postgres.errors import AGAIN, translated
+from offload.brokers.postgres.prepared import Prepared, Rows
 from offload.brokers.postgres.work import Operation, Transaction, told
 from offload.errors import BrokerBusy, BrokerError
 
@@ -101,6 +103,7 @@ class Link:
         self._address = address
         self._transaction = transaction
         self._connection: Connection | None = None
+        self._prepared: Prepared | None = None
         self._left: weakref.finalize[..., Any] | None = None
         self._lock = asyncio.Lock()
         self._under_way: asyncio.Future[Any] | None = None
@@ -131,7 +134,7 @@ class Link:
         """Run an operation whose statements are each a transaction of their own, such as a single one or reads."""
         if self._address.pgbouncer:
             return await self._alone(lambda connection: self._transact(connection, operation, once=True))
-        return await self._alone(lambda connection: _carried_out(connection, told(self._transaction(), operation)))
+        return await self._alone(lambda _: self._one_by_one(told(self._transaction(), operation)))
 
     async def _alone(self, act: Callable[[Connection], Awaitable[T]]) -> T:
         """Finish what was begun though the caller is cancelled, so that the connection is left in order."""
@@ -164,15 +167,21 @@ class Link:
             await self._drop()
         if self._connection is None:
             self._connection = await connected(self._address)
+            self._prepared = Prepared(self._connection)
             self._left = weakref.finalize(self, let_go, [self._connection.pgconn], os.getpid())  # a program may end without closing its app
         return self._connection
 
     async def _drop(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._prepared = self._connection, None, None
         if self._left is not None:
             self._left.detach()
         if connection is not None:
             await connection.close()
+
+    async def _one_by_one(self, work: Work[T]) -> T:
+        assert self._prepared is not None
+        run = self._prepared.rows
+        return await _carried_out(lambda statements: run(statements[-1]), work)
 
     async def _transact(self, connection: Connection, operation: Operation[T], *, once: bool = False) -> T:
         deadline = monotonic() + LONGEST_STRIFE
@@ -200,9 +209,9 @@ class Link:
 
     async def _in_transaction(self, connection: Connection, work: Work[T]) -> T:
         if not self._address.pgbouncer and Pipeline.is_supported():
-            return await _carried_out(connection, work, [_BEGIN], [_COMMIT])
+            return await _carried_out(partial(_last_answer, connection), work, [_BEGIN], [_COMMIT])
         await connection.execute(cast(LiteralString, _BEGIN_PINNED.sql if self._address.pgbouncer else _BEGIN.sql), prepare=False)
-        result = await _carried_out(connection, work)
+        result = await _carried_out(partial(_last_answer, connection), work)
         await connection.execute("commit")
         return result
 
@@ -253,8 +262,10 @@ def _unheard(task: asyncio.Future[Any]) -> None:
         task.exception()
 
 
-async def _carried_out(connection: Connection, work: Work[T], begin: Sequence[Statement] = (), end: Sequence[Statement] = ()) -> T:
-    """Run the statements of an operation between others, each together with those before it whose answers nobody awaits."""
+async def _carried_out(
+    run: Callable[[Sequence[Statement]], Awaitable[Rows]], work: Work[T], begin: Sequence[Statement] = (), end: Sequence[Statement] = ()
+) -> T:
+    """Have the statements of an operation `run` between others, each together with those before it whose answers nobody awaits."""
     waiting = list(begin)
     try:
         statement = next(work)
@@ -264,7 +275,7 @@ async def _carried_out(connection: Connection, work: Work[T], begin: Sequence[St
                 statement = work.send([])
                 continue
             try:
-                rows = await _last_answer(connection, waiting)
+                rows = await run(waiting)
             except psycopg.Error as error:
                 statement = work.throw(error)
             else:
@@ -274,11 +285,11 @@ async def _carried_out(connection: Connection, work: Work[T], begin: Sequence[St
         result = done.value
     waiting.extend(end)
     if waiting:
-        await _last_answer(connection, waiting)
+        await run(waiting)
     return result
 
 
-async def _last_answer(connection: Connection, statements: Sequence[Statement]) -> list[tuple[Any, ...]]:
+async def _last_answer(connection: Connection, statements: Sequence[Statement]) -> Rows:
     """Run statements in one round trip; returns the rows of the last. After one that fails none is run."""
     if len(statements) == 1:
         cursor = await _executed(connection, statements[0])

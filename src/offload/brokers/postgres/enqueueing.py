@@ -50,8 +50,11 @@ def store_new(tx: Transaction, jobs: Sequence[Job], *, strict: bool) -> Work[boo
     holds.sort()
     rows = text([job_row(job) for job in jobs])
     count = len(jobs) + len(holds)
-    name = "add_new_strict" if strict else "add_new"
-    number = yield from tx.value(name, jobs=rows, holds=text(holds), now=tx.now, channel=tx.channel, joint=tx.joint)
+    if strict and not holds and all(job.run_at is None and job.expires_at is None for job in jobs):
+        number = yield from tx.value("add_ready", jobs=rows, now=tx.now, channel=tx.channel)
+    else:
+        name = "add_new_strict" if strict else "add_new"
+        number = yield from tx.value(name, jobs=rows, holds=text(holds), now=tx.now, channel=tx.channel, joint=tx.joint)
     if 0 < number < count:
         raise Doubt
     return number == count

@@ -67,6 +67,27 @@ with input as materialized (
 )
 select number, (select count(*) from woken) from stored
 
+-- name: add_ready
+-- The same, strictly, for jobs that are ready, take no keys and do not expire, as most: a plan for these alone is sooner under way, which
+-- saves the first after a pause 0.1 ms.
+with input as materialized (
+    select nextval('offload.places') as n, i.*
+    from json_to_recordset(%(jobs)s::json) as i(
+        id text, task text, queue text, rank integer, payload text, enqueued_at bigint, keep double precision, extra text)
+), doubt as materialized (
+    select from offload.jobs where id = any(array(select id from input)) limit 1
+), added as (
+    insert into offload.jobs (n, id, task, queue, rank, payload, enqueued_at, keep, extra)
+    select n, id, task, queue, rank, payload, enqueued_at, keep, extra from input where not exists (select from doubt)
+    returning n, queue, rank
+), placed as (
+    insert into offload.ready (queue, rank, pos, n, ready_at) select queue, rank::bigint << 40, n, n, %(now)s from added
+), woken as (
+    select pg_notify(%(channel)s, 'work') where exists (select from added)
+        and exists (select from offload.sleepers where what = 'work' and until > clock_timestamp())
+)
+select count(*), (select count(*) from woken) from added
+
 -- name: known
 -- Jobs of these ids, as [id, task, payload].
 select coalesce(json_agg(json_build_array(id, task, payload)), '[]')::text

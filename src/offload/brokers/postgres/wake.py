@@ -13,7 +13,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 import psycopg
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection, pq, sql
 
 from offload.brokers.postgres.address import Address
 from offload.brokers.postgres.connections import connected
@@ -160,11 +160,36 @@ class Ear:
             self._asked.clear()  # a server that was restarted knows of no sleepers
             for bell in self._bells.values():
                 bell.set()  # who sleeps asks now, and looks: what was said before was not heard
-            async for notification in connection.notifies():
-                self.ring(notification.payload)
+            await self._ring_for(connection.pgconn)
         finally:
             self._connection = None
             await connection.close()
+
+    async def _ring_for(self, connection: pq.abc.PGconn) -> None:
+        """Ring for each notification as it comes, until the connection ends. Raises psycopg's error.
+
+        Not by psycopg's `notifies`, which wakes ten times a second, and later than the socket does.
+        """
+        loop, socket = asyncio.get_running_loop(), connection.socket
+        ended = loop.create_future()
+
+        def hear() -> None:
+            if ended.done():
+                return
+            try:
+                connection.consume_input()
+                while (notification := connection.notifies()) is not None:
+                    self.ring(notification.extra.decode())
+            except psycopg.Error as error:
+                loop.remove_reader(socket)  # at once and only once: libpq has closed it, and the next to be opened may get its number
+                ended.set_exception(error)
+
+        loop.add_reader(socket, hear)
+        try:
+            await ended
+        finally:
+            if ended.cancelled():
+                loop.remove_reader(socket)
 
     async def close(self) -> None:
         """Stop listening."""

@@ -140,6 +140,7 @@ local TURNS = BAND / 2         -- where they stand in a band; before it there is
 local ROUND = 2 ^ 20           -- places in one round
 local LAST_ROUND = 2 ^ 24 - 1  -- so many jobs of one key may be ahead of each other
 local turns = {} -- what was read of lines, by the key of their rounds: see `turns_of`
+local FEW, LONG = 50, string.rep(' ', 100) -- see `note_running`
 local take_judged -- while jobs are judged: takes out of their lines those of whom is decided
 local block -- while writes are gathered: the numbers that may be given, from `next` to `last`, and how many are to be had at once
 
@@ -380,10 +381,12 @@ end
 -- and never changed.
 function fn.read_common(words)
   local band, _, q, t, _, at = read(COMMON, words)
-  local common = { band = band, queue = sub(words, at, at + q - 1), task = sub(words, at + q, at + q + t - 1) }
-  common.rare = at + q + t <= #words and cmsgpack.unpack(sub(words, at + q + t)) or {}
-  common.kin = common.rare.kin or {}
-  common.common, common.__index, common.words = common, common, words
+  local common = { -- with room for all that comes, as a table that grows is made anew
+    band = band, queue = sub(words, at, at + q - 1), task = sub(words, at + q, at + q + t - 1), words = words,
+    rare = at + q + t <= #words and cmsgpack.unpack(sub(words, at + q + t)) or {}, common = false, __index = false, wants = false,
+    kin = false, tallies = false,
+  }
+  common.common, common.__index, common.kin = common, common, common.rare.kin or {}
   commons[words] = common
   return common
 end
@@ -1292,6 +1295,14 @@ function fn.claim_from_each(claim, queues, limit)
   return taken, {}
 end
 
+-- Writes how jobs run that were claimed, members and rows in turn. A server keeps a hash of some hundred short values as a list, and would
+-- go through it for each of these jobs, here and when they are settled; but no more once a long value was in it.
+function fn.note_running(running, rows)
+  if #rows > 2 * FEW then call('HSET', running, '', LONG) end
+  fn.many('HSET', running, rows)
+  if #rows > 2 * FEW then call('HDEL', running, '') end
+end
+
 -- All queues that have something ready, by name, starting with another one each turn.
 function fn.rotated(turn, asides)
   local names = call('ZRANGE', our.queues, 0, -1)
@@ -1416,15 +1427,14 @@ end
 function fn.succeed_with_care(members, runs, results, worker, keep)
   local ids, jobs, gated = {}, {}, false
   for i, member in ipairs(members) do ids[i] = sub(member, 7) end
-  fn.fetch(ids)
-  for i, id in ipairs(ids) do
-    jobs[i] = fn.find_job(id) or false
-    gated = gated or jobs[i] and fn.is_gated(jobs[i])
+  for i, row in ipairs(fn.rows_of(ids)) do
+    jobs[i] = row and fn.read_job(ids[i], row)
+    gated = gated or row and fn.is_gated(jobs[i])
   end
   if gated then fn.fetch_followers(jobs) end
   fn.gather(#jobs)
-  for i, job in ipairs(jobs) do
-    local run = runs[i]
+  for i = 1, #jobs do
+    local job, run = jobs[i], runs[i]
     fn.count('RUNNING', run.queue, -1)
     local past = job and keep > 0 and fn.past_after(job, run, worker) or run -- whoever is not kept is asked for his claim alone
     if job and fn.is_kin(job) then kin.note_run(job, -1) end
@@ -1860,7 +1870,7 @@ function operations.fetch()
   if fn.has_any('owing') then kin.go_on() end
   local queues = #ARGV > 11 and fn.slice(ARGV, 12) or fn.rotated(turn, claim.asides)
   local taken, rest = fn.claim_from_each(claim, queues, limit)
-  fn.many('HSET', each.running .. session, claim.running)
+  fn.note_running(each.running .. session, claim.running)
   if #rest == 0 then fn.pass_on() end
   -- It counts as asleep from its first call on: a job that comes to a queue already looked at while it goes on must ring its bell.
   if not goes_on then since = call('GET', our.sequence) or 0 end
@@ -2423,18 +2433,21 @@ end
 function fn.wants_of(job)
   local common = job.common
   if common.wants then return common.wants end
-  local wants, rare = {}, job.rare
-  if rare.order_by then wants[1] = { gate = 'turn of ' .. rare.order_by, kind = 'turn', cost = 1 } end
+  local wants, rare = { lane = false }, job.rare
+  if rare.order_by then wants[1] = fn.want('turn', rare.order_by, 1) end
   for _, kind in ipairs(rare.limits and BY_LIMITS or {}) do
     for _, limit in ipairs(rare.limits) do
-      if OF_RULE[limit.type] == kind then
-        local rule = kind .. ' ' .. (limit.rule or '')
-        wants[#wants + 1] = { gate = kind .. ' of ' .. limit.key, kind = kind, cost = limit.cost or 1, limit = limit, rule = rule }
-      end
+      if OF_RULE[limit.type] == kind then wants[#wants + 1] = fn.want(kind, limit.key, limit.cost or 1, limit) end
     end
   end
   common.wants = wants
   return wants
+end
+
+function fn.want(kind, key, cost, limit)
+  local id = kind .. ' of ' .. key
+  local rule = limit and kind .. ' ' .. (limit.rule or '')
+  return { gate = id, slots = each.slots .. id, kind = kind, cost = cost, limit = limit, rule = rule }
 end
 
 function fn.want_of(job, id)
@@ -2446,13 +2459,13 @@ end
 
 -- Where a job waits: with all of its order key, or else with all that want the very same.
 function fn.lane_of(job)
-  local common = job.common
-  if not common.lane then
+  local wants = fn.wants_of(job)
+  if not wants.lane then
     local gates = {}
-    for i, want in ipairs(fn.wants_of(job)) do gates[i] = want.gate end
-    common.lane = job.rare.order_by and gates[1] or table.concat(gates, '\n')
+    for i, want in ipairs(wants) do gates[i] = want.gate end
+    wants.lane = job.rare.order_by and gates[1] or table.concat(gates, '\n')
   end
-  return common.lane
+  return wants.lane
 end
 
 -- Its place in lanes: the number under which it was first due.
@@ -2550,7 +2563,7 @@ end
 -- Who holds ---
 
 function fn.holds(job, want)
-  return call('HEXISTS', each.slots .. want.gate, job.member) == 1
+  return call('HEXISTS', want.slots, job.member) == 1
 end
 
 function fn.number_of(id)
@@ -2571,7 +2584,7 @@ end
 -- A job holds a gate, from now on or already.
 function fn.hold(job, want)
   local id = want.gate
-  if fn.put(each.slots .. id, job.member, want.cost) == 0 then return end
+  if fn.put(want.slots, job.member, want.cost) == 0 then return end
   fn.touch_gate(id, (numbers[id] or 0) > 0)
   if numbers[id] then numbers[id] = numbers[id] + 1 end
   if taken[id] then taken[id] = taken[id] + want.cost end
@@ -2580,7 +2593,7 @@ end
 -- A job holds a gate no more. False when it did not.
 function fn.let_go(job, want)
   local id = want.gate
-  if numbers[id] == 0 or fn.drop(each.slots .. id, job.member) == 0 then return false end
+  if numbers[id] == 0 or fn.drop(want.slots, job.member) == 0 then return false end
   fn.touch_gate(id, true)
   if want.kind == 'turn' then numbers[id] = 0 elseif numbers[id] then numbers[id] = numbers[id] - 1 end
   if taken[id] then taken[id] = taken[id] - want.cost end
@@ -2681,7 +2694,7 @@ function fn.quit_lane(lane, job)
   fn.leave(each.lane .. lane, job.member)
   fn.count('WAITING', job.queue, -1)
   fn.note_lane(lane, job, true)
-  lines[lane] = line and line[2] and line[1] == job.member and { line[2] } or nil
+  if line and line[2] and line[1] == job.member then line[1], line[2] = line[2], nil else lines[lane] = nil end
   firsts[lane], heads[lane] = nil, nil
 end
 
@@ -2700,21 +2713,21 @@ function fn.head_of(lane)
   return heads[lane]
 end
 
--- Whether whoever is first in a lane has all in common with a job; no when that would have to be read first.
-function fn.is_alike(lane, job)
-  local member = fn.line_of(lane)[1]
-  local row = member and fetched[sub(member, 7)]
-  return row and sub(row, COMMON_AT, COMMON_AT + #job.common.words - 1) == job.common.words
+-- The row of a member that has all in common with a job; nothing when that would have to be read first.
+function fn.row_alike(member, job)
+  local row, words = fetched[sub(member, 7)], job.common.words
+  return row and sub(row, COMMON_AT, COMMON_AT + #words - 1) == words and row
 end
 
 -- Reads at once who may go when jobs leave their gates: whoever is first in the lanes of these, and where more than one may go, the second.
 function fn.fetch_followers(jobs)
   local ids = {}
-  for _, job in ipairs(jobs) do
-    for _, want in ipairs(job and fn.wants_of(job) or {}) do
-      for i, member in ipairs(fn.line_of(want.gate)) do
-        if i == 1 or want.kind ~= 'turn' then ids[#ids + 1] = sub(member, 7) end
-      end
+  for i = 1, #jobs do
+    local wants = jobs[i] and fn.wants_of(jobs[i])
+    for j = 1, wants and #wants or 0 do
+      local line = fn.line_of(wants[j].gate)
+      if line[1] then ids[#ids + 1] = sub(line[1], 7) end
+      if line[2] and wants[j].kind ~= 'turn' then ids[#ids + 1] = sub(line[2], 7) end
     end
   end
   fn.fetch(ids)
@@ -2827,12 +2840,45 @@ end
 
 -- A job lets go of what it holds; who waited for that passes. False when it held nothing.
 function fn.leave_gates(job, kinds)
-  local wants, left = fn.wants_of(job), {}
+  local wants = fn.wants_of(job)
+  local only = #wants == 1 and wants[1].kind ~= 'token' and wants[1]
+  if only and kinds[only.kind] and not (fn.has_any('gates') or fn.has_any('lanes')) then return fn.hand_over(job, only) end
+  local left = {}
   for i = 1, #wants do
     if kinds[wants[i].kind] and fn.let_go(job, wants[i]) then left[#left + 1] = wants[i].gate end
   end
   for i = 1, #left do fn.pump(left[i]) end
   return #left > 0
+end
+
+-- The same for a job that wants but one turn or slot, while nothing else is known of any gate than who holds it, and who waits in the lane
+-- of its name. Nearly always the first there takes over, who wants the very same, and no other may pass; else `pump` goes on.
+function fn.hand_over(job, want)
+  local id, turn, heir = want.gate, want.kind == 'turn', fn.line_of(want.gate)[1]
+  local row, width = heir and fn.row_alike(heir, job), turn and 1 or fn.rule_of(want).n
+  local passes = row and passed < MOST_PASSED and (turn or fn.number_of(id) <= width)
+  -- He comes before the other goes: what holds one member alone would be dropped, and made anew.
+  local comes = passes and fn.put(want.slots, heir, want.cost) == 1
+  if not fn.let_go(job, want) then
+    if comes then fn.drop(want.slots, heir) end
+    return false
+  end
+  if passes then
+    if comes and numbers[id] then numbers[id] = numbers[id] + 1 end
+    fn.come_after(job, heir, row, id)
+    if turn then return true end
+  end
+  local following = fn.line_of(id)[1]
+  if following and not (fn.row_alike(following, job) and fn.number_of(id) >= width) then fn.pump(id) end
+  return true
+end
+
+-- Whoever stood first in a lane has passed, as the job before him, with which he has all in common: to the end of his ready line.
+function fn.come_after(job, member, row, lane)
+  local heir = setmetatable({ id = sub(member, 7), member = member, payload = job.payload, row = row }, job.common)
+  fn.quit_lane(lane, heir)
+  fn.line_up_anew(heir, fn.stored_past(heir))
+  passed = passed + 1
 end
 
 -- A job is to run later: it keeps its turn, but for one that has never started, which joins the line anew.
@@ -2909,7 +2955,8 @@ function fn.pump(id)
   while true do
     local lane = fn.first_parked(id)
     -- Mostly one has left and one has come, and the next one wants the very same. (A turn is also open to whoever holds it.)
-    if lane and want and want.kind ~= 'turn' and fn.is_alike(lane, head) and not fn.is_open(head, want, true) then break end
+    local next_one = lane and want and want.kind ~= 'turn' and fn.line_of(lane)[1]
+    if next_one and fn.row_alike(next_one, head) and not fn.is_open(head, want, true) then break end
     head = lane and fn.head_of(lane)
     want = head and fn.want_of(head, id) -- another job may be first where a row is gone, and want something else
     if lane and not head then

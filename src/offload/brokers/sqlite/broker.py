@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from functools import partial
@@ -17,7 +17,7 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from offload.broker import Dialect, Feature, Routine, SqlStore
-from offload.brokers.sqlite import callers, cancelling, control, enqueueing, file, gating, planning, reading
+from offload.brokers.sqlite import callers, cancelling, control, enqueueing, file, gating, planning, reading, tallies
 from offload.brokers.sqlite.awaited import Awaited
 from offload.brokers.sqlite.database import looked_at
 from offload.brokers.sqlite.moves import Moves
@@ -43,6 +43,8 @@ from offload.job import (
     SessionRecord,
     Standing,
     State,
+    Tally,
+    TallyKind,
     WorkerInfo,
 )
 
@@ -151,6 +153,17 @@ class SqliteBroker(SqlStore):
     async def _read(self, operation: Operation[T]) -> T:
         return await self.opened.read(operation)
 
+    async def _change(self, act: Callable[[Transaction, int], T]) -> T:
+        """Do something that may end jobs, or revive them; what follows for others is done by the same operation."""
+
+        def operation(tx: Transaction) -> T:
+            now = self._now()
+            result = act(tx, now)
+            tallies.settle_up(tx, now)
+            return result
+
+        return await self._write(operation)
+
     def _now(self) -> int:
         return stored(self.clock.now())
 
@@ -227,15 +240,15 @@ class SqliteBroker(SqlStore):
 
     async def cancel(self, ids: Sequence[str]) -> set[str]:
         """Cancel jobs; see `Store.cancel`."""
-        return await self._write(lambda tx: cancelling.cancel(tx, self._now(), ids))
+        return await self._change(lambda tx, now: cancelling.cancel(tx, now, ids))
 
     async def retry(self, ids: Sequence[str], payload: bytes | None = None) -> set[str]:
         """Revive jobs; see `Store.retry`."""
-        return await self._write(lambda tx: control.retry(tx, self._now(), ids, payload))
+        return await self._change(lambda tx, now: control.retry(tx, now, ids, payload))
 
     async def delete(self, ids: Sequence[str]) -> set[str]:
         """Delete jobs; see `Store.delete`."""
-        return await self._write(lambda tx: control.delete(tx, self._now(), ids))
+        return await self._change(lambda tx, now: control.delete(tx, now, ids))
 
     async def pause(self, queue: str) -> None:
         """Pause a queue."""
@@ -297,6 +310,22 @@ class SqliteBroker(SqlStore):
     async def set_limit(self, key: str, change: LimitChange) -> None:
         """Change what a key allows."""
         await self._write(lambda tx: _set_limit(tx, self._now(), key, change))
+
+    async def open_batch(self, id: str, name: str, callbacks: Sequence[Job]) -> None:
+        """Begin a batch."""
+        await self._write(lambda tx: enqueueing.begin_batch(tx, self._now(), id, name, callbacks))
+
+    async def seal_batch(self, id: str) -> bool:
+        """Let no more jobs come from outside."""
+        return await self._change(lambda tx, _: tallies.seal(tx, id))
+
+    async def stop(self, kind: TallyKind, id: str) -> bool:
+        """Cancel all jobs of a workflow or batch."""
+        return await self._change(lambda tx, now: tallies.stop(tx, now, kind, id))
+
+    async def tallies(self, kind: TallyKind, ids: Sequence[str] | None = None, limit: int = 100, after: str | None = None) -> list[Tally]:
+        """Workflows or batches; see `Store.tallies`."""
+        return await self._read(lambda tx: tallies.tallies(tx, kind, ids, limit, after))
 
     async def sessions(self) -> list[SessionRecord]:
         """The live sessions, oldest first."""

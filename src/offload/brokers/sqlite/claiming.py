@@ -14,6 +14,7 @@ from offload.brokers.sqlite.gating import Past
 from offload.brokers.sqlite.keys import give_up
 from offload.brokers.sqlite.moves import Moves
 from offload.brokers.sqlite.rows import ReadyRow, only_held, stored, text
+from offload.brokers.sqlite.tallies import settle_up
 from offload.brokers.sqlite.transaction import Transaction
 from offload.brokers.sqlite.upkeep import wake
 from offload.errors import SessionLost
@@ -26,6 +27,7 @@ WINDOW = 1_000
 
 _rows = msgspec.json.Decoder(list[ReadyRow]).decode
 _steps = msgspec.json.Decoder(list[tuple[int, str, str]]).decode
+_results = msgspec.json.Decoder(list[tuple[int, str | None]]).decode
 _names = msgspec.json.Decoder(list[str]).decode
 _lines = msgspec.json.Decoder(list[tuple[str, str]]).decode
 
@@ -139,6 +141,7 @@ class Claim:
         for queue in queues:
             if queue not in held_back and len(self._taken) < limit:
                 self._claim(queue, [task for at, task in aside if at == queue and task in self._info.tasks], limit)
+        settle_up(self._tx, self._now)
         self.wake_at = self._tx.value("next_wake")
         return self._leases()
 
@@ -224,7 +227,18 @@ class Claim:
             self._tx.do("drop_progress", ns=numbers)
             for n, name, value in _steps(self._tx.value("steps_of", ns=numbers)):
                 steps.setdefault(n, {})[name] = value.encode()
-        return [Lease(job, row.claim + 1, row.attempt + 1, row.crashes, steps.get(row.n, {}), row.n) for row, job in self._taken]
+        inputs = self._inputs([row.n for row, job in self._taken if job.parents and any(parent.at for parent in job.parents)])
+        return [
+            Lease(job, row.claim + 1, row.attempt + 1, row.crashes, steps.get(row.n, {}), row.n, tuple(inputs.get(row.n, ())))
+            for row, job in self._taken
+        ]
+
+    def _inputs(self, ns: Sequence[int]) -> dict[int, list[bytes | None]]:
+        """The results of parents, for those jobs that want any."""
+        inputs: dict[int, list[bytes | None]] = {}
+        for n, result in _results(self._tx.value("inputs", ns=text(ns))) if ns else ():
+            inputs.setdefault(n, []).append(None if result is None else result.encode())
+        return inputs
 
 
 def _places(candidates: Sequence[Candidate], *, aside: bool) -> str:

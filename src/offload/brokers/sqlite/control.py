@@ -8,12 +8,13 @@ from msgspec.structs import replace
 
 from offload.brokers.sqlite.cancelling import in_turn
 from offload.brokers.sqlite.endings import drop_expiring, forget
+from offload.brokers.sqlite.families import children, to_take_again, wait
 from offload.brokers.sqlite.keys import any_held, give_up, take
 from offload.brokers.sqlite.moves import Moves, past_of, take_out
 from offload.brokers.sqlite.rows import JobColumns, extra_text, text
 from offload.brokers.sqlite.transaction import Transaction
 from offload.gates import gated, holds_on
-from offload.job import Job, State, UniqueKey, keys_of
+from offload.job import State
 
 ALL_KEYS = ("started", "finished", "time")
 _REVIVABLE = frozenset({State.DEAD, State.CANCELLED, State.EXPIRED})
@@ -25,7 +26,10 @@ def retry(tx: Transaction, now: int, ids: Sequence[str], payload: bytes | None) 
 
 
 def _revive(tx: Transaction, now: int, rows: Sequence[JobColumns], payload: bytes | None) -> Sequence[JobColumns]:
-    rows = [row for row in rows if row.state in _REVIVABLE and not any_held(tx, now, _wanted(row.job()))]
+    rows = [row for row in rows if row.state in _REVIVABLE and not any_held(tx, now, to_take_again(row.job()))]
+    tied = [row.n for row in rows if row.extra is not None and row.job().parents]
+    ties = children(tx, tied) if tied else {}
+    rows = [row for row in rows if row.n not in ties or ties[row.n].why is None]
     if not rows:
         return rows
     take_out(tx, rows)
@@ -34,22 +38,22 @@ def _revive(tx: Transaction, now: int, rows: Sequence[JobColumns], payload: byte
     extras: list[tuple[int, str | None]] = []
     for row in rows:
         old = row.job()
-        take(tx, row.n, old, _wanted(old))
+        take(tx, row.n, old, to_take_again(old))
+        tx.books.revived(old, row.state)
         new = replace(old, run_at=None, expires_at=None)
         extras.append((row.n, None if row.extra is None else extra_text(new)))
         seat = row.seat if row.state is State.DEAD and holds_on(old) else tx.numbers(1)  # who kept its turn keeps its place as well
         moves.seated({row.n: seat})
         if gated(old):
             tx.do("note_seats", seats=text([(row.n, seat)]))
-        moves.place(row.n, new, past_of(row)._replace(attempt=0, crashes=0), None)
+        past = past_of(row)._replace(attempt=0, crashes=0)
+        if row.n in ties and ties[row.n].open:
+            wait(tx, "parents", [(row.n, past)])
+        else:
+            moves.place(row.n, new, past, None)
     tx.do("revive_jobs", extras=text(extras), payload=None if payload is None else payload.decode())
     moves.write()
     return rows
-
-
-def _wanted(job: Job) -> list[UniqueKey]:
-    """The keys that a job takes again."""
-    return [unique for unique in keys_of(job) if unique.until in ("started", "finished")]
 
 
 def delete(tx: Transaction, now: int, ids: Sequence[str]) -> set[str]:
@@ -69,7 +73,11 @@ def _delete(tx: Transaction, now: int, rows: Sequence[JobColumns]) -> Sequence[J
     take_out(tx, rows)
     drop_expiring(tx, [(row.n, row.job()) for row in rows if row.claim == 0])
     forget(tx, [row.n for row in rows])
+    if tied := [row.n for row in rows if row.extra is not None and row.job().parents]:
+        tx.do("drop_links", ns=text(tied))
     for row, job in [(row, row.job()) for row in rows]:
+        if not row.state.terminal:
+            tx.books.deleted(job)
         give_up(tx, now, row.n, job, ALL_KEYS, moves)
         moves.leave(row.n, job)
     moves.write()

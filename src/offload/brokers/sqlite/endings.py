@@ -37,13 +37,25 @@ class Ending(NamedTuple):
         return self.state is State.DEAD and holds_on(self.job)
 
     @property
-    def keep(self) -> float:
-        """Seconds that its record is kept."""
-        return self.job.keep if self.state is State.SUCCEEDED else KEEP_UNSUCCESSFUL
+    def kept(self) -> bool:
+        """Whether it leaves a record."""
+        return self.state is not State.SUCCEEDED or is_kept(self.job)
 
     def forget_at(self, now: int) -> int:
         """When its record is forgotten, in microseconds since 1970."""
-        return NEVER if self.holds_on else now + seconds(self.keep)
+        if self.state is State.SUCCEEDED:
+            return forget_at(self.job, now)
+        return NEVER if self.holds_on or self.job.workflow is not None else now + seconds(KEEP_UNSUCCESSFUL)
+
+
+def is_kept(job: Job) -> bool:
+    """Whether a job leaves a record that succeeds."""
+    return job.keep > 0 or job.workflow is not None
+
+
+def forget_at(job: Job, now: int) -> int:
+    """When the record of a job that succeeds is forgotten; those of a workflow go with it."""
+    return NEVER if job.workflow is not None else now + seconds(job.keep)
 
 
 def finish(tx: Transaction, now: int, endings: Sequence[Ending], moves: Moves) -> None:
@@ -63,13 +75,16 @@ def let_go(tx: Transaction, now: int, ending: Ending, moves: Moves) -> None:
 
 def record_ends(tx: Transaction, now: int, endings: Sequence[Ending]) -> None:
     """Write down ends, whose keys are given up by the caller."""
-    kept = [ending for ending in endings if ending.keep > 0]
+    for ending in endings:
+        if ending.job.workflow is not None or ending.job.batch is not None:
+            tx.books.ended(ending.job, ending.state, ending.result)
+    kept = [ending for ending in endings if ending.kept]
     if kept:
         tx.add(
             "add_done",
             [(n, state.value, *past, result, reason, now, e.forget_at(now)) for e in kept for n, _, past, state, reason, result, _ in [e]],
         )
-    forget(tx, [ending.n for ending in endings if ending.keep <= 0])
+    forget(tx, [ending.n for ending in endings if not ending.kept])
     drop_expiring(tx, [(e.n, e.job) for e in endings if e.past.claim == 0])
     tx.ended = True
 

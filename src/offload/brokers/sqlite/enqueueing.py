@@ -8,11 +8,14 @@ from typing import assert_never
 from msgspec.structs import replace
 
 from offload.brokers.sqlite.cancelling import cancel
+from offload.brokers.sqlite.endings import Ending, finish
+from offload.brokers.sqlite.families import arrive, connect, wait
 from offload.brokers.sqlite.keys import Hold, held, hold_row, take
-from offload.brokers.sqlite.moves import Moves, past_of, take_out
-from offload.brokers.sqlite.rows import extra_text, job_row, jobs_by_number, optional_stored, stored
-from offload.brokers.sqlite.transaction import Transaction
-from offload.errors import IdConflict, UniqueConflict
+from offload.brokers.sqlite.moves import NO_PAST, Moves, past_of, take_out
+from offload.brokers.sqlite.rows import extra_text, job_row, jobs_by_number, member_row, optional_stored, stored
+from offload.brokers.sqlite.tallies import check_parents, incomplete, join, open_batch, settle_up
+from offload.brokers.sqlite.transaction import Doubt, Transaction
+from offload.errors import IdConflict, OffloadError, UniqueConflict
 from offload.gates import gated
 from offload.job import Job, State, UniqueKey, keys_of
 
@@ -20,13 +23,74 @@ _NOT_STARTED = frozenset({State.READY, State.SCHEDULED, State.WAITING})
 
 
 def store(tx: Transaction, now: int, jobs: Sequence[Job]) -> list[str]:
-    """Store jobs in order; returns the ids that stand for them. Raises IdConflict, UniqueConflict when careful."""
+    """Store jobs in order; returns the ids that stand for them. Raises what `Broker.enqueue` does when careful."""
     if not jobs:
         return []
     if tx.careful:
-        return [_store(tx, now, job) for job in jobs]
-    _store_new(tx, now, jobs)
+        ids = _store_with_care(tx, now, jobs)
+        settle_up(tx, now)
+        return ids
+    if any(job.workflow is not None or job.batch is not None for job in jobs):
+        _store_new_members(tx, now, jobs)
+        settle_up(tx, now)
+    else:
+        _store_new(tx, now, jobs)
     return [job.id for job in jobs]
+
+
+def add(tx: Transaction, now: int, jobs: Sequence[Job], adder: Job) -> str | None:
+    """Store the jobs that one adds by its success; what they change for others is settled with its end. Returns why that cannot be."""
+    try:
+        tx.attempt(lambda: _store_new_members(tx, now, jobs, adder))
+    except Exception:  # noqa: BLE001 - of whichever driver; the careful run meets it again
+        try:
+            tx.attempt(lambda: _store_with_care(tx, now, jobs, adder))
+        except OffloadError as error:
+            return f"the jobs that it added were refused: {error}"
+    return None
+
+
+def begin_batch(tx: Transaction, now: int, id: str, name: str, callbacks: Sequence[Job]) -> None:
+    """Begin a batch, unless there is one of this id."""
+    if open_batch(tx, now, id, name, callbacks):
+        for job in callbacks:
+            _store(tx, now, job)
+    settle_up(tx, now)
+
+
+def _store_with_care(tx: Transaction, now: int, jobs: Sequence[Job], adder: Job | None = None) -> list[str]:
+    growing = incomplete(tx, jobs)
+    ids = [_store(tx, now, job, adder) for job in jobs]
+    check_parents(tx, jobs, growing)
+    return ids
+
+
+def _store_new_members(tx: Transaction, now: int, jobs: Sequence[Job], adder: Job | None = None) -> None:
+    """As `_store_new`, where some belong to workflows or batches. Raises Doubt where one is to end at once."""
+    growing = incomplete(tx, jobs)
+    if any(stopped is not None for stopped in [join(tx, now, job, adder) for job in jobs]):
+        raise Doubt
+    first = tx.numbers(len(jobs))
+    last = first + len(jobs) - 1
+    numbered = list(enumerate(jobs, start=first))
+    tx.add("add_members", [member_row(n, job) for n, job in numbered])
+    ties = connect(tx, numbered)
+    if any(tie.why is not None for tie in ties.values()):
+        raise Doubt
+    pending = {n for n, tie in ties.items() if tie.open}
+    called = {n for n, job in numbered if job.callback is not None}
+    wait(tx, "parents", [(n, NO_PAST) for n in sorted(pending - called)])
+    wait(tx, "batch", [(n, NO_PAST) for n in sorted(called)])
+    if any(gated(job) or job.fair_by is not None for job in jobs):
+        _arrive(tx, now, [(n, job) for n, job in numbered if n not in pending and n not in called])
+    else:
+        tx.do("ready_members", first=first, last=last, now=now)
+    if any(job.run_at is not None for job in jobs):
+        tx.do("schedule_members", first=first, last=last, now=now)
+    _note_expiry(tx, first, jobs)
+    _hold(tx, first, jobs)
+    check_parents(tx, jobs, growing)
+    tx.work = True
 
 
 def _store_new(tx: Transaction, now: int, jobs: Sequence[Job]) -> None:
@@ -35,22 +99,27 @@ def _store_new(tx: Transaction, now: int, jobs: Sequence[Job]) -> None:
     last = first + len(jobs) - 1
     tx.add("add_jobs", [job_row(n, job) for n, job in enumerate(jobs, start=first)])
     if any(gated(job) or job.fair_by is not None for job in jobs):
-        _arrive(tx, now, first, jobs)
+        _arrive(tx, now, list(enumerate(jobs, start=first)))
     else:
         tx.do("ready_new", first=first, last=last, now=now)
     if any(job.run_at is not None for job in jobs):
         tx.do("schedule_new", first=first, last=last, now=now)
     _note_expiry(tx, first, jobs)
-    holds = [hold_row(n, job, unique) for n, job in enumerate(jobs, start=first) for unique in keys_of(job)]
-    if holds:
-        tx.add("add_holds", holds)
+    _hold(tx, first, jobs)
     tx.work = True
 
 
-def _arrive(tx: Transaction, now: int, first: int, jobs: Sequence[Job]) -> None:
+def _hold(tx: Transaction, first: int, jobs: Sequence[Job]) -> None:
+    """Give their keys to new jobs."""
+    holds = [hold_row(n, job, unique) for n, job in enumerate(jobs, start=first) for unique in keys_of(job)]
+    if holds:
+        tx.add("add_holds", holds)
+
+
+def _arrive(tx: Transaction, now: int, jobs: Sequence[tuple[int, Job]]) -> None:
     """To their ready lines, or to their lanes, go those of the jobs just added whose time has come."""
     moves = Moves(tx, now)
-    moves.arrive([(n, job) for n, job in enumerate(jobs, start=first) if job.run_at is None or stored(job.run_at) <= now])
+    moves.arrive([(n, job) for n, job in jobs if job.run_at is None or stored(job.run_at) <= now])
     moves.write()
 
 
@@ -60,10 +129,10 @@ def _note_expiry(tx: Transaction, first: int, jobs: Sequence[Job]) -> None:
         tx.add("add_expiring", expiring)
 
 
-def _store(tx: Transaction, now: int, job: Job) -> str:
+def _store(tx: Transaction, now: int, job: Job, adder: Job | None = None) -> str:
     known = tx.row("known", id=job.id)
     if known is not None:
-        if known != (job.task, job.payload.decode()):
+        if known != (job.task, job.payload.decode(), None if job.workflow is None else job.workflow.id):
             raise IdConflict(job.id)
         return job.id
     behind: str | None = None
@@ -78,28 +147,41 @@ def _store(tx: Transaction, now: int, job: Job) -> str:
         if stand_in is not None:
             return stand_in
         behind = hold.holder
-    _add(tx, now, job, behind)
+    _add(tx, now, job, behind, join(tx, now, job, adder))
     return job.id
 
 
-def _add(tx: Transaction, now: int, job: Job, behind: str | None) -> None:
+def _add(tx: Transaction, now: int, job: Job, behind: str | None, stopped: str | None) -> None:
+    """Store a job, which waits `behind` another where that is given, or ends at once where its workflow or batch was `stopped`."""
     n = tx.numbers(1)
-    tx.add("add_jobs", [job_row(n, job)])
+    tx.add("add_members", [member_row(n, job)])
     for unique in keys_of(job):
         if held(tx, unique.key, now) is None:
             take(tx, n, job, [unique])
         else:
             tx.do("set_successor", key=unique.key, successor=n)
     _note_expiry(tx, n, [job])
-    if behind is None:
-        if gated(job) or job.fair_by is not None:
-            _arrive(tx, now, n, [job])
-        else:
-            tx.do("ready_new", first=n, last=n, now=now)
-        tx.do("schedule_new", first=n, last=n, now=now)
-        tx.work = True
-    else:
+    ties = connect(tx, [(n, job)])
+    if stopped is not None:
+        moves = Moves(tx, now)
+        finish(tx, now, [Ending(n, job, NO_PAST, State.CANCELLED, stopped)], moves)
+        moves.write()
+    elif behind is not None:
         tx.add("add_waiting", [(n, behind)])
+    elif job.callback is not None:
+        wait(tx, "batch", [(n, NO_PAST)])
+    elif n not in ties or not arrive(tx, now, n, job, ties[n]):
+        _take_place(tx, now, n, job)
+
+
+def _take_place(tx: Transaction, now: int, n: int, job: Job) -> None:
+    """A new job that waits for nobody goes where its time and its gates let it."""
+    if gated(job) or job.fair_by is not None:
+        _arrive(tx, now, [(n, job)])
+    else:
+        tx.do("ready_new", first=n, last=n, now=now)
+    tx.do("schedule_new", first=n, last=n, now=now)
+    tx.work = True
 
 
 def _conflict(tx: Transaction, now: int, hold: Hold, unique: UniqueKey, job: Job) -> str | None:

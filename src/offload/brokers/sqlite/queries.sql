@@ -27,7 +27,7 @@ insert into expiring (expires_at, n)
 delete from expiring where (expires_at, n) in (select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(:pairs))
 
 -- name: known
-select task, payload from jobs where id = :id
+select task, payload, workflow from jobs where id = :id
 
 -- name: id
 select id from jobs where n = :n
@@ -40,7 +40,7 @@ select json_group_array(n) from jobs where id in (select value from json_each(:i
 select json_group_array(json_array(
     n, id, task, queue, rank, payload, enqueued_at, keep, due, extra, state, claim, attempt, crashes, started_at, worker,
     aside, pos, result, finished_at, reason, json(errors), json(steps), json(progress),
-    exists (select 1 from running where running.n = records.n and cancel), seat, lane, place))
+    exists (select 1 from running where running.n = records.n and cancel), seat, lane, place, what))
 from records where n in (select value from json_each(:ns))
 
 -- name: hold
@@ -305,11 +305,16 @@ select json_group_array(n) from (select n from done where forget_at <= :now orde
 
 -- name: moments
 -- When something is next due, expires, may be forgotten, or is to be ticked; when absent schedules were last looked for; when somebody may
--- pass gates by time alone; and when a gate may be forgotten.
+-- pass gates by time alone; and when a gate may be forgotten. What is owed, and workflows and batches, come with what may be forgotten.
 select
     (select min(due) from scheduled),
     (select min(expires_at) from expiring),
-    (select min(forget_at) from done),
+    (select min(at) from (
+        select min(forget_at) as at from done
+        union all select min(forget_at) from tallies where forget_at is not null
+        union all select min(abandon_at) from tallies where abandon_at is not null
+        union all select * from (select 0 from owed limit 1)
+        union all select * from (select 0 from tallies indexed by tallies_stopping where stopping is not null limit 1))),
     (select min(next_at) from schedules where not paused),
     (select pruned_at from store),
     (select min(wake_at) from gates where wake_at is not null),

@@ -16,6 +16,7 @@ from offload.job import Facts, Filter, Record, SessionRecord, Standing, State, W
 LARGE_PAYLOAD_BYTES = 16 * 1024
 MOST_LARGE = 20
 MOST_FINISHED = 1_000
+MOST_PARENTS = 10
 PAGE = 1_000
 """Jobs looked at together by a search for text; other reads come in between."""
 
@@ -39,6 +40,9 @@ def matches(tx: Transaction, filter: Filter, limit: int, after: str | None) -> l
     """The numbers of jobs that match all of the filter but its text, newest first; a limit of -1 is none."""
     at, n = (None, None) if after is None else tx.row("after", id=after) or (-1 << 62, 0)
     wanted = {"task": filter.task, "queue": filter.queue, "key": filter.key, "at": at, "after": n, "limit": limit}
+    if filter.workflow is not None or filter.batch is not None:
+        state = None if filter.state is None else filter.state.value
+        return _integers(tx.value("find_members", workflow=filter.workflow, batch=filter.batch, state=state, **wanted))
     return _integers(tx.value("find", **wanted) if filter.state is None else tx.value("find_in_state", state=filter.state.value, **wanted))
 
 
@@ -85,14 +89,17 @@ def standing(tx: Transaction, id: str, now: datetime) -> Standing | None:
     if row is None:
         return None
     limits, before = gating.limits_of(tx, stored(now), row)
+    open, parents = tx.row("open_parents", n=row.n, most=MOST_PARENTS) if row.what == "parents" else (0, "[]")
     return Standing(
         record=row.record(),
         paused=row.queue in paused(tx),
         aside=bool(row.aside),
         ahead=tx.value("ahead", queue=row.queue, rank=row.place, pos=row.pos) if row.state is State.READY else 0,
         waits_for=row.reason.removeprefix("behind ")
-        if row.state is State.WAITING and row.lane is None and row.reason is not None
+        if row.state is State.WAITING and row.lane is None and row.what is None and row.reason is not None
         else None,
+        parents=tuple(_names(parents)),
+        open_parents=open,
         limits=limits,
         before=before,
         sessions=tuple(sessions(tx)),

@@ -11,7 +11,22 @@ import msgspec
 from msgspec.structs import replace
 
 from offload.brokers.sqlite.transaction import Transaction
-from offload.job import Failure, Job, Limit, OnDead, Overlap, Progress, RateLimit, Record, State, UniqueKey
+from offload.job import (
+    Callback,
+    Failure,
+    IfParentFails,
+    Job,
+    Limit,
+    Membership,
+    OnDead,
+    Overlap,
+    Parent,
+    Progress,
+    RateLimit,
+    Record,
+    State,
+    UniqueKey,
+)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -57,6 +72,11 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     on_dead: OnDead = "continue"
     limits: tuple[Limit, ...] = ()
     fair_by: str | None = None
+    workflow: Membership | None = None
+    parents: tuple[Parent, ...] = ()
+    if_parent_fails: IfParentFails = "cancel"
+    batch: str | None = None
+    callback: Callback | None = None
 
 
 NO_EXTRA = Extra()
@@ -78,11 +98,11 @@ def _rare_fields(text: str) -> dict[str, Any]:
 
 @lru_cache(8192)
 def only_held(text: str) -> bool:
-    """Whether what is rare about a job is that it has a turn or slots, and no more: such a job is claimed as it stands."""
+    """Whether what is rare about a job is that it has a turn or slots, or belongs somewhere: such a job is claimed as it stands."""
     extra = read_extra(text)
-    return extra == Extra(order_by=extra.order_by, on_dead=extra.on_dead, limits=extra.limits) and not any(
-        isinstance(limit, RateLimit) for limit in extra.limits
-    )
+    if extra.run_at is not None or extra.unique is not None or extra.schedule is not None or extra.expires_at is not None:
+        return False
+    return extra.timeout is None and extra.fair_by is None and not any(isinstance(limit, RateLimit) for limit in extra.limits)
 
 
 _failure = msgspec.json.Decoder(Failure).decode
@@ -93,7 +113,9 @@ JobRow = tuple[int, str, str, str, int, str, int, float, int | None, str | None]
 def _rare(job: Job) -> bool:
     if job.run_at is not None or job.unique is not None or job.schedule is not None or job.expires_at is not None:
         return True
-    return job.timeout is not None or job.order_by is not None or bool(job.limits) or job.fair_by is not None
+    if job.timeout is not None or job.order_by is not None or job.limits or job.fair_by is not None:
+        return True
+    return job.workflow is not None or job.batch is not None
 
 
 def job_row(n: int, job: Job) -> JobRow:
@@ -102,6 +124,11 @@ def job_row(n: int, job: Job) -> JobRow:
     extra = extra_text(job) if _rare(job) else None
     due = None if run_at is None else stored(run_at)
     return (n, job.id, job.task, job.queue, -job.priority, job.payload.decode(), stored(job.enqueued_at), job.keep, due, extra)
+
+
+def member_row(n: int, job: Job) -> tuple[Any, ...]:
+    """The row of `jobs` for a job that comes in and belongs to a workflow or batch."""
+    return (*job_row(n, job), None if job.workflow is None else job.workflow.id, job.batch)
 
 
 def extra_text(job: Job) -> str:
@@ -118,6 +145,11 @@ def extra_text(job: Job) -> str:
             on_dead=job.on_dead,
             limits=job.limits,
             fair_by=job.fair_by,
+            workflow=None if job.workflow is None else Membership(job.workflow.id),
+            parents=job.parents,
+            if_parent_fails=job.if_parent_fails,
+            batch=job.batch,
+            callback=job.callback,
         )
     )
 
@@ -191,6 +223,8 @@ class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
     lane: str | None
     place: int
     """Its rank in its ready line."""
+    what: str | None
+    """Whether it waits for its parents, or for its batch."""
 
     def job(self) -> Job:
         """The job."""
@@ -217,6 +251,11 @@ class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
             on_dead=job.on_dead,
             limits=job.limits,
             fair_by=job.fair_by,
+            workflow=job.workflow,
+            parents=job.parents,
+            if_parent_fails=job.if_parent_fails,
+            batch=job.batch,
+            callback=job.callback,
             state=self.state,
             attempt=self.attempt,
             crashes=self.crashes,

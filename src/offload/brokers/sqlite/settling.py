@@ -9,10 +9,12 @@ from typing import NamedTuple, assert_never
 import msgspec
 
 from offload.brokers.sqlite.endings import Ending, let_go, record_ends
+from offload.brokers.sqlite.enqueueing import add
 from offload.brokers.sqlite.gating import Past, member, seats
 from offload.brokers.sqlite.moves import NO_PAST, Moves
 from offload.brokers.sqlite.rows import seconds, text
 from offload.brokers.sqlite.succeeding import Leaving, simple, succeeded
+from offload.brokers.sqlite.tallies import settle_up
 from offload.brokers.sqlite.transaction import Transaction
 from offload.gates import gated, holds, lone_want
 from offload.job import Cancelled, Dead, Done, Job, Lease, Outcome, Release, Retried, State
@@ -52,7 +54,7 @@ def settle(tx: Transaction, now: int, session: str, settlements: Settlements, ma
     leaving: list[Leaving] = []
     others: list[tuple[Lease, Outcome]] = []
     for lease, outcome in settlements:
-        if tx.careful or type(outcome) is not Done or not simple(lease, marked):
+        if tx.careful or type(outcome) is not Done or outcome.added or not simple(lease, marked):
             others.append((lease, outcome))
         elif not holds(lease.job):
             plain.append((lease, outcome))
@@ -64,7 +66,9 @@ def settle(tx: Transaction, now: int, session: str, settlements: Settlements, ma
     together = not others or not (leaving or _twice(settlements))  # those who come into line do so in the order of the settlements
     if not together or not succeeded(tx, now, session, plain, leaving):
         others = list(settlements)
-    return _settle(tx, now, session, others) if others else []
+    lost = _settle(tx, now, session, others) if others else []
+    settle_up(tx, now)
+    return lost
 
 
 def _twice(settlements: Settlements) -> bool:
@@ -91,14 +95,14 @@ def _settle(tx: Transaction, now: int, session: str, settlements: Settlements) -
 
 def end_attempts(tx: Transaction, now: int, settled: Sequence[tuple[Held, Lease, Outcome]]) -> None:
     """Carry out the outcomes of leases that are held, in order."""
+    outcomes = [_outcome(tx, now, row, lease.job, asked) for row, lease, asked in settled]
     tx.do("drop_running", ns=text([row.n for row, _, _ in settled]))
     moves = Moves(tx, now)
     _expect(tx, moves, settled)
     endings: list[Ending] = []
     failures: list[tuple[int, int, str]] = []
-    for row, lease, asked in settled:
+    for (row, lease, _), outcome in zip(settled, outcomes, strict=True):
         n, job = row.n, lease.job
-        outcome = Cancelled() if row.cancel and not isinstance(asked, Done) else asked
         if isinstance(outcome, (Retried, Dead)) and outcome.failure is not None:
             failures.append((n, row.claim, text(outcome.failure)))
         match outcome:
@@ -123,6 +127,14 @@ def end_attempts(tx: Transaction, now: int, settled: Sequence[tuple[Held, Lease,
     if endings:
         record_ends(tx, now, endings)
     moves.write()
+
+
+def _outcome(tx: Transaction, now: int, row: Held, job: Job, asked: Outcome) -> Outcome:
+    """What becomes of an attempt; the jobs that it adds are stored, or it is dead, for they were refused."""
+    if not isinstance(asked, Done):
+        return Cancelled() if row.cancel else asked
+    refused = add(tx, now, asked.added, job) if asked.added else None
+    return asked if refused is None else Dead(refused)
 
 
 def _expect(tx: Transaction, moves: Moves, settled: Sequence[tuple[Held, Lease, Outcome]]) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Set as AbstractSet
 
 import msgspec
 
-from offload.brokers.sqlite.rows import seconds, text
+from offload.brokers.sqlite.endings import forget_at, is_kept
+from offload.brokers.sqlite.rows import text
 from offload.brokers.sqlite.transaction import Doubt, Transaction
 from offload.gates import Succession, Want, depth_for, heirs, rules_of
-from offload.job import Done, Lease, Limit
+from offload.job import Done, Job, Lease, Limit, State
 
 _successions = msgspec.json.Decoder(list[Succession]).decode
 _rules = msgspec.json.Decoder(dict[str, Limit]).decode
@@ -27,40 +28,45 @@ def simple(lease: Lease, marked: AbstractSet[int]) -> bool:
     job = lease.job
     if job.unique is not None or job.schedule is not None or type(lease.ref) is not int:
         return False
-    return job.keep > 0 or (lease.claim == 1 and lease.ref not in marked)
+    return is_kept(job) or (lease.claim == 1 and lease.ref not in marked)
 
 
 def succeeded(tx: Transaction, now: int, session: str, successes: Sequence[tuple[Lease, Done]], leaving: Sequence[Leaving]) -> bool:
     """Record successes, of which some leave gates. False, and nothing done, where it takes more care. Raises Doubt when some are lost."""
-    groups: dict[tuple[int, float], list[tuple[int, str | None]]] = {}
+    groups: dict[tuple[int, int | None], list[tuple[int, str | None]]] = {}
+    members: list[tuple[Job, str | None]] = []
     for lease, outcome in successes:
-        result = outcome.result
-        groups.setdefault((lease.claim, lease.job.keep), []).append((lease.ref, None if result is None else result.decode()))
+        job, result = lease.job, None if outcome.result is None else outcome.result.decode()
+        groups.setdefault((lease.claim, forget_at(job, now) if is_kept(job) else None), []).append((lease.ref, result))
+        if job.workflow is not None or job.batch is not None:
+            members.append((job, result))
     if len(groups) > MOST_GROUPS:
         return False
     passing = _heirs_of(tx, leaving) if leaving else []
     if passing is None:
         return False
-    for (claim, keep), results in groups.items():
-        _end(tx, now, session, claim, keep, results)
+    for (claim, forgotten), results in groups.items():
+        _end(tx, now, session, claim, forgotten, results)
+    for job, result in members:
+        tx.books.ended(job, State.SUCCEEDED, result)
     if leaving:
         _hand_over(tx, now, leaving, passing)
     return True
 
 
-def _end(tx: Transaction, now: int, session: str, claim: int, keep: float, results: Sequence[tuple[int, str | None]]) -> None:
-    """End leases of one claim number and one time to keep. Raises Doubt when some are lost."""
+def _end(tx: Transaction, now: int, session: str, claim: int, forgotten: int | None, results: Sequence[tuple[int, str | None]]) -> None:
+    """End leases of one claim number whose records are forgotten together, or leave none. Raises Doubt when some are lost."""
     numbers = text([n for n, _ in results])
-    if keep > 0:
+    if forgotten is not None:
         told = [each for each in results if each[1] is not None]
         if told:
-            tx.do("keep_results", results=text(told), session=session, claim=claim, now=now, forget_at=now + seconds(keep))
+            tx.do("keep_results", results=text(told), session=session, claim=claim, now=now, forget_at=forgotten)
         if len(told) < len(results):
             untold = text([n for n, result in results if result is None])
-            tx.do("keep_done", ns=untold, session=session, claim=claim, now=now, forget_at=now + seconds(keep))
+            tx.do("keep_done", ns=untold, session=session, claim=claim, now=now, forget_at=forgotten)
     if tx.do("settle_plain", ns=numbers, session=session, claim=claim) != len(results):
         raise Doubt
-    if keep <= 0:
+    if forgotten is None:
         tx.do("drop_jobs", ns=numbers)
     tx.ended = True
 

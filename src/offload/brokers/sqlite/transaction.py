@@ -15,12 +15,14 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from offload.broker import Execute
 from offload.brokers._sql import queries
+from offload.brokers.sqlite.books import Books
 
 T = TypeVar("T")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-SQL = queries("offload.brokers.sqlite", "queries.sql") | queries("offload.brokers.sqlite", "gates.sql")
+FILES = ("queries.sql", "gates.sql", "families.sql")
+SQL = {name: sql for file in FILES for name, sql in queries("offload.brokers.sqlite", file).items()}
 MOST_ROWS = 256
 """The most rows that one insert takes; more go in by several. Larger statements were no faster."""
 
@@ -39,6 +41,8 @@ class Transaction:
         """Set by what may have made jobs ready or changed what workers wait for."""
         self.ended = False
         """Set by what may have brought jobs to their end."""
+        self.books = Books()
+        """What the operation under way has still to do for workflows and batches."""
 
     def do(self, name: str, /, **values: Any) -> int:
         """Run a statement. Returns the number of rows it changed."""
@@ -61,6 +65,19 @@ class Transaction:
             values = list(chain.from_iterable(part))
             values.extend([None] * (width * (size - len(part))))
             self._execute(_insert(name, width, size), values)
+
+    def attempt(self, act: Callable[[], T]) -> T:
+        """Do something, or, where it raises, nothing of it."""
+        noted = self.books.copy()
+        self._execute("savepoint attempt", ())
+        try:
+            return act()
+        except Exception:
+            self._execute("rollback to attempt", ())
+            self.books = noted
+            raise
+        finally:
+            self._execute("release attempt", ())
 
     def numbers(self, count: int) -> int:
         """Take `count` numbers of the sequence; returns the first."""

@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 
 import msgspec
 
-from offload.brokers.sqlite import gating
+from offload.brokers.sqlite import gating, tallies
 from offload.brokers.sqlite.cancelling import end
 from offload.brokers.sqlite.endings import Ending, forget, let_go, record_ends
 from offload.brokers.sqlite.gating import Past
@@ -16,6 +16,7 @@ from offload.brokers.sqlite.moves import Moves
 from offload.brokers.sqlite.planning import prune
 from offload.brokers.sqlite.rows import Extra, JobColumns, extra_of, jobs_by_number, placed, text
 from offload.brokers.sqlite.settling import Held, end_attempts
+from offload.brokers.sqlite.tallies import settle_up
 from offload.brokers.sqlite.transaction import Transaction
 from offload.gates import gated
 from offload.job import Job, Lease, Release, State, Touched, Upkeep
@@ -54,14 +55,16 @@ def maintain(tx: Transaction, now: int, dead: Sequence[tuple[str, int]]) -> Upke
     wake(tx, now)
     promoted = _promote(tx, now)
     expired = _expire(tx, now)
-    forgotten = _forget(tx, now)
+    abandoned = tallies.abandon(tx, now)
+    more = tallies.go_on(tx, now) or abandoned == tallies.MOST_AT_ONCE
+    forgotten = _forget(tx, now) + tallies.forget_old(tx, now)
     gating.forget(tx, now)
     moments = look(tx, now)
     if moments.set_back:
         tx.do("look_at_gates_again", now=now)
     if moments.prunes:
         prune(tx, now)
-    wait = 0.0 if WINDOW in (promoted, len(expired), forgotten) else look(tx, now).wait
+    wait = 0.0 if more or WINDOW in (promoted, len(expired), forgotten) else look(tx, now).wait
     return Upkeep(wait, (*touched, *expired))
 
 
@@ -84,6 +87,7 @@ def release_all(tx: Transaction, now: int, session: str, kept: AbstractSet[tuple
     leases = [(row, job) for row, job in leases_of(tx, session) if (row.n, row.claim) not in kept]
     if leases:
         end_attempts(tx, now, [(row, Lease(job.job(), row.claim, row.attempt), Release()) for row, job in leases])
+    settle_up(tx, now)
     return len(leases)
 
 
@@ -109,6 +113,7 @@ def _rescue(tx: Transaction, now: int, session: str) -> list[Touched]:
         touched.append(Touched(event, job.id, job.task, job.queue, f"worker {row.worker} died"))
     record_ends(tx, now, endings)
     moves.write()
+    settle_up(tx, now)
     return touched
 
 
@@ -160,7 +165,9 @@ def wake(tx: Transaction, now: int) -> None:
 
 def _expire(tx: Transaction, now: int) -> list[Touched]:
     ids = _ids(tx.value("expired", now=now, limit=WINDOW))
-    return [Touched("expired", row.id, row.task, row.queue) for row in end(tx, now, ids, State.EXPIRED, "not started in time")]
+    expired = end(tx, now, ids, State.EXPIRED, "not started in time")
+    settle_up(tx, now)
+    return [Touched("expired", row.id, row.task, row.queue) for row in expired]
 
 
 def _forget(tx: Transaction, now: int) -> int:

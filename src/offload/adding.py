@@ -1,0 +1,113 @@
+"""What a job adds to its own workflow and batch: gathered while it runs, and enqueued by the very operation that records its success."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias, TypeVar, overload
+
+import msgspec
+
+from offload.composing import producer_of
+from offload.errors import BadDeclaration
+from offload.handle import Handle
+from offload.ids import new_ids
+from offload.job import MOST_ATOMIC, Draft, IfParentFails, Job, Membership, Tally
+from offload.portal import sync
+from offload.producer import Producer
+from offload.workflow import Graph, Leaf, Node, Part, jobs_of
+
+R = TypeVar("R")
+
+After: TypeAlias = "Sequence[Node[Any] | Handle[Any] | str]"
+
+
+class Additions:
+    """The jobs that one attempt adds. They come to nothing when it fails."""
+
+    def __init__(self, job: Job, producer: Producer) -> None:
+        self.job = job
+        self.producer = producer
+        self.graph = Graph()
+        self.drafts: list[tuple[str, Draft[Any]]] = []
+        """Those of its batch, with their ids."""
+
+    def jobs(self) -> tuple[Job, ...]:
+        """All of them, enqueued now."""
+        now = self.producer.clients.clock.now()
+        batch = [msgspec.structs.replace(draft.stamped(id, now), batch=self.job.batch) for id, draft in self.drafts]
+        if self.job.workflow is None:
+            return tuple(batch)
+        workflow = jobs_of(self.graph, Membership(self.job.workflow.id), new_ids(len(self.graph.leaves), now), now)
+        return (*workflow, *batch)
+
+    def check(self) -> None:
+        """Raise BadDeclaration where there are more than one operation stores."""
+        if len(self.graph.leaves) + len(self.drafts) > MOST_ATOMIC:
+            raise BadDeclaration(
+                f"a job adds at most {MOST_ATOMIC:,} jobs, since they are stored with its success: add fewer, which add the others in turn"
+            )
+
+
+class OwnWorkflow:
+    """The workflow of the job at work: `current.workflow`."""
+
+    def __init__(self, additions: Additions) -> None:
+        if additions.job.workflow is None:
+            raise BadDeclaration(f"job {additions.job.id} belongs to no workflow: enqueue it in a chain, a group or a Workflow")
+        self.id = additions.job.workflow.id
+        self._additions = additions
+
+    @overload
+    def add(self, part: Draft[R], *, after: After = (), if_parent_fails: IfParentFails = "cancel") -> Leaf[R]: ...
+    @overload
+    def add(self, part: Part, *, after: After = (), if_parent_fails: IfParentFails = "cancel") -> Node[Any]: ...
+    def add(self, part: Part, *, after: After = (), if_parent_fails: IfParentFails = "cancel") -> Node[Any]:
+        """Add a job, chain, group or workflow to the workflow of this job, once this job succeeds; as `Workflow.add`.
+
+        `after` may also name jobs that are in the workflow already, by their handles or ids. Raises BadDeclaration.
+        """
+        producer_of([part])
+        graph = self._additions.graph
+        known = [each if isinstance(each, Node) else graph.known(each.id if isinstance(each, Handle) else each) for each in after]
+        node = graph.add(part, known, if_parent_fails)
+        self._additions.check()
+        return node
+
+    def node(self, job: Handle[R] | str) -> Leaf[R]:
+        """A job that is in the workflow already, by its handle or id, so that its `output` can be used."""
+        return self._additions.graph.known(job.id if isinstance(job, Handle) else job)
+
+
+class OwnBatch:
+    """The batch of the job at work, or the one that it is a callback of: `current.batch`."""
+
+    def __init__(self, additions: Additions) -> None:
+        if additions.job.batch is None:
+            raise BadDeclaration(f"job {additions.job.id} belongs to no batch: enqueue it by app.batch(...)")
+        self.id = additions.job.batch
+        self._additions = additions
+
+    def add(self, draft: Draft[R]) -> Handle[R]:
+        """Add a job to the batch once this one succeeds, also where the batch is sealed. Raises BadDeclaration in a callback."""
+        [handle] = self.add_many([draft])
+        return handle
+
+    def add_many(self, drafts: Iterable[Draft[R]]) -> list[Handle[R]]:
+        """Add jobs; as `add`."""
+        additions = self._additions
+        if additions.job.callback is not None:
+            raise BadDeclaration(f"job {additions.job.id} is a callback of its batch, to which it can add no more")
+        given = list(drafts)
+        producer_of(given)
+        ids = [draft.id or id for draft, id in zip(given, new_ids(len(given), additions.producer.clients.clock.now()), strict=True)]
+        additions.drafts += zip(ids, given, strict=True)
+        additions.check()
+        return [Handle(id, additions.producer) for id in ids]
+
+    async def aprogress(self) -> Tally:
+        """Its numbers: total, waiting, running, succeeded, dead, cancelled, expired."""
+        store = await self._additions.producer.clients.store()
+        [tally] = await store.tallies("batch", [self.id])
+        return tally
+
+    progress = sync(aprogress)

@@ -1,0 +1,189 @@
+"""What an operation has still to do for workflows and batches: children that are to be told, and counts that have changed.
+
+Plain data. Whatever ends a job, or revives one, notes it here; `tallies.settle_up` carries it out at the end of the operation.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import IntEnum
+from typing import Any, NamedTuple, TypeAlias
+
+import msgspec
+
+from offload.job import KEEP_SUCCEEDED, KEEP_UNSUCCESSFUL, Callback, Job, State, TallyKind
+
+MICROSECOND = timedelta(microseconds=1)
+ABANDONED_AFTER = 3_600 * 1_000_000
+"""How long after its last job came what is not complete is taken for abandoned."""
+LEAST_KEEP = 60.0
+"""Seconds that a finished workflow is kept at least, so that who waits for it sees its end."""
+
+Key: TypeAlias = tuple[TallyKind, str]
+"""A workflow or batch: its kind and id."""
+
+
+class Fate(IntEnum):
+    """What a child knows of a parent."""
+
+    OPEN = 0
+    DONE = 1
+    FAILED = 2
+
+
+class Debt(NamedTuple):
+    """That the children of a job are to be told what became of it."""
+
+    parent: str
+    flow: str
+    fate: Fate
+    result: str | None = None
+    why: str | None = None
+    after: int = 0
+    """The last child that knows."""
+
+
+class Count(msgspec.Struct, array_like=True):
+    """A row of `tallies`."""
+
+    n: int
+    kind: TallyKind
+    id: str
+    created_at: int
+    name: str
+    touched_at: int
+    keep: float = 0.0
+    total: int = 0
+    succeeded: int = 0
+    dead: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    size: int = 0
+    sealed: int = 0
+    stopped: int = 0
+    abandoned: int = 0
+    finished_at: int | None = None
+    forget_at: int | None = None
+    abandon_at: int | None = None
+    stopping: int | None = None
+    callbacks: dict[Callback, str] = {}
+    is_new: bool = False
+    """Whether it is yet to be stored; no column."""
+
+    @property
+    def key(self) -> Key:
+        """What it is known by."""
+        return (self.kind, self.id)
+
+    @property
+    def open(self) -> int:
+        """How many of its jobs have not ended."""
+        return self.total - self.succeeded - self.dead - self.cancelled - self.expired
+
+    @property
+    def complete(self) -> bool:
+        """Whether no more are to come."""
+        return bool(self.sealed) if self.kind == "batch" else self.total >= self.size
+
+    @property
+    def all_succeeded(self) -> bool:
+        """Whether every job that it has did."""
+        return self.succeeded == self.total
+
+    def due(self, callback: Callback) -> bool:
+        """Whether what a callback waits for has come."""
+        match callback:
+            case "failure":
+                return bool(self.abandoned) or self.dead + self.expired > 0
+            case "success":
+                return self.finished_at is not None and self.all_succeeded and not self.abandoned
+            case "complete":
+                return self.finished_at is not None
+
+    def add(self, state: State, number: int) -> None:
+        """Count jobs that have ended so, or, below zero, have not any more."""
+        name = state.value.lower()
+        setattr(self, name, getattr(self, name) + number)
+
+    def close(self, now: int) -> None:
+        """All have ended; or, where that is not so any more, they have not. And when it is given up, if nothing comes."""
+        if not self.complete or self.open > 0:
+            self.finished_at = self.forget_at = None
+        elif self.finished_at is None:
+            keep = KEEP_UNSUCCESSFUL
+            if self.all_succeeded and not self.abandoned:
+                keep = KEEP_SUCCEEDED if self.kind == "batch" else max(self.keep, LEAST_KEEP)
+            self.finished_at, self.forget_at = now, now + timedelta(seconds=keep) // MICROSECOND
+        idle = not self.complete and (self.kind == "workflow" or self.open == 0)
+        self.abandon_at = self.touched_at + ABANDONED_AFTER if idle else None
+
+    def row(self) -> tuple[Any, ...]:
+        """The columns of `tallies`."""
+        return (*(getattr(self, name) for name in self.__struct_fields__[:-2]), msgspec.json.encode(self.callbacks).decode())
+
+
+@dataclass(slots=True)
+class Books:
+    """What is noted of one operation."""
+
+    owed: dict[tuple[str, str], Debt] = field(default_factory=dict[tuple[str, str], Debt])
+    """By parent and workflow."""
+    changes: dict[Key, dict[State, int]] = field(default_factory=dict[Key, dict[State, int]])
+    """How many jobs have ended how, or, below zero, have not any more."""
+    counts: dict[Key, Count | None] = field(default_factory=dict[Key, "Count | None"])
+    """Those that were looked up; None for those that there are not."""
+    touched: dict[Key, Count] = field(default_factory=dict[Key, Count])
+    """Those that are to be looked at, and written, at the end of the operation."""
+
+    @property
+    def open(self) -> bool:
+        """Whether anything is to be done."""
+        return bool(self.owed or self.changes or self.touched)
+
+    def ended(self, job: Job, state: State, result: str | None = None) -> None:
+        """A job has ended."""
+        if job.workflow is not None:
+            done = state is State.SUCCEEDED
+            self._owe(job, Fate.DONE if done else Fate.FAILED, result, None if done else f"parent {job.id} ended {state}")
+        self._count(job, state, 1)
+
+    def deleted(self, job: Job) -> None:
+        """A job was deleted that had not ended."""
+        self._owe(job, Fate.FAILED, None, f"parent {job.id} was deleted")
+        self._count(job, State.CANCELLED, 1)
+
+    def revived(self, job: Job, was: State) -> None:
+        """A job that had ended goes on."""
+        self._owe(job, Fate.OPEN, None, None)
+        self._count(job, was, -1)
+
+    def _owe(self, job: Job, fate: Fate, result: str | None, why: str | None) -> None:
+        if job.workflow is not None:
+            self.owed[job.id, job.workflow.id] = Debt(job.id, job.workflow.id, fate, result, why)
+
+    def _count(self, job: Job, state: State, number: int) -> None:
+        if job.workflow is not None:
+            self._change(("workflow", job.workflow.id), state, number)
+        if job.batch is not None and job.callback is None:
+            self._change(("batch", job.batch), state, number)
+
+    def _change(self, key: Key, state: State, number: int) -> None:
+        change = self.changes.setdefault(key, {})
+        change[state] = change.get(state, 0) + number
+
+    def touch(self, count: Count) -> None:
+        """Have it looked at, at the end of the operation."""
+        self.touched[count.key] = count
+
+    def clear(self) -> None:
+        """All is done."""
+        for noted in (self.owed, self.changes, self.counts, self.touched):
+            noted.clear()
+
+    def copy(self) -> Books:
+        """What is noted now, to go back to."""
+        counts = {key: copy(count) for key, count in self.counts.items()}
+        touched = {key: found for key in self.touched if (found := counts[key]) is not None}
+        return Books(dict(self.owed), {key: dict(change) for key, change in self.changes.items()}, counts, touched)

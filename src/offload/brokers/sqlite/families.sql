@@ -1,0 +1,210 @@
+-- The SQL of workflows and batches. As in queries.sql, lists come in as one JSON text and go out as one.
+
+-- name: add_members
+insert into jobs (n, id, task, queue, rank, payload, enqueued_at, keep, due, extra, workflow, batch)
+
+-- name: ready_members
+-- As ready_new, but for those that wait.
+insert into ready (queue, rank, pos, n, claim, attempt, crashes, ready_at)
+select queue, rank << 24, n, n, 0, 0, 0, :now from jobs
+where n between :first and :last and (due is null or due <= :now) and not exists (select 1 from waiting where waiting.n = jobs.n)
+
+-- name: schedule_members
+insert into scheduled (due, n, claim, attempt, crashes)
+select due, n, 0, 0, 0 from jobs
+where n between :first and :last and due > :now and not exists (select 1 from waiting where waiting.n = jobs.n)
+
+-- name: add_pending
+insert into waiting (n, behind, what, claim, attempt, crashes, started_at, worker)
+
+-- name: add_links
+insert into links (child, place, parent, flow, wanted, fells, fate, input, why)
+
+-- name: drop_links
+delete from links where child in (select value from json_each(:ns))
+
+-- name: ends_of
+-- Those of the given ids that belong to a workflow and have ended, as [id, workflow, state, result].
+select json_group_array(json_array(j.id, j.workflow, d.state, d.result))
+from json_each(:ids) asked cross join jobs j on j.id = asked.value cross join done d on d.n = j.n
+where j.workflow is not null
+
+-- name: unknown_parent
+-- The first job of a workflow that waits for one which is not there, and that one.
+select c.id, link.parent
+from jobs c cross join waiting w on w.n = c.n and w.what = 'parents' cross join links link indexed by links_open on link.child = c.n and link.fate = 0
+where c.workflow = :workflow and not exists (select 1 from jobs p where p.id = link.parent and p.workflow = :workflow)
+order by c.n, link.place limit 1
+
+-- name: unknown_parent_of
+-- The same of the given jobs alone.
+select c.id, link.parent
+from json_each(:ids) asked cross join jobs c on c.id = asked.value
+cross join waiting w on w.n = c.n and w.what = 'parents' cross join links link indexed by links_open on link.child = c.n and link.fate = 0
+where c.workflow = :workflow and not exists (select 1 from jobs p where p.id = link.parent and p.workflow = :workflow)
+order by c.n, link.place limit 1
+
+-- name: concerned
+-- Whether anything is owed from before, and the first children, as [which, n], of debts, as [parent, flow, after]: debt by debt, and of
+-- each by their numbers, which is the order of the index.
+select exists (select 1 from owed), (
+    select json_group_array(json_array(key, child)) from (
+        select d.key, link.child from json_each(:debts) d cross join links link
+            on link.parent = json_extract(d.value, '$[0]') and link.child > json_extract(d.value, '$[2]') and link.flow = json_extract(d.value, '$[1]')
+        limit :limit))
+
+-- name: tell
+-- Debts, as [parent, flow, after, up to, fate, result, why].
+update links set
+    fate = json_extract(d.value, '$[4]'),
+    input = iif(wanted, json_extract(d.value, '$[5]'), null),
+    why = json_extract(d.value, '$[6]')
+from json_each(:debts) as d
+where links.parent = json_extract(d.value, '$[0]')
+    and links.child > json_extract(d.value, '$[2]') and links.child <= json_extract(d.value, '$[3]')
+    and links.flow = json_extract(d.value, '$[1]')
+
+-- name: children
+-- Jobs, as families.Child: whether each waits for a parent, and why it falls, if it does. By the indexes of those links alone: a job may
+-- have ten thousand.
+select json_group_array(json_array(
+    asked.value, w.what is 'parents', ifnull(d.felled, 0),
+    exists (select 1 from links indexed by links_open where child = asked.value and fate = 0),
+    (select why from links indexed by links_failed where child = asked.value and fate = 2 and fells order by place limit 1)
+)) from json_each(:ns) asked left join waiting w on w.n = asked.value left join done d on d.n = asked.value
+
+-- name: note_felled
+update done set felled = 1 where n in (select value from json_each(:ns))
+
+-- name: note_reasons
+-- Jobs that have ended, as [n, reason].
+update done set reason = json_extract(told.value, '$[1]') from json_each(:reasons) as told where done.n = json_extract(told.value, '$[0]')
+
+-- name: inputs
+-- What came from the parents of jobs, as [n, result], in their order.
+select json_group_array(json_array(child, input)) from (
+    select link.child, link.input from json_each(:ns) asked cross join links link on link.child = asked.value order by link.child, link.place)
+
+-- name: open_parents
+-- How many parents a job waits for, and the first of them.
+select
+    (select count(*) from links indexed by links_open where child = :n and fate = 0),
+    (select json_group_array(parent) from (select parent from links indexed by links_open where child = :n and fate = 0 order by place limit :most))
+
+-- name: owed
+select json_group_array(json_array(n, parent, flow, fate, result, why, after)) from (select * from owed order by n limit :limit)
+
+-- name: add_owed
+insert into owed (n, parent, flow, fate, result, why, after)
+
+-- name: drop_owed
+-- Debts, as [parent, flow].
+delete from owed where (parent, flow) in (select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(:pairs))
+
+-- name: drop_owed_rows
+delete from owed where n in (select value from json_each(:ns))
+
+-- name: anything_owed
+-- Whether something was begun that upkeep is to go on with.
+select exists (select 1 from owed) or exists (select 1 from tallies indexed by tallies_stopping where stopping is not null)
+
+-- name: tallies
+-- Those of the given [kind, id] that there are, as counting.Count.
+select json_group_array(json_array(
+    n, kind, id, created_at, name, touched_at, keep, total, succeeded, dead, cancelled, expired, size, sealed, stopped, abandoned,
+    finished_at, forget_at, abandon_at, stopping, json(callbacks)))
+from tallies where (kind, id) in (select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(:pairs))
+
+-- name: tally_page
+-- A page of them, newest first.
+select json_group_array(json_array(
+    n, kind, id, created_at, name, touched_at, keep, total, succeeded, dead, cancelled, expired, size, sealed, stopped, abandoned,
+    finished_at, forget_at, abandon_at, stopping, json(callbacks)))
+from (select * from tallies where kind = :kind and (created_at, n) < (:at, :after) order by created_at desc, n desc limit :limit)
+
+-- name: tally_after
+-- Where a page ends.
+select created_at, n from tallies where kind = :kind and id = :id
+
+-- name: tallies_to_abandon
+select json_group_array(json_array(kind, id)) from (
+    select kind, id from tallies where abandon_at <= :now order by abandon_at limit :limit)
+
+-- name: tallies_to_forget
+select json_group_array(json_array(kind, id)) from (
+    select kind, id from tallies where forget_at <= :now order by forget_at limit :limit)
+
+-- name: tallies_stopping
+select json_group_array(json_array(kind, id)) from (
+    select kind, id from tallies indexed by tallies_stopping where stopping is not null order by n limit 1)
+
+-- name: add_tallies
+insert into tallies (
+    n, kind, id, created_at, name, touched_at, keep, total, succeeded, dead, cancelled, expired, size, sealed, stopped, abandoned,
+    finished_at, forget_at, abandon_at, stopping, callbacks)
+
+-- name: put_tallies
+-- Those that there were, as they are now.
+update tallies set
+    name = json_extract(c.value, '$[4]'), touched_at = json_extract(c.value, '$[5]'), keep = json_extract(c.value, '$[6]'),
+    total = json_extract(c.value, '$[7]'), succeeded = json_extract(c.value, '$[8]'), dead = json_extract(c.value, '$[9]'),
+    cancelled = json_extract(c.value, '$[10]'), expired = json_extract(c.value, '$[11]'), size = json_extract(c.value, '$[12]'),
+    sealed = json_extract(c.value, '$[13]'), stopped = json_extract(c.value, '$[14]'), abandoned = json_extract(c.value, '$[15]'),
+    finished_at = json_extract(c.value, '$[16]'), forget_at = json_extract(c.value, '$[17]'), abandon_at = json_extract(c.value, '$[18]'),
+    stopping = json_extract(c.value, '$[19]')
+from json_each(:counts) as c where tallies.n = json_extract(c.value, '$[0]')
+
+-- name: drop_tally
+delete from tallies where n = :n
+
+-- name: running_by_workflow
+-- How many jobs of workflows run, by their ids.
+select json_group_object(id, number) from (
+    select j.workflow as id, count(*) as number from running r cross join jobs j on j.n = r.n
+    where j.workflow in (select value from json_each(:ids)) group by j.workflow)
+
+-- name: running_by_batch
+select json_group_object(id, number) from (
+    select j.batch as id, count(*) as number from running r cross join jobs j on j.n = r.n
+    where j.batch in (select value from json_each(:ids)) and json_extract(j.extra, '$.callback') is null group by j.batch)
+
+-- name: workflow_members
+-- The next jobs of a workflow, as [n, id].
+select json_group_array(json_array(n, id)) from (
+    select n, id from jobs where workflow = :id and n > :after order by n limit :limit)
+
+-- name: batch_members
+-- The next jobs of a batch that are counted in it.
+select json_group_array(json_array(n, id)) from (
+    select n, id from jobs where batch = :id and n > :after and json_extract(extra, '$.callback') is null order by n limit :limit)
+
+-- name: keeps_turn
+-- Whether a dead job of a workflow keeps its turn.
+select exists (select 1 from jobs j cross join done d on d.n = j.n
+    where j.workflow = :id and d.state = 'DEAD'
+        and json_extract(j.extra, '$.on_dead') = 'hold' and json_extract(j.extra, '$.order_by') is not null)
+
+-- name: pending_callbacks
+-- Of the given ids the numbers of those that wait for their batch.
+select json_group_array(j.n) from json_each(:ids) asked cross join jobs j on j.id = asked.value
+cross join waiting w on w.n = j.n and w.what = 'batch'
+
+-- name: find_members
+-- As find, of a workflow or a batch; by the index of the one that is given.
+select json_group_array(n) from (
+    select r.n from (
+        select n from jobs where workflow = :workflow
+        union
+        select n from jobs where batch = :batch
+    ) as member cross join records r on r.n = member.n
+    where (:state is null or r.state = :state)
+        and (:workflow is null or r.workflow = :workflow)
+        and (:batch is null or r.batch = :batch)
+        and (:task is null or r.task = :task)
+        and (:queue is null or r.queue = :queue)
+        and (:key is null
+            or :key in (json_extract(r.extra, '$.unique.key'), json_extract(r.extra, '$.order_by'), json_extract(r.extra, '$.fair_by'))
+            or exists (select 1 from json_each(r.extra, '$.limits') where json_extract(value, '$.key') = :key))
+        and (:at is null or (r.enqueued_at, r.n) < (:at, :after))
+    order by r.enqueued_at desc, r.n desc limit :limit
+)

@@ -1,0 +1,333 @@
+"""Workflows and batches: who joins them, when they are finished, which callbacks are due, and how one is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from offload.brokers.sqlite.books import Count, Key
+from offload.brokers.sqlite.cancelling import end
+from offload.brokers.sqlite.endings import drop_expiring, forget
+from offload.brokers.sqlite.families import pay, take_up
+from offload.brokers.sqlite.moves import Moves, past_of
+from offload.brokers.sqlite.rows import SECOND, jobs_by_number, moment, optional_moment, optional_stored, stored, text
+from offload.brokers.sqlite.transaction import Transaction
+from offload.errors import BatchClosed, ParentNotFound
+from offload.gates import gated
+from offload.job import Job, State, Tally, TallyKind
+
+POSTPONED = 86_400 * SECOND
+"""How much longer a workflow is kept of which a dead job keeps its turn."""
+PIECE = 1_000
+"""The most jobs of one that are cancelled, or forgotten, at once."""
+MOST_AT_ONCE = 10
+"""The most that one round of upkeep abandons."""
+EVERYTHING = (1 << 62, 0)
+"""Where the first page begins: after nobody."""
+NOTHING = (-1 << 62, 0)
+
+_counts = msgspec.json.Decoder(list[Count]).decode
+_keys = msgspec.json.Decoder(list[Key]).decode
+_members = msgspec.json.Decoder(list[tuple[int, str]]).decode
+_numbers = msgspec.json.Decoder(list[int]).decode
+_running = msgspec.json.Decoder(dict[str, int]).decode
+
+
+def of(job: Job) -> list[Key]:
+    """Where a job is counted."""
+    keys: list[Key] = [] if job.workflow is None else [("workflow", job.workflow.id)]
+    if job.batch is not None and job.callback is None:
+        keys.append(("batch", job.batch))
+    return keys
+
+
+def known(tx: Transaction, keys: Iterable[Key]) -> Mapping[Key, Count | None]:
+    """Look up workflows and batches at once, as this operation has left them."""
+    counts = tx.books.counts
+    if missing := [key for key in dict.fromkeys(keys) if key not in counts]:
+        counts |= dict.fromkeys(missing)
+        counts |= {count.key: count for count in _counts(tx.value("tallies", pairs=text(missing)))}
+    return counts
+
+
+def _there(tx: Transaction, keys: Sequence[Key]) -> list[Count]:
+    counts = known(tx, keys)
+    return [count for key in keys if (count := counts[key]) is not None]
+
+
+def _new(tx: Transaction, key: Key, now: int) -> Count:
+    count = Count(tx.numbers(1), *key, created_at=now, name="", touched_at=now, is_new=True)
+    tx.books.counts[key] = count
+    tx.books.touch(count)
+    return count
+
+
+# -- who joins -----------------------------------------------------------------------------------------------------------------
+
+
+def join(tx: Transaction, now: int, job: Job, adder: Job | None) -> str | None:
+    """Count a new job where it belongs. Returns why it is cancelled at once, if it is. Raises BatchClosed.
+
+    `adder` is the job that adds it, which may do so to its own batch when that is sealed.
+    """
+    counts, stopped = known(tx, of(job)), None
+    if job.workflow is not None:
+        key: Key = ("workflow", job.workflow.id)
+        count = counts[key] or _new(tx, key, stored(job.enqueued_at))
+        count.name, count.keep = count.name or job.workflow.name, max(count.keep, job.keep)
+        if not count.stopped:
+            count.size = max(count.size, job.workflow.size)
+        stopped = _add(tx, now, count)
+    if job.batch is not None and job.callback is None:
+        count = counts["batch", job.batch]
+        if count is None:
+            raise BatchClosed(f"there is no batch {job.batch}: open it first, or it is forgotten")
+        if count.sealed and (adder is None or adder.batch != job.batch):
+            raise BatchClosed(f"batch {job.batch} is sealed and takes no more jobs; add them before its block ends, or from its own jobs")
+        stopped = _add(tx, now, count) or stopped
+    return stopped
+
+
+def _add(tx: Transaction, now: int, count: Count) -> str | None:
+    count.total += 1
+    count.touched_at = now
+    tx.books.touch(count)
+    return f"its {count.kind} was cancelled" if count.stopped else None
+
+
+def incomplete(tx: Transaction, jobs: Sequence[Job]) -> dict[str, bool]:
+    """The workflows of jobs that are to be stored, and whether more of each are to come than are there so far."""
+    counts = known(tx, [key for job in jobs for key in of(job)])
+    ids = {job.workflow.id: None for job in jobs if job.workflow is not None}
+    return {id: (count := counts["workflow", id]) is None or not count.complete for id in ids}
+
+
+def check_parents(tx: Transaction, jobs: Sequence[Job], growing: Mapping[str, bool]) -> None:
+    """Raise ParentNotFound where, now that these jobs were stored, one waits for a parent that never comes.
+
+    Parents may come after those who wait for them, as long as more are to come: so a workflow that has just become complete is looked at
+    as a whole.
+    """
+    given: str | None = None
+    for id, grew in growing.items():
+        count = tx.books.counts["workflow", id]
+        if count is None or not count.complete:
+            continue
+        if grew:
+            missing = tx.row("unknown_parent", workflow=id)
+        else:
+            given = given or text([job.id for job in jobs if job.parents])
+            missing = tx.row("unknown_parent_of", workflow=id, ids=given)
+        if missing is not None:
+            raise ParentNotFound(*missing)
+
+
+def open_batch(tx: Transaction, now: int, id: str, name: str, callbacks: Sequence[Job]) -> bool:
+    """Begin a batch. False when there is one of this id; its callbacks are stored by the caller."""
+    if known(tx, [("batch", id)])["batch", id] is not None:
+        return False
+    count = _new(tx, ("batch", id), now)
+    count.name = name
+    count.callbacks = {job.callback: job.id for job in callbacks if job.callback is not None}
+    return True
+
+
+def seal(tx: Transaction, id: str) -> bool:
+    """Let no more jobs come from outside."""
+    count = known(tx, [("batch", id)])["batch", id]
+    if count is None or count.sealed:
+        return False
+    count.sealed = True
+    tx.books.touch(count)
+    return True
+
+
+# -- at the end of each operation ----------------------------------------------------------------------------------------------
+
+
+def settle_up(tx: Transaction, now: int) -> None:
+    """What is to be done at the end of each operation: children learn how their parents ended, and callbacks that are due may go."""
+    if not tx.books.open:
+        tx.books.counts.clear()
+        return
+    pay(tx, now)
+    books = tx.books
+    counts = known(tx, books.changes)
+    for key, change in books.changes.items():
+        count = counts[key]
+        if count is not None:
+            books.touch(count)
+            for state, number in change.items():
+                count.add(state, number)
+    due, gone = _close(tx, now)
+    if due or gone:
+        _let_go(tx, now, due, gone)
+    books.clear()
+
+
+def _close(tx: Transaction, now: int) -> tuple[list[str], list[str]]:
+    """Write down what was counted. Returns the callbacks that are due, and those that never will be, if they still wait."""
+    due: list[str] = []
+    gone: list[str] = []
+    touched = tx.books.touched.values()
+    for count in touched:
+        count.close(now)
+        for which, id in count.callbacks.items():
+            if count.due(which):
+                due.append(id)
+            elif count.due("success"):  # nothing is left that could be retried, and fail
+                gone.append(id)
+    tx.add("add_tallies", [count.row() for count in touched if count.is_new])
+    if old := [count for count in touched if not count.is_new]:
+        tx.do("put_tallies", counts=text(old))
+    return due, gone
+
+
+def _let_go(tx: Transaction, now: int, due: Sequence[str], gone: Sequence[str]) -> None:
+    """Have callbacks go that are due, in the order in which they were stored, and drop others, as far as they still wait."""
+    rows = jobs_by_number(tx, pending) if (pending := _pending(tx, [*due, *gone])) else {}
+    if not rows:
+        return
+    drop_callbacks(tx, [n for n, row in rows.items() if row.id in gone])
+    going = sorted(n for n, row in rows.items() if row.id not in gone)
+    tx.do("drop_waiting", ns=text(going))
+    moves = Moves(tx, now)
+    for n in going:
+        job, seat = rows[n].job(), tx.numbers(1)
+        moves.seated({n: seat})
+        if gated(job):
+            tx.do("note_seats", seats=text([(n, seat)]))
+        moves.place(n, job, past_of(rows[n]), optional_stored(job.run_at))
+    moves.write()
+
+
+def _pending(tx: Transaction, ids: Sequence[str]) -> list[int]:
+    return _numbers(tx.value("pending_callbacks", ids=text(ids)))
+
+
+def drop_callbacks(tx: Transaction, ns: Sequence[int]) -> None:
+    """Remove callbacks that wait."""
+    if ns:
+        drop_expiring(tx, [(n, row.job()) for n, row in jobs_by_number(tx, ns).items()])
+        tx.do("drop_waiting", ns=text(ns))
+        forget(tx, ns)
+
+
+# -- the end of all ------------------------------------------------------------------------------------------------------------
+
+
+def stop(tx: Transaction, now: int, kind: TallyKind, id: str) -> bool:
+    """Cancel all jobs, those that are still to come too; of many the first piece."""
+    count = known(tx, [(kind, id)])[kind, id]
+    if count is None or count.finished_at is not None:
+        return False
+    _stop(tx, now, count)
+    return True
+
+
+def _stop(tx: Transaction, now: int, count: Count) -> None:
+    count.stopped, count.sealed = True, count.kind == "batch"
+    count.size = min(count.size, count.total)
+    count.stopping = 0
+    _go_on_stopping(tx, now, count)
+
+
+def _go_on_stopping(tx: Transaction, now: int, count: Count) -> None:
+    members = _members(tx.value(f"{count.kind}_members", id=count.id, after=count.stopping, limit=PIECE))
+    count.stopping = members[-1][0] if len(members) == PIECE else None
+    tx.books.touch(count)
+    end(tx, now, [id for _, id in members], State.CANCELLED, f"its {count.kind} was cancelled")
+
+
+def abandon(tx: Transaction, now: int) -> int:
+    """Give up what its producer left incomplete. Returns how many."""
+    keys = _keys(tx.value("tallies_to_abandon", now=now, limit=MOST_AT_ONCE))
+    for count in _there(tx, keys):
+        count.abandoned = True
+        if count.kind == "workflow":
+            _stop(tx, now, count)
+        else:
+            count.sealed = True
+            tx.books.touch(count)
+    settle_up(tx, now)
+    return len(keys)
+
+
+def go_on(tx: Transaction, now: int) -> bool:
+    """Do the next piece of what earlier operations have begun. Returns whether more is left."""
+    if not tx.value("anything_owed"):
+        return False
+    stopping = _there(tx, _keys(tx.value("tallies_stopping")))
+    for count in stopping:
+        _go_on_stopping(tx, now, count)
+    if not stopping:
+        take_up(tx)
+    settle_up(tx, now)
+    return bool(tx.value("anything_owed"))
+
+
+def forget_old(tx: Transaction, now: int) -> int:
+    """Drop the finished ones whose time is over, with the records of a workflow's jobs. Returns how many records went."""
+    forgotten = 0
+    keys = _keys(tx.value("tallies_to_forget", now=now, limit=PIECE))
+    for count in _there(tx, keys):
+        if count.kind == "workflow" and tx.value("keeps_turn", id=count.id):
+            count.forget_at = now + POSTPONED
+            tx.do("put_tallies", counts=text([count]))
+            continue
+        forgotten += _forget(tx, count, PIECE - forgotten)
+        if forgotten < PIECE:
+            tx.do("drop_tally", n=count.n)
+    tx.books.clear()
+    return forgotten
+
+
+def _forget(tx: Transaction, count: Count, most: int) -> int:
+    """Drop so many records that go with a workflow or batch. Returns how many there were."""
+    if count.kind == "workflow":
+        ns = [n for n, _ in _members(tx.value("workflow_members", id=count.id, after=0, limit=most))]
+        if ns:
+            tx.do("drop_done", ns=text(ns))
+            tx.do("drop_links", ns=text(ns))
+            forget(tx, ns)
+    else:
+        ns = _pending(tx, list(count.callbacks.values()))[:most]
+        drop_callbacks(tx, ns)
+    return len(ns)
+
+
+# -- what people see -----------------------------------------------------------------------------------------------------------
+
+
+def tallies(tx: Transaction, kind: TallyKind, ids: Sequence[str] | None, limit: int, after: str | None) -> list[Tally]:
+    """What people see of them; see `Store.tallies`."""
+    if ids is not None:
+        found = known(tx, [(kind, id) for id in ids])
+        counts = [count for id in dict.fromkeys(ids) if (count := found[kind, id]) is not None]
+    else:
+        at, n = EVERYTHING if after is None else tx.row("tally_after", kind=kind, id=after) or NOTHING
+        counts = _counts(tx.value("tally_page", kind=kind, at=at, after=n, limit=limit))
+    running = _running(tx.value(f"running_by_{kind}", ids=text([count.id for count in counts]))) if counts else {}
+    return [_tally(count, running.get(count.id, 0)) for count in counts]
+
+
+def _tally(count: Count, running: int) -> Tally:
+    return Tally(
+        kind=count.kind,
+        id=count.id,
+        name=count.name,
+        created_at=moment(count.created_at),
+        finished_at=optional_moment(count.finished_at),
+        total=count.total,
+        running=running,
+        succeeded=count.succeeded,
+        dead=count.dead,
+        cancelled=count.cancelled,
+        expired=count.expired,
+        size=count.size,
+        sealed=bool(count.sealed),
+        stopped=bool(count.stopped),
+        abandoned=bool(count.abandoned),
+        callbacks=tuple(count.callbacks.items()),
+    )

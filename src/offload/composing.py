@@ -1,0 +1,260 @@
+"""Chains, groups and workflows: graphs of jobs that are enqueued together, and what is asked of them afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias, TypeVar, cast, overload
+
+from offload.errors import BadDeclaration, JobNotFound, ResultTimeout
+from offload.handle import Handle
+from offload.ids import new_ids
+from offload.job import Draft, Filter, IfParentFails, Job, Membership, Record, Tally
+from offload.portal import sync
+from offload.producer import Producer
+from offload.workflow import Chained, Flow, Graph, Grouped, Leaf, Node, Output, Part, drafts_of, jobs_of
+
+R = TypeVar("R")
+
+MOST_SHOWN = 1_000
+"""The most jobs that the record of a workflow holds; `app.find(workflow=...)` gives the others, a page at a time."""
+LOOK_EVERY = 0.25
+"""Seconds between looks whether a workflow is finished whose last jobs have ended."""
+LONGEST_WAIT = 60.0
+
+Handles: TypeAlias = "Handle[Any] | Results"
+
+
+class WorkflowRecord(Tally, frozen=True, kw_only=True):
+    """A workflow with its jobs: their states, times and parents."""
+
+    jobs: tuple[Record, ...] = ()
+    """In the order in which they were enqueued, newest first; at most 1,000."""
+
+
+class Results:
+    """The jobs of a group, held by the one who wants what they return."""
+
+    def __init__(self, handles: Sequence[Handles]) -> None:
+        self.handles = tuple(handles)
+        """A handle of each part, in order."""
+
+    def __repr__(self) -> str:
+        return f"Results({list(self.handles)!r})"
+
+    async def aresult(self, timeout: float | None = None) -> list[Any]:
+        """Wait until all have ended and return what each returned, in order; raises as `Handle.aresult` for the first that failed."""
+        clock = asyncio.get_running_loop().time
+        deadline = math.inf if timeout is None else clock() + timeout
+        return [await each.aresult(None if timeout is None else max(deadline - clock(), 0.0)) for each in self.handles]
+
+    result = sync(aresult)
+
+
+class Run:
+    """A workflow that was enqueued."""
+
+    def __init__(self, id: str, producer: Producer | None) -> None:
+        self.id = id
+        self._producer = producer
+
+    def __repr__(self) -> str:
+        return f"Run({self.id!r})"
+
+    @overload
+    def handle(self, node: Leaf[R]) -> Handle[R]: ...
+    @overload
+    def handle(self, node: Node[R]) -> Handle[R]: ...
+    def handle(self, node: Node[Any]) -> Any:
+        """The handle of what `Workflow.add` returned: of its job, or, of a group, `Results`, whose `result()` is a list."""
+        return _handles(node.output, self._needed())
+
+    async def arecord(self) -> WorkflowRecord:
+        """All that is known of the workflow and its jobs. Raises JobNotFound once its record is forgotten."""
+        store = await self._needed().clients.store()
+        found = await store.tallies("workflow", [self.id])
+        if not found:
+            raise self._not_found()
+        jobs = await store.find(Filter(workflow=self.id), MOST_SHOWN)
+        return WorkflowRecord(**{name: getattr(found[0], name) for name in found[0].__struct_fields__}, jobs=tuple(jobs))
+
+    async def await_(self, timeout: float | None = None) -> Tally:
+        """Wait until all its jobs have ended, however they did. Returns their numbers; `state` tells how it went.
+
+        None waits for ever. Raises ResultTimeout when `timeout` seconds were not enough, JobNotFound once its record is forgotten.
+        """
+        clock = asyncio.get_running_loop().time
+        store = await self._needed().clients.store()
+        deadline = math.inf if timeout is None else clock() + timeout
+        while True:
+            found = await store.tallies("workflow", [self.id])
+            if not found:
+                raise self._not_found()
+            if found[0].finished_at is not None:
+                return found[0]
+            left = deadline - clock()
+            if left <= 0:
+                raise ResultTimeout(f"workflow {self.id} has not ended within {timeout:g} seconds; it goes on: {found[0].told}")
+            await self._rest(min(left, LONGEST_WAIT))
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait for the job that was stored first, which nobody waits for, to end; or a moment, where it has."""
+        store = await self._needed().clients.store()
+        last = await store.find(Filter(workflow=self.id), 1)
+        if last and not last[0].state.terminal:
+            await store.finished([last[0].id], min(seconds, LOOK_EVERY))
+        else:
+            await asyncio.sleep(min(seconds, LOOK_EVERY))
+
+    async def acancel(self) -> bool:
+        """Cancel all its jobs: at once where they have not begun, else by asking their workers. False when all had ended already."""
+        return await (await self._needed().changing()).stop("workflow", self.id)
+
+    wait = sync(await_)
+    record = sync(arecord)
+    cancel = sync(acancel)
+
+    def _needed(self) -> Producer:
+        if self._producer is None:
+            raise BadDeclaration("a workflow without jobs has nothing to wait for or to ask")
+        return self._producer
+
+    def _not_found(self) -> JobNotFound:
+        return JobNotFound(f"no workflow {self.id}: it was never enqueued, or its record is forgotten")
+
+
+class _Composed:
+    """What chains and groups have in common: each enqueue makes a workflow of its own."""
+
+    parts: tuple[Part, ...]
+
+    async def aenqueue(self, *, connection: Any = None) -> Any:
+        """Enqueue the jobs; they are durable on return. Gives the handle of the last, or `Results` of a group.
+
+        On `connection` they are part of the transaction that is open there, as by `using(connection=...)`. Of more than a thousand jobs
+        each thousand is stored atomically, and nothing runs before all that waits for it is there. Raises BadDeclaration, BrokerError.
+        """
+        node, sending = self._made()
+        producer = sending.producer
+        if producer is not None:
+            await producer.enqueue_jobs(sending.jobs, connection)
+        return _handles(node.output, producer)
+
+    def enqueue(self, *, connection: Any = None) -> Any:
+        """As `aenqueue`, for sync code. Raises LoopRunning on a running event loop."""
+        node, sending = self._made()
+        producer = sending.producer
+        if producer is not None:
+            producer.enqueue_jobs_blocking("enqueue", sending.jobs, connection)
+        return _handles(node.output, producer)
+
+    def _made(self) -> tuple[Node[Any], Sending]:
+        graph = Graph()
+        node = graph.add(cast("Part", self))
+        return node, Sending(graph, "", producer_of(self.parts))
+
+
+class Chain(_Composed, Chained):
+    """Jobs that run one after the other. What `chain(...)` gives."""
+
+
+class Group(_Composed, Grouped):
+    """Jobs that run side by side. What `group(...)` gives."""
+
+
+def chain(*parts: Part) -> Chain:
+    """Parts, each of which begins when the one before has ended: jobs, as `task.job(...)` gives them, groups, chains, workflows.
+
+    `previous` in the arguments of one stands for what the one before returns: a list, in order, where that is a group. Where one fails,
+    those after it are cancelled. Raises BadDeclaration for what cannot be a part.
+    """
+    return Chain(parts)
+
+
+def group(*parts: Part) -> Group:
+    """Parts that run side by side; what comes after them in a chain begins when all have ended. Raises BadDeclaration."""
+    return Group(parts)
+
+
+class Workflow(Flow):
+    """A graph of jobs. Add what it consists of, then enqueue it.
+
+    Any directed graph without cycles can be built: whoever is added waits for those whose output its arguments hold, and for those named
+    by `after`. Enqueueing it again, as after an error, repeats the same jobs, which stores nothing twice.
+    """
+
+    def __init__(self, name: str = "") -> None:
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise BadDeclaration(f"Workflow takes a name, as in Workflow('video'), not {name!r}")
+        super().__init__(name)
+        self._sending: Sending | None = None
+
+    def __repr__(self) -> str:
+        return f"<Workflow {self.name!r} of {len(self.graph.leaves)} jobs>"
+
+    @overload
+    def add(self, part: Draft[R], *, after: Sequence[Node[Any]] = (), if_parent_fails: IfParentFails = "cancel") -> Leaf[R]: ...
+    @overload
+    def add(self, part: Part, *, after: Sequence[Node[Any]] = (), if_parent_fails: IfParentFails = "cancel") -> Node[Any]: ...
+    def add(self, part: Part, *, after: Sequence[Node[Any]] = (), if_parent_fails: IfParentFails = "cancel") -> Node[Any]:
+        """Add a job, or a chain, group or workflow as a whole; returns a node, whose `output` may stand in the arguments of others.
+
+        It begins when those whose outputs its arguments hold, and all of `after`, have ended. With `if_parent_fails="run"` it runs, with
+        None for the output of who failed, where it is cancelled otherwise. Raises BadDeclaration for what cannot work.
+        """
+        if self._sending is not None:
+            raise BadDeclaration(f"{self!r} was enqueued already; a job adds to its own workflow by current.workflow.add(...)")
+        return self.graph.add(part, after, if_parent_fails)
+
+    async def aenqueue(self, *, connection: Any = None) -> Run:
+        """Enqueue all its jobs; they are durable on return. As `chain(...).aenqueue`, but for what it gives."""
+        sending = self._sent()
+        if sending.producer is not None:
+            await sending.producer.enqueue_jobs(sending.jobs, connection)
+        return Run(sending.id, sending.producer)
+
+    def enqueue(self, *, connection: Any = None) -> Run:
+        """As `aenqueue`, for sync code. Raises LoopRunning on a running event loop."""
+        sending = self._sent()
+        if sending.producer is not None:
+            sending.producer.enqueue_jobs_blocking("enqueue", sending.jobs, connection)
+        return Run(sending.id, sending.producer)
+
+    def _sent(self) -> Sending:
+        if self._sending is None:
+            self._sending = Sending(self.graph, self.name, producer_of([self]))
+        return self._sending
+
+
+class Sending:
+    """A graph on its way to the broker: its jobs keep their ids however often they are sent."""
+
+    def __init__(self, graph: Graph, name: str, producer: Producer | None) -> None:
+        self.graph = graph
+        self.producer = producer
+        self._name = name
+        self._ids: list[str] = []
+        self.id = ""
+        if producer is not None:
+            self.id, *self._ids = new_ids(len(graph.leaves) + 1, producer.clients.clock.now())
+
+    def jobs(self) -> list[Job]:
+        """The jobs, enqueued now."""
+        assert self.producer is not None
+        return jobs_of(self.graph, Membership(self.id, self._name, len(self.graph.leaves)), self._ids, self.producer.clients.clock.now())
+
+
+def producer_of(parts: Sequence[Part]) -> Producer | None:
+    """What enqueues the jobs of some parts; None where there are none. Raises BadDeclaration where they belong to several apps."""
+    found: list[Producer | None] = list({id(draft.producer): draft.producer for draft in drafts_of(parts)}.values())
+    if len(found) > 1 or None in found:
+        raise BadDeclaration("the parts of a workflow belong to one app: make all of them by tasks of that app")
+    return found[0] if found else None
+
+
+def _handles(output: Any, producer: Producer | None) -> Any:
+    """Handles in the shape of an output."""
+    if isinstance(output, Output) and output.leaf is not None and producer is not None:
+        return Handle[Any](cast("str", output.leaf.id), producer)
+    return Results([_handles(each, producer) for each in cast("list[Any]", output or [])])
