@@ -45,7 +45,8 @@
 --   parents           HASH   id -> msgpack of the parents of a job, in their order, with where their results go
 --   links:<job>       HASH   parent -> how it ended, for one that waits for it: see LINK
 --   open:<job>, failed:<job>  ZSET  parents by their place, of those that have not ended, or have without success
---   children:<workflow>\0<job>  ZSET  member by n, of those who wait for it
+--   heirs             HASH   <workflow>\0<job> -> member of the one who waits for it; empty where there are several
+--   children:<workflow>\0<job>  ZSET  member by n, of those who wait for it, where there are several
 --   felled            HASH   ids of jobs that the end of a parent took down
 --   owed              HASH   `job <id>` -> msgpack of what its children are still to be told; `tally <tally>` -> how far it is stopped;
 --                            owing  ZSET  the same by when they were last gone on with
@@ -952,7 +953,7 @@ end
 
 -- A job waits for another, or for those that are told by an empty `behind`.
 function fn.wait_behind(job, behind)
-  fn.put(our.waiting, job.member, behind)
+  fn.later('HSET', our.waiting, job.member, behind)
   fn.count('WAITING', job.queue, 1)
 end
 
@@ -972,16 +973,21 @@ function fn.arrive(job)
   end
 end
 
--- Stores new jobs where none has a unique key, a workflow or a batch, so that none can be refused. False, and nothing done, when one has.
+-- Stores new jobs where none has a unique key and it is known that none can be refused. False, and nothing done, where that is not so.
 function fn.store_keyless(ids, tails)
   local number = call('INCRBY', our.sequence, #ids) - #ids
-  local jobs, rows, all = {}, {}, {}
+  local jobs, rows, all, families = {}, {}, {}, nil
   for i, id in ipairs(ids) do
     local job = fn.read_job(id, pack(HEAD, number + i, number + i, now) .. tails[i])
-    if #fn.keys_of(job) > 0 or fn.is_kin(job) then return false end
+    if fn.is_kin(job) then
+      families = families or {}
+      job, families[i] = kin.admit(job, tails[i])
+    end
+    if not job or #fn.keys_of(job) > 0 then return families and kin.forget_read() or false end
     jobs[i], rows[2 * i - 1], rows[2 * i] = job, id, job.row
     all[2 * i], all[2 * i - 1] = job.member, select(3, fn.origin_of(job))
   end
+  if families and not kin.all_come(jobs, families) then return kin.forget_read() or false end
   local looked = {}
   for _, job in ipairs(jobs) do -- what fails where another's key is in the way fails now, before anything is stored
     local lane, rounds = fn.is_gated(job) and fn.lane_of(job), job.rare.fair_by and fn.rounds_of(job)
@@ -992,14 +998,15 @@ function fn.store_keyless(ids, tails)
   end
   fn.many('HSET', our.jobs, rows)
   fn.many('ZADD', our.all, all)
+  if families then kin.note_arrivals(jobs) end
   fn.gather(1)
-  for _, job in ipairs(jobs) do
+  for i, job in ipairs(jobs) do
     if #job.row - job.payload >= LARGE_BYTES then fn.note_size(job) end
     if job.rare.expires_at then
       fn.stand(our.expiring, job.rare.expires_at, job.member)
       stirred = true
     end
-    fn.arrive(job)
+    if families and families[i] then kin.settle_in(job, nil, families[i]) else fn.arrive(job) end
   end
   fn.write_gathered()
   return true
@@ -2140,7 +2147,7 @@ function operations.open()
   fn.insist()
   local types = {
     hash = 'jobs outlines past waiting ends errors steps progress counts keys seats lanes gates rules reviews beats orphans awaited '
-      .. 'tallies parents felled owed',
+      .. 'tallies parents heirs felled owed',
     zset = 'queues asides scheduled all expiring large freeing keyed wakes fading schedules calendar sessions asleep '
       .. 'workflows batches unfinished forgetting owing',
     set = 'paused',
@@ -3371,7 +3378,7 @@ function kin.tie(job, parent, place, wanted, row, end_row)
   if fate == DONE and wanted == 0 then data = '' end
   fn.put(each.links .. job.id, parent, pack(LINK, fate, wanted, place) .. data)
   if fate ~= DONE then fn.stand((fate == OPEN and each.open or each.failed) .. job.id, place, parent) end
-  fn.stand(each.children .. kin.parent_of(job, parent), job.n, job.member)
+  kin.note_child(kin.parent_of(job, parent), job)
   if not is_mate then
     local name = 'workflow ' .. job.kin.workflow
     fn.stand(each.missing .. name, 0, parent)
@@ -3382,6 +3389,36 @@ end
 -- What a job of a workflow is called where it is known as a parent: one of the same id that belongs elsewhere is nobody's there.
 function kin.parent_of(job, id)
   return job.kin.workflow .. '\0' .. id
+end
+
+-- A job waits for a parent. Most parents have one child, or none.
+function kin.note_child(parent, job)
+  local heir = call('HGET', our.heirs, parent)
+  if not heir then return fn.put(our.heirs, parent, job.member) end
+  if heir ~= '' then
+    fn.stand(each.children .. parent, read('>I6', heir), heir)
+    fn.put(our.heirs, parent, '')
+  end
+  fn.stand(each.children .. parent, job.n, job.member)
+end
+
+function kin.forget_child(parent, member)
+  local heir = call('HGET', our.heirs, parent)
+  if heir == '' then call('ZREM', each.children .. parent, member) end
+  if heir == member or heir == '' and call('EXISTS', each.children .. parent) == 0 then call('HDEL', our.heirs, parent) end
+end
+
+-- The next children of a parent who are to be told, where `heir` is what is known of them: from a number on, and no more than this call may.
+function kin.next_children(parent, heir, from)
+  if not heir or left <= 0 then return {} end
+  if heir ~= '' then return from == '-inf' and { heir } or {} end
+  return call('ZRANGEBYSCORE', each.children .. parent, from, '+inf', 'LIMIT', '0', left)
+end
+
+-- Whether there are more of them.
+function kin.has_more_children(parent, heir, from)
+  if heir ~= '' then return heir and from == '-inf' end
+  return call('ZCOUNT', each.children .. parent, from, '+inf') > 0
 end
 
 -- Notes that the children of a job are to be told of its fate.
@@ -3413,9 +3450,13 @@ function kin.children_of(ids, debts)
     children[#children + 1] = member
   end
   concerned = {}
-  for _, id in ipairs(ids) do
-    local line, debt = each.children .. id, debts[id]
-    local members = left > 0 and call('ZRANGEBYSCORE', line, debt[4], '+inf', 'LIMIT', '0', left) or {}
+  local heirs = {}
+  for first = 1, #ids, WINDOW do
+    for i, heir in ipairs(call('HMGET', our.heirs, unpack(ids, first, math.min(first + WINDOW - 1, #ids)))) do heirs[first + i - 1] = heir end
+  end
+  for i, id in ipairs(ids) do
+    local debt, heir = debts[id], heirs[i]
+    local members = kin.next_children(id, heir, debt[4])
     for _, member in ipairs(members) do
       local of = parents[member]
       if not of then
@@ -3424,13 +3465,9 @@ function kin.children_of(ids, debts)
       end
       of[#of + 1] = debt
     end
-    if #members == left and #members > 0 then debt[4] = '(' .. fn.integer(read('>I6', members[#members])) end
-    if #members == left and call('ZCOUNT', line, debt[4], '+inf') > 0 then
-      kin.postpone('job ' .. id, debt)
-    else
-      kin.write_off('job ' .. id)
-    end
     left = left - #members
+    if #members > 0 then debt[4] = '(' .. fn.integer(read('>I6', members[#members])) end
+    if left <= 0 and kin.has_more_children(id, heir, debt[4]) then kin.postpone('job ' .. id, debt) else kin.write_off('job ' .. id) end
   end
   table.sort(children) -- by their numbers
   return children, parents
@@ -3618,7 +3655,7 @@ end
 
 -- Ends attempts that succeeded, of jobs of which all that needs care is that they belong to a workflow or a batch.
 function kin.succeed_plain(members, runs, results, worker, keep)
-  local ids, ends, done, forget_at = {}, {}, {}, fn.integer(now + keep)
+  local ids, ends, done, numbers, forget_at = {}, {}, {}, {}, fn.integer(now + keep)
   local forever = fn.integer(FOREVER + now)
   for i, member in ipairs(members) do ids[i] = sub(member, 7) end
   for i, row in ipairs(fn.rows_of(ids)) do
@@ -3630,10 +3667,13 @@ function kin.succeed_plain(members, runs, results, worker, keep)
       ends[#ends + 1], ends[#ends + 2] = id, run.head .. results[i]
       done[#done + 1], done[#done + 2] = job.kin.workflow and forever or forget_at, members[i]
       fn.count('SUCCEEDED', run.queue, 1)
-      kin.count(job, 'running', -1)
-      kin.count(job, 'SUCCEEDED', 1)
+      numbers[job.common] = (numbers[job.common] or 0) + 1
       kin.owe(job, DONE, results[i])
     end
+  end
+  for common, number in pairs(numbers) do
+    kin.count(common, 'running', -number)
+    kin.count(common, 'SUCCEEDED', number)
   end
   fn.many('HSET', our.ends, ends)
   fn.many('ZADD', each.done .. 'SUCCEEDED', done)
@@ -3645,7 +3685,7 @@ function kin.drop(job)
   if job.kin.batch then fn.leave(each.members .. 'batch ' .. job.kin.batch, job.member) end
   if not job.kin.linked then return end
   for _, parent in ipairs(call('HKEYS', each.links .. job.id)) do
-    call('ZREM', each.children .. kin.parent_of(job, parent), job.member)
+    kin.forget_child(kin.parent_of(job, parent), job.member)
   end
   call('UNLINK', each.links .. job.id, each.open .. job.id, each.failed .. job.id)
   call('HDEL', our.parents, job.id)
@@ -3718,14 +3758,64 @@ function kin.trimmed(job, tail)
   return pack(TAIL, enqueued, keep, band, traits, q, t, #job.common.trimmed) .. words .. payload
 end
 
--- Stores a new job of a workflow or a batch; see `fn.store`.
-function kin.store(job, tail, behind)
+-- Lets a new job of a workflow or a batch come: its row as it is stored from now on, and what `settle_in` needs. Nil and why, if it may not.
+function kin.admit(job, tail)
   local refusal, stopped = kin.join(job)
   if refusal then return nil, refusal end
+  local row = sub(job.row, 1, ORIGIN_AT + 12) .. kin.trimmed(job, tail)
+  return fn.read_job(job.id, row), { parents = job.kin.parents, stopped = stopped }
+end
+
+-- Stores a new job of a workflow or a batch; see `fn.store`.
+function kin.store(job, tail, behind)
+  local admitted, family = kin.admit(job, tail)
+  if not admitted then return nil, family end
   local number = fn.next_number()
-  local row = pack(HEAD, number, number, now) .. kin.trimmed(job, tail)
-  fn.add(fn.read_job(job.id, row), behind, { parents = job.kin.parents, stopped = stopped })
+  fn.add(fn.read_job(job.id, pack(HEAD, number, number, now) .. sub(admitted.row, ORIGIN_AT + 13)), behind, family)
   return job.id
+end
+
+-- Of new jobs that were admitted, whether all parents have come where no more jobs are to come. No also where that would be long to say.
+function kin.all_come(jobs, families)
+  local given, unknown = {}, {}
+  for _, job in ipairs(jobs) do given[job.kin.workflow and kin.parent_of(job, job.id) or ''] = true end
+  for _, name in ipairs(grown) do
+    if kin.is_complete(kin.tally(name)) and kin.lacks(name) then
+      local workflow, missing = sub(name, #'workflow ' + 1), call('ZRANGE', each.missing .. name, 0, WINDOW)
+      if #missing > WINDOW then return false end
+      for _, id in ipairs(missing) do
+        if not given[workflow .. '\0' .. id] then return false end
+      end
+    end
+  end
+  for i, job in ipairs(jobs) do
+    local parents = families[i] and families[i].parents
+    for _, parent in ipairs(parents and kin.is_complete(kin.tally('workflow ' .. job.kin.workflow)) and parents or {}) do
+      if not given[kin.parent_of(job, parent.id)] then unknown[#unknown + 1] = { job.kin.workflow, parent.id } end
+    end
+  end
+  if #unknown > WINDOW then return false end
+  for _, pair in ipairs(unknown) do
+    local job = fn.find_job(pair[2])
+    if not job or job.kin.workflow ~= pair[1] then return false end
+  end
+  return true
+end
+
+-- New jobs have come that are missing no more.
+function kin.note_arrivals(jobs)
+  local come = {}
+  for _, job in ipairs(jobs) do
+    local name = job.kin.workflow and 'workflow ' .. job.kin.workflow
+    if name and kin.lacks(name) then
+      come[name] = come[name] or {}
+      table.insert(come[name], job.id)
+    end
+  end
+  for name, ids in pairs(come) do
+    fn.many('ZREM', each.missing .. name, ids)
+    lacking[name] = nil
+  end
 end
 
 -- Whether parents are missing in a workflow.
@@ -3739,10 +3829,10 @@ function kin.settle_in(job, behind, family)
   local of, _, _, enqueued = job.kin, fn.origin_of(job)
   if of.workflow then
     local name = 'workflow ' .. of.workflow
-    fn.stand(each.members .. name, enqueued, job.member)
-    if kin.lacks(name) then fn.leave(each.missing .. name, job.id) end
+    fn.later('ZADD', each.members .. name, enqueued, job.member)
+    if undo and kin.lacks(name) then fn.leave(each.missing .. name, job.id) end -- else that was done for all
   end
-  if of.batch then fn.stand(each.members .. 'batch ' .. of.batch, enqueued, job.member) end
+  if of.batch then fn.later('ZADD', each.members .. 'batch ' .. of.batch, enqueued, job.member) end
   if family.parents then kin.connect(job, family.parents) end
   local why = family.parents and kin.fails_with(job)
   if family.stopped then
@@ -3762,7 +3852,9 @@ end
 function kin.missing_in(name, given)
   local first, place, parent
   for _, id in ipairs(call('ZRANGE', each.missing .. name, 0, -1)) do
-    for _, member in ipairs(call('ZRANGE', each.children .. sub(name, #'workflow ' + 1) .. '\0' .. id, 0, -1)) do
+    local parent_name = sub(name, #'workflow ' + 1) .. '\0' .. id
+    local heir = call('HGET', our.heirs, parent_name)
+    for _, member in ipairs(heir == '' and call('ZRANGE', each.children .. parent_name, 0, -1) or { heir or nil }) do
       local child = sub(member, 7)
       local at = (not given or given[child]) and call('HGET', our.waiting, member) == '' and call('ZSCORE', each.open .. child, id)
       if at and (not first or member < first or member == first and tonumber(at) < place) then
