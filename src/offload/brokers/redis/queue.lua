@@ -3248,7 +3248,6 @@ function kin.begin(kind, id, at)
   }
   local name = kind .. ' ' .. id
   counts[name], changed[name] = count, count
-  fn.stand(our[LINES[kind]], at, pack('>I6', count.n) .. id)
   return count
 end
 
@@ -3302,6 +3301,10 @@ function kin.store_tally(name, count)
   kin.note_moment(our.unfinished, name, count.unfinished, unfinished)
   kin.note_moment(our.forgetting, name, count.forgetting, forgetting)
   count.unfinished, count.forgetting = unfinished, forgetting
+  if not count.listed then
+    count.listed = true
+    call('ZADD', our[LINES[count.kind]], count.created_at, pack('>I6', count.n) .. count.id)
+  end
   call('HSET', our.tallies, name, cmsgpack.pack(count))
 end
 
