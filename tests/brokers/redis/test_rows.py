@@ -40,7 +40,9 @@ def test_a_job_comes_back_as_it_was(job: Job) -> None:
 
 def test_leases_know_their_members() -> None:
     member = b"\0\0\0\0\0\x07a"
-    first, again = leases_of([member, HEAD + tail(a_job()), b"\0\0\0\0\0\x08b", HEAD + tail(a_job("b"))], [(2, 3, 2, 1, b"\x81\xa1s\xa11")])
+    first, again = leases_of(
+        [member, HEAD + tail(a_job()), b"\0\0\0\0\0\x08b", HEAD + tail(a_job("b"))], [(2, 3, 2, 1, b"\x81\xa1s\xa11")], []
+    )
     assert first == Lease(a_job(), 1, 1, ref=member)
     assert again == Lease(a_job("b"), 3, 2, 1, {"s": b"1"}, b"\0\0\0\0\0\x08b")
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from uuid import uuid4
 
 from offload.broker import Feature, Store
-from offload.brokers.redis import planning, reading
+from offload.brokers.redis import planning, reading, tallies
 from offload.brokers.redis.awaited import Awaited
 from offload.brokers.redis.connections import Address, Link
 from offload.brokers.redis.rows import change_of, optional_stored, tail
@@ -30,6 +30,8 @@ from offload.job import (
     SessionRecord,
     Standing,
     State,
+    Tally,
+    TallyKind,
     WorkerInfo,
 )
 
@@ -92,7 +94,7 @@ class RedisBroker(Store):
         """Store jobs; see `Broker.enqueue`."""
         if not jobs:
             return []
-        words = [word for job in jobs for word in (job.id, tail(job))]
+        words = _words(jobs)
         refusal, others = await self._script.tell("enqueue", *words, patient=True)
         if refusal:
             refuse(refusal)
@@ -202,6 +204,26 @@ class RedisBroker(Store):
         """Change what a key allows."""
         await self._script.tell("set_limit", key, change_of(change))
 
+    async def open_batch(self, id: str, name: str, callbacks: Sequence[Job]) -> None:
+        """Begin a batch."""
+        refusal = await self._script.tell("open_batch", id, name, *_words(callbacks), patient=True)
+        if refusal:
+            refuse(refusal)
+
+    async def seal_batch(self, id: str) -> bool:
+        """Let no more jobs come from outside."""
+        return bool(await self._script.tell("seal_batch", id, once=True))
+
+    async def stop(self, kind: TallyKind, id: str) -> bool:
+        """Cancel all jobs of a workflow or batch."""
+        return bool(await self._script.tell("stop", tallies.name_of(kind, id), once=True))
+
+    async def tallies(self, kind: TallyKind, ids: Sequence[str] | None = None, limit: int = 100, after: str | None = None) -> list[Tally]:
+        """Workflows or batches; see `Store.tallies`."""
+        if ids is not None:
+            return await tallies.some(self._script, kind, ids)
+        return await tallies.newest(self._script, kind, limit, after)
+
     async def sessions(self) -> list[SessionRecord]:
         """The live sessions, oldest first."""
         return await reading.sessions(self._script)
@@ -220,6 +242,10 @@ class RedisBroker(Store):
             await link.close()
             await other.close()
         return (int(before or 0), reading.SCHEMA)
+
+
+def _words(jobs: Sequence[Job]) -> list[str | bytes]:
+    return [word for job in jobs for word in (job.id, tail(job))]
 
 
 def _pairs(flat: Sequence[Any]) -> zip[tuple[Any, Any]]:

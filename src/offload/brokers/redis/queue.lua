@@ -15,7 +15,7 @@
 --   queues, asides    ZSET   names of the queues that have a ready line, and of the aside lines: none of them is empty
 --   running:<session> HASH   member -> how it runs: see RUN_ROW
 --   scheduled         ZSET   member by the time it is due
---   waiting           HASH   member -> the id of the job it waits for
+--   waiting           HASH   member -> the id of the job it waits for; empty where that is its parents, or, of a callback, its batch
 --   ends              HASH   id -> how it ended: see END_ROW
 --   done:<STATE>      ZSET   member by the time it is forgotten
 --   all               ZSET   member by the time it was enqueued: every job there is
@@ -37,6 +37,19 @@
 --   wakes             ZSET   gate by when it is to be looked at again; fading: gate by when what `gates` has of it will mean nothing
 --   rules             HASH   rule -> msgpack of the limit that workers declare; reviews HASH rule that has changed, and '' -> the last gate
 --                            that was looked at for them
+--   tallies           HASH   tally -> msgpack of what is counted of it. A tally is `workflow <id>` or `batch <id>`
+--   workflows, batches  ZSET  n and id, as in a member, by the time it was stored: every tally there is
+--   members:<tally>   ZSET   member by the time it was enqueued, of its jobs, callbacks too
+--   missing:<tally>   ZSET   ids of parents that jobs of a workflow wait for and that are not of it, or not yet
+--   unfinished        ZSET   tally by when a job last came, of those that are given up an hour later; forgetting  tally by when it is forgotten
+--   parents           HASH   id -> msgpack of the parents of a job, in their order, with where their results go
+--   links:<job>       HASH   parent -> how it ended, for one that waits for it: see LINK
+--   open:<job>, failed:<job>  ZSET  parents by their place, of those that have not ended, or have without success
+--   heirs             HASH   <workflow>\0<job> -> member of the one who waits for it; empty where there are several
+--   children:<workflow>\0<job>  ZSET  member by n, of those who wait for it, where there are several
+--   felled            HASH   ids of jobs that the end of a parent took down
+--   owed              HASH   `job <id>` -> msgpack of what its children are still to be told; `tally <tally>` -> how far it is stopped;
+--                            owing  ZSET  the same by when they were last gone on with
 --   paused            SET    queues
 --   schedules         ZSET   names; schedule:<name> HASH; calendar ZSET name by its next tick, without the paused
 --   sessions          ZSET   session by age; session:<session> HASH; beats HASH session -> number
@@ -74,22 +87,22 @@ local BAND = 2 ^ 45                   -- places in one priority
 local LARGE_BYTES = 16 * 1024
 local SMALL_BYTES = 1024              -- a row that is written anew rather than a past beside it
 local CRASHES_BEFORE_ISOLATION = 2
-local MOST_ROUSED = 4                 -- sleepers woken at once for one queue; each wakes another while there is work left
-local MOST_ASKED = 10000              -- how often one call asks whether a sleeper serves a queue
-local BELL_MS = 60000                 -- a sleeper that has not listened for so long never will
 
 -- A row: n, its position when it was stored or first came to its line, since when it is ready; then, as it comes from the client, when it
 -- was enqueued, seconds to keep, 100 - priority, its traits, the lengths of queue, task and rare; these three, and the payload. `rare` is
 -- empty, or msgpack of what few have.
 local ROW, HEAD, TAIL = '>I6I6I7i8dBBI2I2I4', '>I6I6I7', '>i8dBBI2I2I4'
 local ORIGIN, ORIGIN_AT = '>I6I6I7i8', 7
+local KEEP_AT = 28                    -- where it says for how many seconds its record is kept
 local COMMON, COMMON_AT, LENGTHS, LENGTHS_AT = '>BBI2I2I4', 36, '>BI2I2I4', 37
 local RARE_AT, TAIL_BYTES, NO_RARE = 23, 26, '\0\0\0\0'
 local GATED, CHECKED = 1, 2           -- traits: it passes gates for a turn or for slots; there is more to look at when it is claimed
+local KIN = 4                         -- a trait: it belongs to a workflow or a batch
 local PAST_ROW = '>I4I4I4i8i8i8d'     -- claim, attempt, crashes, started, ready since, due, place; then the worker's name
 local UNTRIED = string.rep('\0', 12)  -- the beginning of a PAST_ROW: never claimed
 local RUN_ROW = '>I4i8B'              -- claim, started, flags; then the queue
 local HAS_PAST, STOP, KEYED = 1, 2, 4 -- flags of a RUN_ROW
+local FAMILY = 8                      -- another: it belongs to a workflow or a batch, and its success needs no other care
 local END_ROW = '>BI4I4i8i8I2c0I2c0'  -- state, claim, attempt, started, finished, worker, reason; then the result
 local STATES = { 'SUCCEEDED', 'DEAD', 'CANCELLED', 'EXPIRED' }
 local NUMBERS = { SUCCEEDED = 1, DEAD = 2, CANCELLED = 3, EXPIRED = 4 }
@@ -116,11 +129,14 @@ local fetched = {} -- rows that were read before they are asked for, by id
 
 -- The functions are made anew at every call, and for each local that one captures Lua looks among all that were captured before, one by
 -- one. So they are fields of two tables and stand, unindented, inside a function of their own: that takes 20 us, not 100.
-local fn, operations = {}, {}
+local fn, kin, operations = {}, {}, {} -- kin: what has to do with workflows and batches
 
 local function define()
 
--- Here, as no function may capture more than 60 locals: first for those who take turns by key.
+-- Here, as no function may capture more than 60 locals: first for those who sleep, then for those who take turns by key.
+local MOST_ROUSED = 4          -- sleepers woken at once for one queue; each wakes another while there is work left
+local MOST_ASKED = 10000       -- how often one call asks whether a sleeper serves a queue
+local BELL_MS = 60000          -- a sleeper that has not listened for so long never will
 local TURNS = BAND / 2         -- where they stand in a band; before it there is room for 17,500 jobs a second over 30 years
 local ROUND = 2 ^ 20           -- places in one round
 local LAST_ROUND = 2 ^ 24 - 1  -- so many jobs of one key may be ahead of each other
@@ -177,6 +193,7 @@ function fn.take_back()
   for i = #undo, 1, -1 do call(unpack(undo[i])) end
   tally, news, ended, stirred, retimed, turns = {}, {}, {}, false, false, {}
   if rawget(fn, 'forget_read') then fn.forget_read() end
+  if rawget(kin, 'forget_read') then kin.forget_read() end
 end
 
 -- A command with any number of values: Lua takes no more than 8,000 at once.
@@ -346,6 +363,7 @@ function fn.tell_ends()
 end
 
 function fn.conclude()
+  if rawget(kin, 'settle_up') then kin.settle_up() end
   for state, counted in pairs(tally) do
     for queue, by in pairs(counted) do
       local field = state .. '\n' .. queue
@@ -367,8 +385,9 @@ function fn.read_common(words)
   local common = { -- with room for all that comes, as a table that grows is made anew
     band = band, queue = sub(words, at, at + q - 1), task = sub(words, at + q, at + q + t - 1), words = words,
     rare = at + q + t <= #words and cmsgpack.unpack(sub(words, at + q + t)) or {}, common = false, __index = false, wants = false,
+    kin = false, tallies = false,
   }
-  common.common, common.__index = common, common
+  common.common, common.__index, common.kin = common, common, common.rare.kin or {}
   commons[words] = common
   return common
 end
@@ -513,8 +532,8 @@ function fn.read_end(row)
   }
 end
 
-function fn.end_row(state, claim, attempt, started, worker, reason, result)
-  return pack(END_ROW, NUMBERS[state], claim, attempt, started, now, #worker, worker, #reason, reason) .. result
+function fn.end_row(state, claim, attempt, started, worker, reason, result, finished)
+  return pack(END_ROW, NUMBERS[state], claim, attempt, started, finished or now, #worker, worker, #reason, reason) .. result
 end
 
 -- Sessions that may run jobs: those alive, and those gone from which jobs are still to be taken.
@@ -728,6 +747,8 @@ function fn.succeed(id, key)
   end
   if blocked then
     fn.put(our.waiting, job.member, blocked)
+  elseif job.kin.linked then
+    kin.succeed(job)
   else
     fn.take_out(job, 'WAITING')
     fn.join(job, fn.past_of(job))
@@ -773,6 +794,17 @@ function fn.holds_on(job, state)
   return state == 'DEAD' and job.rare.on_dead == 'hold' and job.rare.order_by ~= nil
 end
 
+-- Whether a job belongs to a workflow or a batch.
+function fn.is_kin(job)
+  return job.rare.kin ~= nil
+end
+
+-- When the record of a job that has ended is forgotten; those of a workflow go with it.
+function fn.forget_at(job, keep, holds_on)
+  if job.kin.workflow then return FOREVER + now end
+  return holds_on and FOREVER or now + keep
+end
+
 -- Ends a job that stands in no line any more. `past` counts the attempt that ends, if any. What is not kept is for the caller to forget.
 function fn.finish(job, past, state, reason, keep, result)
   ended[#ended + 1] = job.id
@@ -782,11 +814,12 @@ function fn.finish(job, past, state, reason, keep, result)
     fn.later('HSET', our.ends, job.id, fn.end_row(state, past.claim, past.attempt, past.started, past.worker, reason, result or ''))
     local tells = past.crashes > 0 or past.due ~= (job.rare.run_at or NEVER)
     fn.later(tells and 'HSET' or 'HDEL', our.past, job.id, tells and fn.past_row(past) or nil)
-    fn.later('ZADD', each.done .. state, holds_on and FOREVER or now + keep, job.member)
+    fn.later('ZADD', each.done .. state, fn.forget_at(job, keep, holds_on), job.member)
     fn.count(state, job.queue, 1)
   end
   fn.give_up(job, AT_END)
   if fn.is_gated(job) then fn.end_at_gates(job, holds_on) end
+  if fn.is_kin(job) then kin.note_end(job, state, result) end
 end
 
 -- Ends a job that has not started, or asks for the end of one that runs. False when it has ended.
@@ -890,7 +923,8 @@ function fn.resolve(hold, want, job)
   return hold.holder -- also for keep_last, where nothing would tell a successor that the key is free
 end
 
-function fn.add(job, behind)
+-- Stores a job, which waits where another is before it. Of one that belongs to a workflow or a batch `family` tells what `kin` needs.
+function fn.add(job, behind, family)
   fn.put(our.jobs, job.id, job.row)
   local _, _, enqueued = fn.origin_of(job)
   fn.stand(our.all, enqueued, job.member)
@@ -908,12 +942,19 @@ function fn.add(job, behind)
       fn.take_key(want, job)
     end
   end
-  if behind then
-    fn.put(our.waiting, job.member, behind)
-    fn.count('WAITING', job.queue, 1)
+  if family then
+    kin.settle_in(job, behind, family)
+  elseif behind then
+    fn.wait_behind(job, behind)
   else
     fn.arrive(job)
   end
+end
+
+-- A job waits for another, or for those that are told by an empty `behind`.
+function fn.wait_behind(job, behind)
+  fn.later('HSET', our.waiting, job.member, behind)
+  fn.count('WAITING', job.queue, 1)
 end
 
 -- A job just stored goes to the line that its time asks for.
@@ -932,16 +973,21 @@ function fn.arrive(job)
   end
 end
 
--- Stores new jobs where none has a unique key, so that none can be refused. False, and nothing done, when one has.
+-- Stores new jobs where none has a unique key and it is known that none can be refused. False, and nothing done, where that is not so.
 function fn.store_keyless(ids, tails)
   local number = call('INCRBY', our.sequence, #ids) - #ids
-  local jobs, rows, all = {}, {}, {}
+  local jobs, rows, all, families = {}, {}, {}, nil
   for i, id in ipairs(ids) do
     local job = fn.read_job(id, pack(HEAD, number + i, number + i, now) .. tails[i])
-    if #fn.keys_of(job) > 0 then return false end
+    if fn.is_kin(job) then
+      families = families or {}
+      job, families[i] = kin.admit(job, tails[i])
+    end
+    if not job or #fn.keys_of(job) > 0 then return families and kin.forget_read() or false end
     jobs[i], rows[2 * i - 1], rows[2 * i] = job, id, job.row
     all[2 * i], all[2 * i - 1] = job.member, select(3, fn.origin_of(job))
   end
+  if families and not kin.all_come(jobs, families) then return kin.forget_read() or false end
   local looked = {}
   for _, job in ipairs(jobs) do -- what fails where another's key is in the way fails now, before anything is stored
     local lane, rounds = fn.is_gated(job) and fn.lane_of(job), job.rare.fair_by and fn.rounds_of(job)
@@ -952,14 +998,15 @@ function fn.store_keyless(ids, tails)
   end
   fn.many('HSET', our.jobs, rows)
   fn.many('ZADD', our.all, all)
+  if families then kin.note_arrivals(jobs) end
   fn.gather(1)
-  for _, job in ipairs(jobs) do
+  for i, job in ipairs(jobs) do
     if #job.row - job.payload >= LARGE_BYTES then fn.note_size(job) end
     if job.rare.expires_at then
       fn.stand(our.expiring, job.rare.expires_at, job.member)
       stirred = true
     end
-    fn.arrive(job)
+    if families and families[i] then kin.settle_in(job, nil, families[i]) else fn.arrive(job) end
   end
   fn.write_gathered()
   return true
@@ -970,7 +1017,8 @@ function fn.store(id, tail)
   local known = fn.find_job(id)
   if known then
     local sent = fn.read_job(id, pack(HEAD, 0, 0, 0) .. tail)
-    if known.task ~= sent.task or fn.payload_of(known) ~= fn.payload_of(sent) then return nil, { 'id', id } end
+    local alike = known.task == sent.task and known.kin.workflow == sent.kin.workflow
+    if not alike or fn.payload_of(known) ~= fn.payload_of(sent) then return nil, { 'id', id } end
     return id
   end
   local job, behind = fn.read_job(id, pack(HEAD, 0, 0, now) .. tail), nil
@@ -987,6 +1035,7 @@ function fn.store(id, tail)
       behind = hold.holder
     end
   end
+  if fn.is_kin(job) then return kin.store(job, tail, behind) end
   local number = fn.next_number() -- only now: who took over a key that was given up stands before this job
   fn.add(fn.read_job(id, pack(HEAD, number, number, now) .. tail), behind)
   return id
@@ -1000,6 +1049,8 @@ function fn.store_each(ids, tails)
     standing[i], refusal = fn.store(id, tails[i])
     if refusal then return nil, refusal end
   end
+  local missing = rawget(kin, 'missing_parent') and kin.missing_parent(ids)
+  if missing then return nil, missing end
   return standing
 end
 
@@ -1089,7 +1140,8 @@ end
 -- Leases a job that has something rare, something behind it, or a large payload.
 function fn.lease_with_care(claim, job, past, has_past)
   if past.claim == 0 and job.rare.expires_at then fn.leave(our.expiring, job.member) end
-  local flags = (has_past and HAS_PAST or 0) + ((job.rare.key or job.rare.schedule or fn.is_gated(job)) and KEYED or 0)
+  local is_kin, keyed = fn.is_kin(job), job.rare.key or job.rare.schedule or fn.is_gated(job)
+  local flags = (has_past and HAS_PAST or 0) + (keyed and KEYED or is_kin and FAMILY or 0)
   local running, leases = claim.running, claim.leases
   running[#running + 1] = job.member
   running[#running + 1] = pack(RUN_ROW, past.claim + 1, now, flags) .. job.queue
@@ -1100,6 +1152,7 @@ function fn.lease_with_care(claim, job, past, has_past)
     again[#again + 1] = { #leases / 2, past.claim + 1, past.attempt + 1, past.crashes, call('HGET', our.steps, job.id) }
     call('HDEL', our.progress, job.id)
   end
+  if is_kin then kin.note_lease(job, claim) end
   fn.give_up(job, AT_START)
 end
 
@@ -1148,12 +1201,13 @@ function fn.take_plain(claim, queue, members, rows, pasts, most)
     local past = pasts[i]
     if not row or i > most or past and sub(past, 1, #UNTRIED) ~= UNTRIED then return i - 1 end
     local traits, q, t, r, at = read(LENGTHS, row, LENGTHS_AT)
-    if traits >= looked_at or at + q + t + r > #row then return i - 1 end -- also where the row is an outline
+    if traits >= looked_at and traits ~= KIN or at + q + t + r > #row then return i - 1 end -- also where the row is an outline
     local isolation = tasks[sub(row, at + q, at + q + t - 1)]
     local left = isolation and room[isolation] or 0
     if left <= 0 then return i - 1 end
     room[isolation] = left - 1
-    local flags = traits == GATED and KEYED or 0
+    local flags = traits == KIN and FAMILY or traits == GATED and KEYED or 0
+    if traits == KIN then kin.note_claim(row) end
     if past then flags = flags + HAS_PAST end
     running[at_running + 1], running[at_running + 2] = members[i], runs[flags]
     leases[at_leases + 1], leases[at_leases + 2] = members[i], row
@@ -1322,6 +1376,7 @@ function fn.end_attempt(id, run, worker, outcome, detail, extra)
   local job = fn.find_job(id)
   if not job then return end
   local past = fn.past_after(job, run, worker)
+  if fn.is_kin(job) then kin.note_run(job, -1) end
   if fn.has(run.flags, STOP) then
     fn.finish(job, past, 'CANCELLED', 'cancelled', KEEP)
   elseif outcome == 'Retried' or outcome == 'HeldBack' then
@@ -1377,16 +1432,21 @@ end
 
 -- Ends attempts that succeeded, of jobs that may let others go.
 function fn.succeed_with_care(members, runs, results, worker, keep)
-  local ids, jobs = {}, {}
+  local ids, jobs, gated = {}, {}, false
   for i, member in ipairs(members) do ids[i] = sub(member, 7) end
-  for i, row in ipairs(fn.rows_of(ids)) do jobs[i] = row and fn.read_job(ids[i], row) end
-  fn.fetch_followers(jobs)
+  for i, row in ipairs(fn.rows_of(ids)) do
+    jobs[i] = row and fn.read_job(ids[i], row)
+    gated = gated or row and fn.is_gated(jobs[i])
+  end
+  if gated then fn.fetch_followers(jobs) end
   fn.gather(#jobs)
   for i = 1, #jobs do
     local job, run = jobs[i], runs[i]
     fn.count('RUNNING', run.queue, -1)
     local past = job and keep > 0 and fn.past_after(job, run, worker) or run -- whoever is not kept is asked for his claim alone
+    if job and fn.is_kin(job) then kin.note_run(job, -1) end
     if job then fn.finish(job, past, 'SUCCEEDED', '', keep, results[i]) end
+    if job and keep == 0 and job.kin.batch then kin.drop(job) end
   end
   fn.write_gathered()
   if keep == 0 then fn.forget(ids, members) end
@@ -1398,6 +1458,7 @@ function fn.succeed_all(session, worker, keep, first, number, lost, order)
   for i = 1, number do members[i] = ARGV[first + 3 * i - 3] end
   local seen, held, stopped = {}, {}, {}
   local plain, careful = { members = {}, runs = {}, results = {} }, { members = {}, runs = {}, results = {} }
+  local family = { members = {}, runs = {}, results = {} }
   for i, row in ipairs(call('HMGET', each.running .. session, unpack(members))) do
     local member, at = members[i], first + 3 * i - 3
     local run = row and known[row]
@@ -1410,7 +1471,7 @@ function fn.succeed_all(session, worker, keep, first, number, lost, order)
     else
       local kind = plain
       if run.flags ~= 0 then
-        kind = careful
+        kind = run.flags == FAMILY and keep > 0 and family or careful
         if fn.has(run.flags, STOP) then stopped[#stopped + 1] = sub(member, 7) end
       end
       local place = #kind.members + 1
@@ -1421,6 +1482,7 @@ function fn.succeed_all(session, worker, keep, first, number, lost, order)
   fn.many('HDEL', each.running .. session, held)
   fn.many('HDEL', each.stops .. session, stopped)
   if #plain.members > 0 then fn.succeed_plain(plain.members, plain.runs, plain.results, worker, keep) end
+  if #family.members > 0 then kin.succeed_plain(family.members, family.runs, family.results, worker, keep) end
   if #careful.members > 0 then fn.succeed_with_care(careful.members, careful.runs, careful.results, worker, keep) end
 end
 
@@ -1465,6 +1527,7 @@ function fn.relieve(session, touched)
     elseif job then
       local past = fn.past_after(job, run, worker)
       past.crashes = past.crashes + 1
+      if fn.is_kin(job) then kin.note_run(job, -1) end
       if fn.has(run.flags, STOP) then
         past.attempt = past.attempt - 1
         fn.finish(job, past, 'CANCELLED', 'cancelled', KEEP)
@@ -1475,6 +1538,7 @@ function fn.relieve(session, touched)
       end
     end
   end
+  if rawget(kin, 'settle_up') then kin.settle_up() end
   if call('EXISTS', each.running .. session) == 1 then return false, #runs end
   call('DEL', each.stops .. session)
   call('HDEL', our.orphans, session)
@@ -1535,8 +1599,10 @@ function fn.forget_old()
       local ids = {}
       for i, member in ipairs(members) do ids[i] = sub(member, 7) end
       call('ZREM', each.done .. state, unpack(members))
-      for _, row in ipairs(fn.rows_of(ids)) do
-        if row then fn.count(state, fn.read_job('', row).queue, -1) end
+      for i, row in ipairs(fn.rows_of(ids)) do
+        local job = row and fn.read_job(ids[i], row)
+        if job then fn.count(state, job.queue, -1) end
+        if job and job.kin.batch then kin.drop(job) end
       end
       fn.forget(ids, members)
       left = left - #members
@@ -1657,6 +1723,8 @@ function fn.known(job)
       or string.match(call('HGET', our.orphans, standing.session) or '', '\n(.*)$') or UNKNOWN)
   elseif state == 'WAITING' and standing.lane then
     reason = 'waits for a ' .. fn.gate_of(standing.lane)
+  elseif state == 'WAITING' and standing.behind == '' then
+    reason = job.kin.callback and 'waits for its batch' or 'waits for its parents'
   elseif state == 'WAITING' then
     reason = 'behind ' .. standing.behind
   end
@@ -1664,6 +1732,7 @@ function fn.known(job)
     job.id, fn.complete(job).row, state, past.attempt, past.crashes, fn.optional(past.started), past.worker ~= '' and past.worker,
     fn.optional(past.due), fn.optional(finished), reason, result, state == 'RUNNING' and fn.has(standing.flags, STOP) and 1 or 0,
     call('HGET', our.errors, job.id), call('HGET', our.steps, job.id), call('HGET', our.progress, job.id),
+    job.kin.linked and call('HGET', our.parents, job.id) or false,
   }
 end
 
@@ -1679,9 +1748,22 @@ end
 function fn.matches(job, filter)
   if filter.task and job.task ~= filter.task or filter.queue and job.queue ~= filter.queue then return false end
   if filter.key and not fn.has_key(job.rare, filter.key) then return false end
+  if filter.workflow and job.kin.workflow ~= filter.workflow or filter.batch and job.kin.batch ~= filter.batch then return false end
   if not filter.state then return true end
   local state, standing = fn.where(job)
   return filter.state == (state == 'ENDED' and standing.state or state)
+end
+
+-- How many come in a line before one who was enqueued at some time, and with him, newest first; he need not be there any more.
+function fn.number_before(line, enqueued, member)
+  local rank = call('ZREVRANK', line, member)
+  if rank then return rank + 1 end
+  local first, last = call('ZCOUNT', line, '(' .. fn.integer(enqueued), '+inf'), call('ZCOUNT', line, fn.integer(enqueued), '+inf')
+  while first < last do
+    local middle = math.floor((first + last) / 2)
+    if call('ZREVRANGE', line, middle, middle)[1] > member then first = middle + 1 else last = middle end
+  end
+  return first
 end
 
 -- The lines of a queue: the ready line, and those of jobs set aside.
@@ -1773,7 +1855,7 @@ end
 -- session, call, turn, limit, room of async, thread, process, how it sleeps, whether it goes on where the call before ended, then the
 -- queues to serve, or none for all
 -- -> 'gone', 'late', or (member, row)...; for those claimed before, {place, claim, attempt, crashes, steps}; the queues not come to;
--- and when time alone will let somebody pass
+-- when time alone will let somebody pass; and for those that have parents, {place, parents, their results}
 function operations.fetch()
   local session, number, turn, limit = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
   local asleep, goes_on = ARGV[10], ARGV[11] == '1'
@@ -1790,8 +1872,9 @@ function operations.fetch()
     tasks = fn.tasks_of(session),
     room = { async = tonumber(ARGV[7]), thread = tonumber(ARGV[8]), process = tonumber(ARGV[9]) },
     asides = fn.tasks_aside(),
-    running = {}, leases = {}, again = {},
+    running = {}, leases = {}, again = {}, families = {},
   }
+  if fn.has_any('owing') then kin.go_on() end
   local queues = #ARGV > 11 and fn.slice(ARGV, 12) or fn.rotated(turn, claim.asides)
   local taken, rest = fn.claim_from_each(claim, queues, limit)
   fn.note_running(each.running .. session, claim.running)
@@ -1801,7 +1884,7 @@ function operations.fetch()
   if taken < limit and since then call('ZADD', our.asleep, since, asleep) end
   local wake_at = fn.first_score(our.wakes)
   retimed = wake_at ~= nil and taken > 0 and taken >= limit -- who is busy will not look then: another is to know of it
-  return { claim.leases, claim.again, rest, wake_at or false }
+  return { claim.leases, claim.again, rest, wake_at or false, claim.families }
 end
 
 -- session, number of its last call, (member, claim)... that it knows of -> 'gone', or how many others were handed back
@@ -1825,6 +1908,7 @@ end
 
 -- session, call, then for each outcome its name and
 --   Done: keep, number, (member, claim, result)...     any other: member, claim, delay or reason, failure
+--   Adding, which comes alone: member, claim, keep, result, (id, tail)... of the jobs that it adds
 -- -> 'gone', 'late', or the places of the lost
 function operations.settle()
   fn.insist()
@@ -1839,6 +1923,9 @@ function operations.settle()
       local number = tonumber(ARGV[at + 2])
       fn.succeed_all(session, worker, tonumber(ARGV[at + 1]), at + 3, number, lost, order)
       order, at = order + number, at + 3 + 3 * number
+    elseif outcome == 'Adding' then
+      if not kin.end_adding(session, worker, at + 1) then lost[1] = 1 end
+      break
     else
       local member, claim, detail, failure = unpack(ARGV, at + 1, at + 4)
       local row = call('HGET', each.running .. session, member)
@@ -1891,11 +1978,14 @@ function operations.maintain()
     if call('HGET', our.beats, ARGV[i]) == ARGV[i + 1] then fn.bury(ARGV[i], 'died') end
   end
   local relieved, waking = fn.rescue(touched), (fn.first_score(our.wakes) or FOREVER) <= now and fn.wake_gates()
-  local promoted, expired, forgotten, stale = fn.promote(), fn.expire(touched), fn.forget_old(), fn.drop_stale_keys()
+  local promoted, expired = fn.promote(), fn.expire(touched)
+  local unsettled = call('EXISTS', our.tallies, our.owing) > 0 and kin.maintain()
+  local forgotten, stale = fn.forget_old(), fn.drop_stale_keys()
+  if call('EXISTS', our.forgetting) == 1 then forgotten = forgotten + kin.forget_old() end
   local faded = (fn.first_score(our.fading) or FOREVER) <= now and fn.forget_gates() or 0
   local reviewing = call('EXISTS', our.reviews) == 1 and fn.review()
   fn.prune()
-  local more = not relieved or waking or reviewing or math.max(promoted, expired, forgotten, stale, faded) == WINDOW
+  local more = not relieved or waking or reviewing or unsettled or math.max(promoted, expired, forgotten, stale, faded) >= WINDOW
   return { now, more and 0 or fn.next_wait(), touched }
 end
 
@@ -1942,7 +2032,7 @@ function operations.retry()
     local job = fn.find_job(ARGV[i])
     local at, standing = 'MISSING', nil
     if job then at, standing = fn.where(job) end
-    local free = at == 'ENDED' and standing.state ~= 'SUCCEEDED'
+    local free = at == 'ENDED' and standing.state ~= 'SUCCEEDED' and not (job.kin.linked and kin.fails_with(job))
     local wanted = {}
     for _, want in ipairs(free and fn.keys_of(job) or {}) do
       if want.covers ~= 'time' then
@@ -1953,14 +2043,15 @@ function operations.retry()
     if free then
       fn.take_out(job, at, standing)
       for _, want in ipairs(wanted) do fn.take_key(want, job) end
+      local past = fn.past_of(job)
       fn.retime(job)
       fn.rewrite(job, ARGV[3] ~= '' and ARGV[3] or fn.payload_of(job))
       call('HDEL', our.progress, job.id)
       if fn.is_gated(job) and not fn.holds_on(job, standing.state) then fn.take_seat(job) end -- who kept its turn keeps its place as well
-      fn.place(job, {
-        claim = standing.claim, attempt = 0, crashes = 0, started = standing.started, since = now, due = NEVER, place = 0,
-        worker = standing.worker,
-      }, NEVER)
+      past.claim, past.attempt, past.crashes, past.started, past.worker = standing.claim, 0, 0, standing.started, standing.worker
+      past.bare = nil
+      if fn.is_kin(job) then kin.note_revival(job, standing.state) end
+      if job.kin.linked then kin.arrive(job, past) else fn.place(job, past, NEVER) end
       found[#found + 1] = job.id
     end
   end
@@ -1978,6 +2069,7 @@ function operations.delete()
     if at ~= 'RUNNING' then
       fn.take_out(job, at, standing)
       fn.leave(our.expiring, job.member)
+      if fn.is_kin(job) then kin.note_deletion(job, standing and standing.state) end
       fn.forget({ job.id }, { job.member })
       fn.give_up(job, AT_DELETION)
       if fn.is_gated(job) then fn.end_at_gates(job, false) end
@@ -2031,14 +2123,33 @@ function operations.fire()
   return { false, fn.count_fired(ARGV[3], ARGV[4], ARGV[5], standing[1]) or false }
 end
 
+-- batch, name, (id, tail)... of its callbacks -> nil, or why one was refused
+function operations.open_batch()
+  return kin.open_batch(ARGV[3], ARGV[4])
+end
+
+-- batch -> whether it was open until now
+function operations.seal_batch()
+  fn.insist()
+  return kin.seal_batch(ARGV[3])
+end
+
+-- tally -> whether there is one that is not finished
+function operations.stop()
+  fn.insist()
+  return kin.stop(ARGV[3])
+end
+
 -- Questions ---
 
 -- -> the time, the schema that is stored, and a key of another type than ours
 function operations.open()
   fn.insist()
   local types = {
-    hash = 'jobs outlines past waiting ends errors steps progress counts keys seats lanes gates rules reviews beats orphans awaited',
-    zset = 'queues asides scheduled all expiring large freeing keyed wakes fading schedules calendar sessions asleep',
+    hash = 'jobs outlines past waiting ends errors steps progress counts keys seats lanes gates rules reviews beats orphans awaited '
+      .. 'tallies parents heirs felled owed',
+    zset = 'queues asides scheduled all expiring large freeing keyed wakes fading schedules calendar sessions asleep '
+      .. 'workflows batches unfinished forgetting owing',
     set = 'paused',
     string = 'sequence version pruned',
   }
@@ -2062,14 +2173,13 @@ function operations.get()
   return found
 end
 
--- how many to look at, filter, where the page before ended: member, when that was enqueued -> the same of this page, ids that match
+-- how many to look at, filter, where the page before ended: member, when that was enqueued; and the tally whose jobs are looked at, none
+-- for all jobs -> where this page ends, ids that match
 function operations.walk()
-  local most, filter, member, enqueued, first = tonumber(ARGV[3]), cmsgpack.unpack(ARGV[4]), ARGV[5], ARGV[6], 0
-  if member ~= '' then
-    local rank = call('ZREVRANK', our.all, member)
-    first = rank and rank + 1 or call('ZCOUNT', our.all, '(' .. enqueued, '+inf') -- forgotten meanwhile: what came with it comes again
-  end
-  local members = call('ZREVRANGE', our.all, first, first + most - 1, 'WITHSCORES')
+  local most, filter, member, enqueued = tonumber(ARGV[3]), cmsgpack.unpack(ARGV[4]), ARGV[5], ARGV[6]
+  local line = ARGV[7] and each.members .. ARGV[7] or our.all
+  local first = member ~= '' and fn.number_before(line, tonumber(enqueued), member) or 0
+  local members = call('ZREVRANGE', line, first, first + most - 1, 'WITHSCORES')
   local found = {}
   for i = 1, #members, 2 do
     local id = sub(members[i], 7)
@@ -2187,13 +2297,13 @@ function operations.await()
   return over
 end
 
--- id -> rows.Known, whether its queue is paused, whether it was set aside, how many go before it, the job it waits for, and what
--- `limits_of` tells of one that waits in a lane, or `limits_at` of one that is ready
+-- id -> rows.Known, whether its queue is paused, whether it was set aside, how many go before it, the job it waits for, what
+-- `limits_of` tells of one that waits in a lane, or `limits_at` of one that is ready, and the first parents that it waits for, and how many
 function operations.standing()
   local job = fn.find_job(ARGV[3])
   if not job then return nil end
   local state, standing = fn.where(job)
-  local limits, before = {}, 0
+  local limits, before, behind = {}, 0, state == 'WAITING' and standing.behind or false
   if state == 'WAITING' and standing.lane then
     limits, before = fn.limits_of(job)
   elseif state == 'READY' and fn.is_gated(job) then
@@ -2201,13 +2311,24 @@ function operations.standing()
   end
   return {
     fn.known(job), call('SISMEMBER', our.paused, job.queue), state == 'READY' and standing.aside and 1 or 0,
-    state == 'READY' and fn.ahead(job, standing.place) or 0, state == 'WAITING' and standing.behind or false, limits, before,
+    state == 'READY' and fn.ahead(job, standing.place) or 0, behind ~= '' and behind, limits, before,
+    behind == '' and call('ZRANGE', each.open .. job.id, 0, 9) or {}, behind == '' and call('ZCARD', each.open .. job.id) or 0,
   }
 end
 
 -- between which gates, as bounds of ZRANGEBYLEX, how many to look at -> the last looked at, nil at the end; and reading.GateRow of each
 function operations.limits()
   return fn.limits(ARGV[3], ARGV[4], ARGV[5])
+end
+
+-- tallies... -> the row of each, nil where there is none
+function operations.tallies()
+  return call('HMGET', our.tallies, unpack(ARGV, 3))
+end
+
+-- kind, how many, the last id of the page before or empty -> ids, newest first
+function operations.tally_page()
+  return kin.page(ARGV[3], tonumber(ARGV[4]), ARGV[5])
 end
 
 -- -> id, info, beat, beat_at, started_at, number of running jobs
@@ -2242,7 +2363,12 @@ function operations.facts()
     local job = fn.find_job(sub(sizes[i], 7))
     if job then large[#large + 1] = { job.id, job.task, tonumber(sizes[i + 1]) } end
   end
-  for _, member in ipairs(call('ZREVRANGE', each.done .. 'SUCCEEDED', 0, ARGV[4] - 1)) do
+  local forever, most = fn.integer(FOREVER), ARGV[4]
+  local succeeded = call('ZREVRANGEBYSCORE', each.done .. 'SUCCEEDED', '(' .. forever, '-inf', 'LIMIT', 0, most)
+  for _, member in ipairs(call('ZREVRANGEBYSCORE', each.done .. 'SUCCEEDED', '+inf', forever, 'LIMIT', 0, most)) do
+    succeeded[#succeeded + 1] = member -- those of workflows stand behind all others
+  end
+  for _, member in ipairs(succeeded) do
     local job = fn.find_job(sub(member, 7))
     local row = job and call('HGET', our.ends, job.id)
     if row then
@@ -3049,10 +3175,913 @@ end
 
 end
 
--- The functions of gates are made when any of them is first asked for.
+-- Workflows and batches ----------------------------------------------------------------------------------------------------
+
+-- Who waits for whose end, and how many of a workflow or a batch have ended how: see docs/decisions/0014. What ends or is revived is owed
+-- to its children and paid at the end of the operation, no more than MOST_LINKS at once; the rest is owed in the store. Made only when a
+-- call first comes to a job that belongs to one: most come to none.
+local function define_families()
+
+local LINK, LINK_AT = '>BBI4', 7      -- fate, 1 where its result is wanted, place among the parents; then the result, or how it failed
+local OPEN, DONE, FAILED = 0, 1, 2    -- fates of parents
+local MOST_LINKS = 1000               -- the most links, or jobs of a tally that is stopped, at which one call looks
+local MOST_TALLIES = 100              -- the most tallies that one call gives up, forgets or goes on with
+local ABANDONED_AFTER = 3600 * SECOND -- after the last job came, for what is not complete
+local DAY = 86400                     -- seconds
+local LEAST_KEEP = 60                 -- seconds for which a finished workflow is kept at least
+local LINES = { workflow = 'workflows', batch = 'batches' }
+local REFUSED = '\0'                  -- begins the reason of one whose additions were refused: msgpack of why follows
+
+-- What is known of tallies, by name; those that have changed; whether workflows were incomplete before jobs were stored, and in which
+-- order these came; the job that adds them, if one does.
+local counts, changed, growing, grown, adder = {}, {}, {}, {}, nil
+local lacking = {} -- whether parents are missing in a workflow, once that was asked
+-- Who is owed to his children: the order in which that was noted, and by `parent_of` his id, his fate, his result or how he failed, and
+-- from which number on children do not know. And children to be looked at although none of their parents is owed.
+local order, owed, concerned = {}, {}, {}
+local left = MOST_LINKS
+
+-- As with `define`, a function of their own spares them a search for each local that they capture.
+local function make()
+
+-- What was read may no longer be so: all is taken back.
+function kin.forget_read()
+  counts, changed, growing, grown, lacking, order, owed, concerned = {}, {}, {}, {}, {}, {}, {}, {}
+end
+
+-- Tallies ---
+
+function kin.tally(name)
+  if counts[name] == nil then
+    local row = call('HGET', our.tallies, name)
+    counts[name] = row and cmsgpack.unpack(row) or false
+  end
+  return counts[name]
+end
+
+-- The tallies in which a job is counted, whether there are such or not.
+function kin.tallies_of(job)
+  local common, of = job.common, job.kin
+  if not common.tallies then
+    common.tallies = { of.workflow and 'workflow ' .. of.workflow }
+    if of.batch and not of.callback then table.insert(common.tallies, 'batch ' .. of.batch) end
+  end
+  return common.tallies
+end
+
+-- Counts a job; the tallies that change are looked at in the end.
+function kin.count(job, what, by)
+  for _, name in ipairs(kin.tallies_of(job)) do
+    local count = kin.tally(name)
+    if count then
+      count[what] = count[what] + by
+      changed[name] = count
+    end
+  end
+end
+
+function kin.begin(kind, id, at)
+  local count = {
+    kind = kind, id = id, n = fn.next_number(), created_at = at, touched_at = at, name = '', total = 0, running = 0,
+    SUCCEEDED = 0, DEAD = 0, CANCELLED = 0, EXPIRED = 0, holding = 0, size = 0, sealed = false, stopped = false, abandoned = false,
+    keep = 0, callbacks = {},
+  }
+  local name = kind .. ' ' .. id
+  counts[name], changed[name] = count, count
+  return count
+end
+
+function kin.add_to(name, count)
+  count.total, count.touched_at, changed[name] = count.total + 1, now, count
+  return count.stopped and 'its ' .. count.kind .. ' was cancelled'
+end
+
+function kin.still_open(count)
+  return count.total - count.SUCCEEDED - count.DEAD - count.CANCELLED - count.EXPIRED
+end
+
+-- Whether no more jobs are to come.
+function kin.is_complete(count)
+  if count.kind == 'batch' then return count.sealed end
+  return count.total >= count.size
+end
+
+function kin.all_succeeded(count)
+  return count.SUCCEEDED == count.total and not count.abandoned
+end
+
+-- Whether what a callback waits for has come.
+function kin.is_due(count, callback)
+  if callback == 'failure' then return count.abandoned or count.DEAD + count.EXPIRED > 0 end
+  return count.finished_at ~= nil and (callback == 'complete' or kin.all_succeeded(count))
+end
+
+-- All have ended; or, where that is not so any more, they have not.
+function kin.finish(count)
+  if not kin.is_complete(count) or kin.still_open(count) > 0 then
+    count.finished_at, count.forget_at = nil, nil
+  elseif not count.finished_at then
+    local keep = KEEP
+    if kin.all_succeeded(count) then
+      keep = (count.kind == 'batch' and DAY or math.max(count.keep, LEAST_KEEP)) * SECOND
+    end
+    count.finished_at, count.forget_at = now, now + keep
+  end
+end
+
+-- A line has a tally at a moment, or not at all; `was` is what was noted there before.
+function kin.note_moment(line, name, was, moment)
+  if was == moment then return end
+  if moment then call('ZADD', line, moment, name) else call('ZREM', line, name) end
+end
+
+function kin.store_tally(name, count)
+  local may_be_given_up = not kin.is_complete(count) and (count.kind == 'workflow' or kin.still_open(count) == 0)
+  local unfinished, forgetting = may_be_given_up and count.touched_at or nil, count.forget_at
+  kin.note_moment(our.unfinished, name, count.unfinished, unfinished)
+  kin.note_moment(our.forgetting, name, count.forgetting, forgetting)
+  count.unfinished, count.forgetting = unfinished, forgetting
+  if not count.listed then
+    count.listed = true
+    call('ZADD', our[LINES[count.kind]], count.created_at, pack('>I6', count.n) .. count.id)
+  end
+  call('HSET', our.tallies, name, cmsgpack.pack(count))
+end
+
+-- A job that waits for its batch; nil where it does not, or not any more.
+function kin.waiting_callback(id)
+  local job = fn.find_job(id)
+  return job and call('HGET', our.waiting, job.member) == '' and job or nil
+end
+
+-- What is to be done at the end of each operation: children learn how their parents ended, and callbacks that are due may go.
+function kin.settle_up()
+  kin.pay()
+  local settled, due = changed, {}
+  changed = {}
+  for name, count in pairs(settled) do
+    kin.finish(count)
+    for _, pair in ipairs(count.callbacks) do
+      local comes, never_comes = kin.is_due(count, pair[1]), kin.is_due(count, 'success')
+      local job = (comes or never_comes) and kin.waiting_callback(pair[2])
+      if job and comes then
+        due[#due + 1] = job
+      elseif job then -- nothing is left that could be retried, and fail
+        kin.remove({ job.member })
+      end
+    end
+    kin.store_tally(name, count)
+  end
+  table.sort(due, function(one, other) return one.n < other.n end)
+  for _, job in ipairs(due) do kin.let_go(job) end
+end
+
+-- Links ---
+
+function kin.links_of(id, parents)
+  return call('HMGET', each.links .. id, unpack(parents))
+end
+
+-- How the first of its parents failed that takes a job down with it; nil where none does.
+function kin.fails_with(job)
+  if job.kin.fails == 'run' then return nil end
+  local parent = call('ZRANGE', each.failed .. job.id, 0, 0)[1]
+  return parent and sub(call('HGET', each.links .. job.id, parent), LINK_AT)
+end
+
+-- How a parent ended, and its result or how that reads.
+function kin.fate_of(id, row)
+  if not row then return OPEN, '' end
+  local fate = fn.read_end(row)
+  if fate.state == 'SUCCEEDED' then return DONE, fate.result end
+  return FAILED, 'parent ' .. id .. ' ended ' .. fate.state
+end
+
+-- Ties a new job to its parents, also those that have ended already, or are yet to come.
+function kin.connect(job, parents)
+  local ids, places, wanted = {}, {}, {}
+  for i, parent in ipairs(parents) do
+    if not places[parent.id] then
+      ids[#ids + 1] = parent.id
+      places[parent.id] = i
+    end
+    if parent.at and #parent.at > 0 then wanted[parent.id] = 1 end
+  end
+  for first = 1, #ids, WINDOW do
+    local some = { unpack(ids, first, math.min(first + WINDOW - 1, #ids)) }
+    local rows, ends = fn.rows_of(some), call('HMGET', our.ends, unpack(some))
+    for i, id in ipairs(some) do kin.tie(job, id, places[id], wanted[id] or 0, rows[i], ends[i]) end
+  end
+  fn.put(our.parents, job.id, cmsgpack.pack(parents))
+end
+
+function kin.tie(job, parent, place, wanted, row, end_row)
+  local is_mate = row and fn.read_job(parent, row).kin.workflow == job.kin.workflow
+  local fate, data = kin.fate_of(parent, is_mate and end_row)
+  if fate == DONE and wanted == 0 then data = '' end
+  fn.put(each.links .. job.id, parent, pack(LINK, fate, wanted, place) .. data)
+  if fate ~= DONE then fn.stand((fate == OPEN and each.open or each.failed) .. job.id, place, parent) end
+  kin.note_child(kin.parent_of(job, parent), job)
+  if not is_mate then
+    local name = 'workflow ' .. job.kin.workflow
+    fn.stand(each.missing .. name, 0, parent)
+    lacking[name] = true
+  end
+end
+
+-- What a job of a workflow is called where it is known as a parent: one of the same id that belongs elsewhere is nobody's there.
+function kin.parent_of(job, id)
+  return job.kin.workflow .. '\0' .. id
+end
+
+-- A job waits for a parent. Most parents have one child, or none.
+function kin.note_child(parent, job)
+  local heir = call('HGET', our.heirs, parent)
+  if not heir then return fn.put(our.heirs, parent, job.member) end
+  if heir ~= '' then
+    fn.stand(each.children .. parent, read('>I6', heir), heir)
+    fn.put(our.heirs, parent, '')
+  end
+  fn.stand(each.children .. parent, job.n, job.member)
+end
+
+function kin.forget_child(parent, member)
+  local heir = call('HGET', our.heirs, parent)
+  if heir == '' then call('ZREM', each.children .. parent, member) end
+  if heir == member or heir == '' and call('EXISTS', each.children .. parent) == 0 then call('HDEL', our.heirs, parent) end
+end
+
+-- The next children of a parent who are to be told, where `heir` is what is known of them: from a number on, and no more than this call may.
+function kin.next_children(parent, heir, from)
+  if not heir or left <= 0 then return {} end
+  if heir ~= '' then return from == '-inf' and { heir } or {} end
+  return call('ZRANGEBYSCORE', each.children .. parent, from, '+inf', 'LIMIT', '0', left)
+end
+
+-- Whether there are more of them.
+function kin.has_more_children(parent, heir, from)
+  if heir ~= '' then return heir and from == '-inf' end
+  return call('ZCOUNT', each.children .. parent, from, '+inf') > 0
+end
+
+-- Notes that the children of a job are to be told of its fate.
+function kin.owe(job, fate, data)
+  if not job.kin.workflow then return end
+  local parent = kin.parent_of(job, job.id)
+  if not owed[parent] then order[#order + 1] = parent end
+  owed[parent] = { job.id, fate, data, '-inf' }
+end
+
+-- The rest of what is owed is left to later calls.
+function kin.postpone(entry, debt)
+  call('HSET', our.owed, entry, cmsgpack.pack(debt))
+  call('ZADD', our.owing, fn.next_number(), entry)
+  any.owing, stirred = true, true -- whoever wakes up goes on
+end
+
+function kin.write_off(entry)
+  if not fn.has_any('owing') then return end
+  call('HDEL', our.owed, entry)
+  call('ZREM', our.owing, entry)
+end
+
+-- The children of jobs that are owed, each with what it is owed, as far as this call may look; and all of them in their order.
+function kin.children_of(ids, debts)
+  local parents, children = {}, {}
+  for member in pairs(concerned) do
+    parents[member] = {}
+    children[#children + 1] = member
+  end
+  concerned = {}
+  local heirs = {}
+  for first = 1, #ids, WINDOW do
+    for i, heir in ipairs(call('HMGET', our.heirs, unpack(ids, first, math.min(first + WINDOW - 1, #ids)))) do heirs[first + i - 1] = heir end
+  end
+  for i, id in ipairs(ids) do
+    local debt, heir = debts[id], heirs[i]
+    local members = kin.next_children(id, heir, debt[4])
+    for _, member in ipairs(members) do
+      local of = parents[member]
+      if not of then
+        of = {}
+        parents[member], children[#children + 1] = of, member
+      end
+      of[#of + 1] = debt
+    end
+    left = left - #members
+    if #members > 0 then debt[4] = '(' .. fn.integer(read('>I6', members[#members])) end
+    if left <= 0 and kin.has_more_children(id, heir, debt[4]) then kin.postpone('job ' .. id, debt) else kin.write_off('job ' .. id) end
+  end
+  table.sort(children) -- by their numbers
+  return children, parents
+end
+
+-- Writes down what became of some of a job's parents.
+function kin.note_fates(id, debts)
+  local parents, links, opened, closed, failed, mended = {}, {}, {}, {}, {}, {}
+  for i, debt in ipairs(debts) do parents[i] = debt[1] end
+  for i, row in ipairs(#parents > 0 and kin.links_of(id, parents) or {}) do
+    if row then
+      local was, wanted, place = read(LINK, row)
+      local parent, fate, data = unpack(debts[i])
+      if fate == DONE and wanted == 0 then data = '' end
+      links[#links + 1] = parent
+      links[#links + 1] = pack(LINK, fate, wanted, place) .. data
+      if was == OPEN and fate ~= OPEN then closed[#closed + 1] = parent end
+      if was == FAILED and fate ~= FAILED then mended[#mended + 1] = parent end
+      local line = fate == OPEN and opened or fate == FAILED and failed
+      if line and was ~= fate then
+        line[#line + 1] = place
+        line[#line + 1] = parent
+      end
+    end
+  end
+  fn.many('HSET', each.links .. id, links)
+  fn.many('ZREM', each.open .. id, closed)
+  fn.many('ZADD', each.open .. id, opened)
+  fn.many('ZREM', each.failed .. id, mended)
+  fn.many('ZADD', each.failed .. id, failed)
+end
+
+-- Tells children how their parents ended; generation after generation, and in each in the order in which they were stored.
+function kin.pay()
+  while #order > 0 or next(concerned) do
+    local ids, debts = order, owed
+    order, owed = {}, {}
+    local children, parents = kin.children_of(ids, debts)
+    for _, member in ipairs(children) do kin.note_fates(sub(member, 7), parents[member]) end
+    for _, member in ipairs(children) do kin.reconsider(member) end
+  end
+end
+
+-- Does what the fates of a job's parents ask for, if it still waits for them, or fell with them.
+function kin.reconsider(member)
+  local id = sub(member, 7)
+  local waits = call('EXISTS', each.open .. id) == 1
+  local may_have_fallen = fn.has_any('felled') and call('HEXISTS', our.felled, id) == 1
+  if waits and not may_have_fallen and call('EXISTS', each.failed .. id) == 0 then return end
+  local job = fn.find_job(id)
+  local why = job and kin.fails_with(job)
+  if job and not job.kin.callback and call('HGET', our.waiting, member) == '' then
+    if why then
+      fn.take_out(job, 'WAITING')
+      kin.fell(job, why)
+    elseif not waits then
+      kin.let_go(job)
+    end
+  elseif job and may_have_fallen then
+    local standing = fn.read_end(call('HGET', our.ends, id))
+    if why then
+      fn.put(our.ends, id, fn.end_row(standing.state, standing.claim, standing.attempt, standing.started, standing.worker, why, '', standing.finished))
+    else
+      kin.revive(job, standing)
+    end
+  end
+end
+
+-- The end of a parent takes down a job that stands in no line.
+function kin.fell(job, why)
+  any.felled = true
+  fn.put(our.felled, job.id, '')
+  fn.finish(job, fn.past_of(job), 'CANCELLED', why, KEEP)
+end
+
+-- One that has waited for its parents, or for its batch, goes to the line that its time asks for.
+function kin.let_go(job)
+  local past = fn.past_of(job)
+  fn.take_out(job, 'WAITING')
+  fn.join(job, past)
+  fn.place(job, past, job.rare.run_at or NEVER)
+end
+
+-- One that fell goes on, if nobody has taken its keys meanwhile.
+function kin.revive(job, standing)
+  local wanted = {}
+  for _, want in ipairs(fn.keys_of(job)) do
+    if want.covers ~= 'time' then
+      if fn.held(want.key) then return end
+      wanted[#wanted + 1] = want
+    end
+  end
+  for _, want in ipairs(wanted) do fn.take_key(want, job) end
+  fn.take_out(job, 'ENDED', standing)
+  kin.note_revival(job, standing.state)
+  if fn.is_gated(job) then fn.take_seat(job) end
+  if job.rare.expires_at and standing.claim == 0 then
+    fn.stand(our.expiring, job.rare.expires_at, job.member)
+    stirred = true
+  end
+  local past = fn.past_of(job)
+  past.claim, past.attempt, past.started, past.worker = standing.claim, standing.attempt, standing.started, standing.worker
+  past.bare = past.bare and standing.claim == 0
+  kin.arrive(job, past)
+end
+
+-- A job that was revived waits for its parents, or takes its place where they have ended.
+function kin.arrive(job, past)
+  if call('EXISTS', each.open .. job.id) == 0 then return fn.place(job, past, job.rare.run_at or NEVER) end
+  fn.note_past(job, past)
+  fn.wait_behind(job, '')
+end
+
+-- A job with parents has its keys now: that it still waits for those is looked at in the end.
+function kin.succeed(job)
+  fn.put(our.waiting, job.member, '')
+  concerned[job.member] = true
+end
+
+-- What becomes of jobs ---
+
+function kin.note_end(job, state, result)
+  kin.count(job, state, 1)
+  if fn.holds_on(job, state) then kin.count(job, 'holding', 1) end
+  if state == 'SUCCEEDED' then
+    kin.owe(job, DONE, result or '')
+  else
+    kin.owe(job, FAILED, 'parent ' .. job.id .. ' ended ' .. state)
+  end
+end
+
+function kin.note_revival(job, was)
+  if fn.has_any('felled') then fn.drop(our.felled, job.id) end
+  kin.count(job, was, -1)
+  if fn.holds_on(job, was) then kin.count(job, 'holding', -1) end
+  kin.owe(job, OPEN, '')
+end
+
+-- A job is deleted that has ended, in the state `was`, or never will.
+function kin.note_deletion(job, was)
+  if not was then
+    kin.count(job, 'CANCELLED', 1)
+    kin.owe(job, FAILED, 'parent ' .. job.id .. ' was deleted')
+  elseif fn.holds_on(job, was) then
+    kin.count(job, 'holding', -1)
+  end
+  kin.drop(job)
+end
+
+function kin.note_run(job, by)
+  kin.count(job, 'running', by)
+end
+
+-- A job was leased: the last one of those that `claim` tells of.
+function kin.note_lease(job, claim)
+  kin.note_run(job, 1)
+  if not job.kin.linked then return end
+  local row = call('HGET', our.parents, job.id)
+  table.insert(claim.families, { #claim.leases / 2, row, row and kin.inputs_of(job.id, cmsgpack.unpack(row)) })
+end
+
+-- The results of parents that are asked for, empty for the others; false where none is.
+function kin.inputs_of(id, parents)
+  local ids, inputs, asked = {}, {}, false
+  for i, parent in ipairs(parents) do
+    ids[i], inputs[i] = parent.id, ''
+    asked = asked or parent.at and #parent.at > 0
+  end
+  for first = 1, asked and #ids or 0, WINDOW do
+    local some = { unpack(ids, first, math.min(first + WINDOW - 1, #ids)) }
+    for i, row in ipairs(kin.links_of(id, some)) do
+      local place = first + i - 1
+      if row and read(LINK, row) == DONE and parents[place].at then inputs[place] = sub(row, LINK_AT) end
+    end
+  end
+  return asked and inputs or false
+end
+
+-- The same of one that has nothing else rare, of which the row is given.
+function kin.note_claim(row)
+  local _, q, t, r, at = read(LENGTHS, row, LENGTHS_AT)
+  local words = sub(row, COMMON_AT, at + q + t + r - 1)
+  kin.count(commons[words] or fn.read_common(words), 'running', 1)
+end
+
+-- Ends attempts that succeeded, of jobs of which all that needs care is that they belong to a workflow or a batch.
+function kin.succeed_plain(members, runs, results, worker, keep)
+  local ids, ends, done, numbers, forget_at = {}, {}, {}, {}, fn.integer(now + keep)
+  local forever = fn.integer(FOREVER + now)
+  for i, member in ipairs(members) do ids[i] = sub(member, 7) end
+  for i, row in ipairs(fn.rows_of(ids)) do
+    local id, run, job = ids[i], runs[i], row and fn.read_job(ids[i], row)
+    fn.count('RUNNING', run.queue, -1)
+    if job then
+      ended[#ended + 1] = id
+      run.head = run.head or fn.end_row('SUCCEEDED', run.claim, 1, run.started, worker, '', '')
+      ends[#ends + 1], ends[#ends + 2] = id, run.head .. results[i]
+      done[#done + 1], done[#done + 2] = job.kin.workflow and forever or forget_at, members[i]
+      fn.count('SUCCEEDED', run.queue, 1)
+      numbers[job.common] = (numbers[job.common] or 0) + 1
+      kin.owe(job, DONE, results[i])
+    end
+  end
+  for common, number in pairs(numbers) do
+    kin.count(common, 'running', -number)
+    kin.count(common, 'SUCCEEDED', number)
+  end
+  fn.many('HSET', our.ends, ends)
+  fn.many('ZADD', each.done .. 'SUCCEEDED', done)
+end
+
+-- Drops what is known of jobs that are forgotten, which stand among others.
+function kin.drop(job)
+  if job.kin.workflow then fn.leave(each.members .. 'workflow ' .. job.kin.workflow, job.member) end
+  if job.kin.batch then fn.leave(each.members .. 'batch ' .. job.kin.batch, job.member) end
+  if not job.kin.linked then return end
+  for _, parent in ipairs(call('HKEYS', each.links .. job.id)) do
+    kin.forget_child(kin.parent_of(job, parent), job.member)
+  end
+  call('UNLINK', each.links .. job.id, each.open .. job.id, each.failed .. job.id)
+  call('HDEL', our.parents, job.id)
+  call('HDEL', our.felled, job.id)
+end
+
+-- Drops jobs that have ended, or wait for their batch.
+function kin.remove(members)
+  local ids, leaving = {}, {}
+  for i, member in ipairs(members) do ids[i] = sub(member, 7) end
+  local rows, ends = fn.rows_of(ids), call('HMGET', our.ends, unpack(ids))
+  for i, member in ipairs(members) do
+    local job, state = rows[i] and fn.read_job(ids[i], rows[i]), ends[i] and fn.read_end(ends[i]).state
+    if state then
+      leaving[state] = leaving[state] or {}
+      table.insert(leaving[state], member)
+    end
+    if job and state then
+      fn.count(state, job.queue, -1)
+    elseif job then
+      fn.take_out(job, fn.where(job))
+      fn.leave(our.expiring, member)
+    end
+    if job then kin.drop(job) end
+  end
+  for state, gone in pairs(leaving) do fn.many('ZREM', each.done .. state, gone) end
+  fn.forget(ids, members)
+end
+
+-- Enqueue ---
+
+-- Counts a new job where it belongs. Returns why it cannot come, if so, and why it is cancelled at once, if it is.
+function kin.join(job)
+  local of, stopped = job.kin, false
+  if of.workflow then
+    local name = 'workflow ' .. of.workflow
+    local count = kin.tally(name)
+    if growing[name] == nil then
+      growing[name] = not count or not kin.is_complete(count)
+      grown[#grown + 1] = name
+    end
+    count = count or kin.begin('workflow', of.workflow, select(3, fn.origin_of(job)))
+    if count.name == '' then count.name = of.flow[1] end
+    count.keep = math.max(count.keep, read('>d', job.row, KEEP_AT))
+    if not count.stopped then count.size = math.max(count.size, of.flow[2]) end
+    stopped = kin.add_to(name, count)
+  end
+  if of.batch and not of.callback then
+    local name = 'batch ' .. of.batch
+    local count = kin.tally(name)
+    if not count then return { 'batch', of.batch, 'none' } end
+    if count.sealed and not (adder and adder.kin.batch == of.batch) then return { 'batch', of.batch, 'sealed' } end
+    stopped = kin.add_to(name, count) or stopped
+  end
+  return nil, stopped
+end
+
+-- The row of a job without what is kept elsewhere: its parents, and name and size of its workflow.
+function kin.trimmed(job, tail)
+  local of = job.kin
+  if not of.workflow then return tail end
+  local enqueued, keep, band, traits, q, t, r, at = read(TAIL, tail)
+  if not job.common.trimmed then
+    local rare = {}
+    for name, value in pairs(job.rare) do rare[name] = value end
+    rare.kin = { workflow = of.workflow, linked = of.parents and true, fails = of.fails, batch = of.batch, callback = of.callback }
+    job.common.trimmed = cmsgpack.pack(rare)
+  end
+  local words, payload = sub(tail, at, at + q + t - 1) .. job.common.trimmed, sub(tail, at + q + t + r)
+  return pack(TAIL, enqueued, keep, band, traits, q, t, #job.common.trimmed) .. words .. payload
+end
+
+-- Lets a new job of a workflow or a batch come: its row as it is stored from now on, and what `settle_in` needs. Nil and why, if it may not.
+function kin.admit(job, tail)
+  local refusal, stopped = kin.join(job)
+  if refusal then return nil, refusal end
+  local row = sub(job.row, 1, ORIGIN_AT + 12) .. kin.trimmed(job, tail)
+  return fn.read_job(job.id, row), { parents = job.kin.parents, stopped = stopped }
+end
+
+-- Stores a new job of a workflow or a batch; see `fn.store`.
+function kin.store(job, tail, behind)
+  local admitted, family = kin.admit(job, tail)
+  if not admitted then return nil, family end
+  local number = fn.next_number()
+  fn.add(fn.read_job(job.id, pack(HEAD, number, number, now) .. sub(admitted.row, ORIGIN_AT + 13)), behind, family)
+  return job.id
+end
+
+-- Of new jobs that were admitted, whether all parents have come where no more jobs are to come. No also where that would be long to say.
+function kin.all_come(jobs, families)
+  local given, unknown = {}, {}
+  for _, job in ipairs(jobs) do given[job.kin.workflow and kin.parent_of(job, job.id) or ''] = true end
+  for _, name in ipairs(grown) do
+    if kin.is_complete(kin.tally(name)) and kin.lacks(name) then
+      local workflow, missing = sub(name, #'workflow ' + 1), call('ZRANGE', each.missing .. name, 0, WINDOW)
+      if #missing > WINDOW then return false end
+      for _, id in ipairs(missing) do
+        if not given[workflow .. '\0' .. id] then return false end
+      end
+    end
+  end
+  for i, job in ipairs(jobs) do
+    local parents = families[i] and families[i].parents
+    for _, parent in ipairs(parents and kin.is_complete(kin.tally('workflow ' .. job.kin.workflow)) and parents or {}) do
+      if not given[kin.parent_of(job, parent.id)] then unknown[#unknown + 1] = { job.kin.workflow, parent.id } end
+    end
+  end
+  if #unknown > WINDOW then return false end
+  for _, pair in ipairs(unknown) do
+    local job = fn.find_job(pair[2])
+    if not job or job.kin.workflow ~= pair[1] then return false end
+  end
+  return true
+end
+
+-- New jobs have come that are missing no more.
+function kin.note_arrivals(jobs)
+  local come = {}
+  for _, job in ipairs(jobs) do
+    local name = job.kin.workflow and 'workflow ' .. job.kin.workflow
+    if name and kin.lacks(name) then
+      come[name] = come[name] or {}
+      table.insert(come[name], job.id)
+    end
+  end
+  for name, ids in pairs(come) do
+    fn.many('ZREM', each.missing .. name, ids)
+    lacking[name] = nil
+  end
+end
+
+-- Whether parents are missing in a workflow.
+function kin.lacks(name)
+  if lacking[name] == nil then lacking[name] = call('EXISTS', each.missing .. name) == 1 end
+  return lacking[name]
+end
+
+-- A job just stored takes its place among others: see `fn.add`.
+function kin.settle_in(job, behind, family)
+  local of, _, _, enqueued = job.kin, fn.origin_of(job)
+  if of.workflow then
+    local name = 'workflow ' .. of.workflow
+    fn.later('ZADD', each.members .. name, enqueued, job.member)
+    if undo and kin.lacks(name) then fn.leave(each.missing .. name, job.id) end -- else that was done for all
+  end
+  if of.batch then fn.later('ZADD', each.members .. 'batch ' .. of.batch, enqueued, job.member) end
+  if family.parents then kin.connect(job, family.parents) end
+  local why = family.parents and kin.fails_with(job)
+  if family.stopped then
+    fn.finish(job, fn.past_of(job), 'CANCELLED', family.stopped, KEEP)
+  elseif behind or of.callback then
+    fn.wait_behind(job, behind or '')
+  elseif why then
+    kin.fell(job, why)
+  elseif family.parents and call('EXISTS', each.open .. job.id) == 1 then
+    fn.wait_behind(job, '')
+  else
+    fn.arrive(job)
+  end
+end
+
+-- Of the jobs that wait for a parent which is not there, in a workflow of which no more are to come: the first, and that parent.
+function kin.missing_in(name, given)
+  local first, place, parent
+  for _, id in ipairs(call('ZRANGE', each.missing .. name, 0, -1)) do
+    local parent_name = sub(name, #'workflow ' + 1) .. '\0' .. id
+    local heir = call('HGET', our.heirs, parent_name)
+    for _, member in ipairs(heir == '' and call('ZRANGE', each.children .. parent_name, 0, -1) or { heir or nil }) do
+      local child = sub(member, 7)
+      local at = (not given or given[child]) and call('HGET', our.waiting, member) == '' and call('ZSCORE', each.open .. child, id)
+      if at and (not first or member < first or member == first and tonumber(at) < place) then
+        first, place, parent = member, tonumber(at), id
+      end
+    end
+  end
+  return first and { 'parent', sub(first, 7), parent }
+end
+
+-- Why jobs that were stored cannot be, as somebody would wait for a parent that never comes. Parents may come after those who wait for them,
+-- as long as more are to come.
+function kin.missing_parent(ids)
+  local given = {}
+  for _, id in ipairs(ids) do given[id] = true end
+  for _, name in ipairs(grown) do
+    if kin.is_complete(kin.tally(name)) and kin.lacks(name) then
+      local missing = kin.missing_in(name, not growing[name] and given)
+      if missing then return missing end
+      fn.empty(each.missing .. name)
+    end
+  end
+end
+
+-- An attempt succeeds and adds jobs; where these are refused it is DEAD. False when the lease is lost. `at` is where ARGV tells of it.
+function kin.end_adding(session, worker, at)
+  local member, claim, keep, result = unpack(ARGV, at, at + 3)
+  local row = call('HGET', each.running .. session, member)
+  if not row or fn.read_run(row).claim ~= tonumber(claim) then return false end
+  adder = fn.find_job(sub(member, 7))
+  local _, refusal = fn.store_all(at + 4)
+  adder = nil
+  local run = fn.read_run(call('HGET', each.running .. session, member)) -- those that came may have asked it to stop
+  if refusal then
+    fn.stop_running(session, member, run)
+    run.flags = fn.has(run.flags, STOP) and run.flags - STOP or run.flags
+    fn.end_attempt(sub(member, 7), run, worker, 'Dead', REFUSED .. cmsgpack.pack(refusal), '')
+  else
+    call('HDEL', each.running .. session, member)
+    if fn.has(run.flags, STOP) then call('HDEL', each.stops .. session, sub(member, 7)) end
+    fn.succeed_with_care({ member }, { run }, { result }, worker, tonumber(keep))
+  end
+  return true
+end
+
+-- What people and time do ---
+
+function kin.store_batch(id, name, ids, tails)
+  local count = kin.begin('batch', id, now)
+  count.name = name
+  for i, tail in ipairs(tails) do
+    count.callbacks[i] = { fn.read_job(ids[i], pack(HEAD, 0, 0, 0) .. tail).kin.callback, ids[i] }
+  end
+  return fn.store_each(ids, tails)
+end
+
+-- Begins a batch with its callbacks, unless there is one of this id. Returns why one was refused, if so.
+function kin.open_batch(id, name)
+  if kin.tally('batch ' .. id) then return end
+  local ids, tails = {}, {}
+  for i = 5, #ARGV, 2 do
+    ids[#ids + 1] = ARGV[i]
+    tails[#tails + 1] = ARGV[i + 1]
+  end
+  undo = {}
+  local whole, standing, refusal = pcall(kin.store_batch, id, name, ids, tails)
+  if refusal or not whole then fn.take_back() end
+  undo = nil
+  if not whole then error(standing, 0) end
+  return refusal
+end
+
+function kin.seal_batch(id)
+  local count = kin.tally('batch ' .. id)
+  if not count or count.sealed then return 0 end
+  count.sealed, changed['batch ' .. id] = true, count
+  return 1
+end
+
+function kin.stop(name)
+  local count = kin.tally(name)
+  if not count or count.finished_at then return 0 end
+  kin.stop_whole(name, count)
+  return 1
+end
+
+function kin.stop_whole(name, count)
+  count.stopped, count.sealed, count.size = true, count.kind == 'batch', math.min(count.size, count.total)
+  changed[name] = count
+  kin.stop_some(name)
+end
+
+-- Cancels the next thousand jobs of a tally, after the one that `from` tells of; the rest later.
+function kin.stop_some(name, from)
+  local line, count, first = each.members .. name, kin.tally(name), 0
+  if from then
+    local rank = call('ZRANK', line, from[2])
+    first = rank and rank + 1 or call('ZCOUNT', line, '-inf', '(' .. from[1])
+  end
+  local members = left > 0 and call('ZRANGE', line, first, first + MOST_LINKS - 1) or {}
+  if left <= 0 then
+    kin.postpone('tally ' .. name, from or { '-inf', '' })
+  elseif #members == MOST_LINKS then
+    kin.postpone('tally ' .. name, { call('ZSCORE', line, members[#members]), members[#members] })
+  else
+    kin.write_off('tally ' .. name)
+  end
+  left = left - #members
+  table.sort(members)
+  local ids = {}
+  for i, member in ipairs(members) do ids[i] = sub(member, 7) end
+  fn.fetch(ids)
+  for _, id in ipairs(ids) do
+    local job = fn.find_job(id)
+    if job and not job.kin.callback then fn.stop(job, 'CANCELLED', 'its ' .. (count and count.kind or 'batch') .. ' was cancelled') end
+  end
+end
+
+-- Goes on with what calls before had to leave.
+function kin.go_on()
+  for _, entry in ipairs(call('ZRANGE', our.owing, 0, MOST_TALLIES - 1)) do
+    local kind, name = string.match(entry, '^(%a+) (.*)$')
+    local row = call('HGET', our.owed, entry)
+    local debt = row and cmsgpack.unpack(row)
+    if not debt then
+      call('ZREM', our.owing, entry)
+    elseif kind == 'job' then
+      if not owed[name] then
+        order[#order + 1] = name
+        owed[name] = debt
+      end
+    elseif left > 0 then
+      kin.stop_some(name, debt)
+    end
+  end
+  kin.settle_up()
+end
+
+-- Gives up what its producer left incomplete. Returns whether there may be more.
+function kin.abandon()
+  local names = call('ZRANGEBYSCORE', our.unfinished, '-inf', fn.integer(now - ABANDONED_AFTER), 'LIMIT', 0, MOST_TALLIES)
+  table.sort(names, function(one, other) return kin.tally(one).n < kin.tally(other).n end)
+  for _, name in ipairs(names) do
+    local count = kin.tally(name)
+    count.abandoned, changed[name] = true, count
+    if count.kind == 'workflow' then kin.stop_whole(name, count) else count.sealed = true end
+  end
+  kin.settle_up()
+  return #names == MOST_TALLIES
+end
+
+-- What comes with time but for forgetting. Returns whether there is more to do.
+function kin.maintain()
+  kin.settle_up()
+  local more = kin.abandon()
+  if call('EXISTS', our.owing) == 1 then kin.go_on() end
+  return more or call('EXISTS', our.owing) == 1
+end
+
+function kin.drop_tally(name, count)
+  call('HDEL', our.tallies, name)
+  call('ZREM', our[LINES[count.kind]], pack('>I6', count.n) .. count.id)
+  call('ZREM', our.unfinished, name)
+  call('ZREM', our.forgetting, name)
+  call('UNLINK', each.missing .. name)
+  counts[name], changed[name] = false, nil
+end
+
+-- The jobs that go with a tally: all of a workflow, the callbacks of a batch that never came due.
+function kin.going_with(name, count, most)
+  if count.kind == 'workflow' then return call('ZRANGE', each.members .. name, 0, most - 1) end
+  local members = {}
+  for _, pair in ipairs(count.callbacks) do
+    local job = #members < most and kin.waiting_callback(pair[2])
+    if job then members[#members + 1] = job.member end
+  end
+  return members
+end
+
+-- Drops finished tallies whose time is over, with the records of a workflow's jobs. Returns how many records went, WINDOW when there is more.
+function kin.forget_old()
+  local names = call('ZRANGEBYSCORE', our.forgetting, '-inf', fn.integer(now), 'LIMIT', 0, MOST_TALLIES)
+  local gone = 0
+  for _, name in ipairs(names) do
+    local count = kin.tally(name)
+    if count.holding > 0 and count.kind == 'workflow' then -- a dead job keeps its turn
+      count.forget_at = now + DAY * SECOND
+      kin.store_tally(name, count)
+    elseif gone < WINDOW then
+      local members = kin.going_with(name, count, WINDOW - gone)
+      gone = gone + #members
+      if #members > 0 then kin.remove(members) end
+      if gone < WINDOW then kin.drop_tally(name, count) end
+    end
+  end
+  return #names == MOST_TALLIES and WINDOW or gone
+end
+
+-- The names of tallies after that of an id, newest first.
+function kin.page(kind, most, after)
+  local line, first, names = our[LINES[kind]], 0, {}
+  if after ~= '' then
+    local count = kin.tally(kind .. ' ' .. after)
+    if not count then return names end
+    first = call('ZREVRANK', line, pack('>I6', count.n) .. after) + 1
+  end
+  for i, member in ipairs(call('ZREVRANGE', line, first, first + most - 1)) do names[i] = sub(member, 7) end
+  return names
+end
+
+end
+
+make()
+end
+
+-- The functions of gates, and those of workflows and batches, are made when any of them is first asked for.
 setmetatable(fn, { __index = function(made, name)
   setmetatable(made, nil)
   define_gates()
+  return made[name]
+end })
+setmetatable(kin, { __index = function(made, name)
+  setmetatable(made, nil)
+  define_families()
   return made[name]
 end })
 

@@ -13,6 +13,7 @@ from offload.brokers.redis.connections import server_version
 from offload.brokers.redis.notes import Note, notes
 from offload.brokers.redis.rows import MEMBER, MICROSECOND, Known, failures_of, job_of, moment, optional_moment
 from offload.brokers.redis.script import Script
+from offload.brokers.redis.tallies import name_of
 from offload.gates import KINDS, MOST_STRIKING, by_rule, gate_of, key_of, kind_of, page_of
 from offload.job import Facts, Filter, Kind, Limit, LimitRecord, Record, SessionRecord, Standing, State, WorkerInfo
 
@@ -21,6 +22,8 @@ PAGE = 200
 """Jobs looked at in one call."""
 FEW = 10
 """The jobs in a state are gone through alone where they are fewer than one in so many."""
+SIFTED = ("state", "task", "queue", "key", "workflow", "batch")
+"""The fields of a filter by which the script goes."""
 MOST_LARGE = 20
 MOST_FINISHED = 1_000
 LARGEST_SKEW = timedelta(seconds=2)
@@ -49,9 +52,10 @@ async def find(script: Script, filter: Filter, limit: int, after: str | None) ->
     place: Place | None = (b"", b"") if after is None else await script.ask("seat", after)
     if place is None:
         return []
-    wanted = _pack({name: value for name in ("state", "task", "queue", "key") if (value := getattr(filter, name)) is not None})
-    lines = None if filter.state is None else await _few(script, filter.state)
-    pages = _walk(script, wanted, place) if lines is None else _through(script, wanted, lines, place)
+    wanted = _pack({name: value for name in SIFTED if (value := getattr(filter, name)) is not None})
+    tallies = _tallies_of(filter)
+    lines = None if filter.state is None or tallies else await _few(script, filter.state)
+    pages = _walk(script, wanted, place, tallies) if lines is None else _through(script, wanted, lines, place)
     found: dict[str, Record] = {}
     async for ids in pages:
         found |= await get(script, ids if filter.text is None else await _mentioning(script, ids, filter.text))
@@ -60,12 +64,19 @@ async def find(script: Script, filter: Filter, limit: int, after: str | None) ->
     return list(found.values())[:limit]
 
 
-async def _walk(script: Script, wanted: bytes, place: Place) -> AsyncIterator[list[str]]:
-    """The ids of jobs that match, page by page, by way of all jobs that come after `place`."""
+def _tallies_of(filter: Filter) -> list[str]:
+    """The one workflow or batch whose jobs are gone through, none for all jobs."""
+    if filter.workflow is not None:
+        return [name_of("workflow", filter.workflow)]
+    return [] if filter.batch is None else [name_of("batch", filter.batch)]
+
+
+async def _walk(script: Script, wanted: bytes, place: Place, tallies: Sequence[str]) -> AsyncIterator[list[str]]:
+    """The ids of jobs that match, page by page, by way of all jobs that come after `place`, or those of a tally."""
     member: bytes | None
     member, enqueued = place
     while member is not None:
-        member, enqueued, ids = await script.ask("walk", PAGE, wanted, member, enqueued)
+        member, enqueued, ids = await script.ask("walk", PAGE, wanted, member, enqueued, *tallies)
         yield [id.decode() for id in ids]
 
 
@@ -123,7 +134,7 @@ async def standing(script: Script, id: str) -> Standing | None:
     found = await script.ask("standing", id)
     if found is None:
         return None
-    known, paused, aside, ahead, waits_for, limits, before = found
+    known, paused, aside, ahead, waits_for, limits, before, parents, open_parents = found
     return Standing(
         record=Known(*known).record(),
         paused=bool(paused),
@@ -131,6 +142,8 @@ async def standing(script: Script, id: str) -> Standing | None:
         ahead=ahead,
         waits_for=None if waits_for is None else waits_for.decode(),
         limits=tuple(GateRow(*row).record() for row in limits),
+        parents=tuple(id.decode() for id in parents),
+        open_parents=open_parents,
         before=before,
         sessions=tuple(await sessions(script)),
         now=script.clock.now(),

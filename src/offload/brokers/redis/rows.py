@@ -10,9 +10,29 @@ from typing import NamedTuple
 
 import msgspec
 from msgspec import UNSET
+from msgspec.structs import replace
 
+from offload.brokers.redis.refusals import refusal_of
 from offload.gates import gated
-from offload.job import Conflict, Failure, Job, Lease, Limit, LimitChange, OnDead, Overlap, Progress, RateLimit, Record, State, UniqueKey
+from offload.job import (
+    Callback,
+    Conflict,
+    Failure,
+    IfParentFails,
+    Job,
+    Lease,
+    Limit,
+    LimitChange,
+    Membership,
+    OnDead,
+    Overlap,
+    Parent,
+    Progress,
+    RateLimit,
+    Record,
+    State,
+    UniqueKey,
+)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -22,11 +42,13 @@ HIGHEST_PRIORITY = 100
 
 _TAIL = Struct(">qdBBHHI")
 """When enqueued, seconds to keep, rank of the priority, traits, lengths of queue, task and rare fields; then these, and the payload."""
-GATED, CHECKED = 1, 2
-"""Traits: it passes gates for a turn or for slots; there is more to look at when it is claimed."""
+GATED, CHECKED, KIN = 1, 2, 4
+"""Traits: it passes gates for a turn or for slots; there is more to look at when it is claimed; it is of a workflow or a batch."""
 _HEAD = 19
 """Bytes that the script puts before the tail: the job's number, its position, and when it became ready."""
 _unpack_tail = _TAIL.unpack_from
+REFUSED = b"\0"
+"""Begins the reason of a job whose additions were refused."""
 MEMBER = 6
 """Bytes of the number before the id in a member."""
 _NAMES = _HEAD + _TAIL.size
@@ -58,8 +80,26 @@ def microseconds(duration: float) -> int:
     return timedelta(seconds=duration) // MICROSECOND
 
 
+class Kin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """To which workflow and batch a job belongs, and how."""
+
+    workflow: str | None = None
+    flow: tuple[str, int] | None = None
+    """Name and size of its workflow. Of a job that comes in alone, as are its parents: the script keeps both elsewhere."""
+    parents: tuple[Parent, ...] = ()
+    linked: bool = False
+    """Whether a job that is stored has parents."""
+    fails: IfParentFails = "cancel"
+    batch: str | None = None
+    callback: Callback | None = None
+
+    def membership(self) -> Membership | None:
+        """The workflow."""
+        return None if self.workflow is None else Membership(self.workflow)
+
+
 class Rare(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The fields of a job that few jobs have."""
+    """The fields of a job that few jobs have: at most 15, or each is stored in two bytes more."""
 
     run_at: int | None = None
     expires_at: int | None = None
@@ -76,6 +116,7 @@ class Rare(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     on_dead: OnDead = "continue"
     limits: tuple[Limit, ...] = ()
     fair_by: str | None = None
+    kin: Kin | None = None
 
     def unique(self) -> UniqueKey | None:
         """The job's own unique key."""
@@ -89,6 +130,9 @@ _read_rare = msgspec.msgpack.Decoder(Rare).decode
 _failure = msgspec.json.Decoder(Failure).decode
 _steps = msgspec.msgpack.Decoder(dict[str, str]).decode
 _progress = msgspec.json.Decoder(tuple[float, str]).decode
+ALONE = Kin()
+_refusal = msgspec.msgpack.Decoder(list[str]).decode
+_parents = msgspec.msgpack.Decoder(tuple[Parent, ...]).decode
 
 
 def tail(job: Job) -> bytes:
@@ -105,6 +149,9 @@ def tail(job: Job) -> bytes:
         or job.limits
         or job.fair_by is not None
         or job.on_dead != "continue"
+        or job.workflow is not None
+        or job.batch is not None
+        or job.if_parent_fails != "cancel"
     ):
         rare, traits = _pack(_rare_fields(job)), _traits(job)
     rank = HIGHEST_PRIORITY - job.priority
@@ -114,8 +161,8 @@ def tail(job: Job) -> bytes:
 
 def _traits(job: Job) -> int:
     rated = any(isinstance(limit, RateLimit) for limit in job.limits)
-    checked = rated or job.expires_at is not None or job.unique is not None or job.schedule is not None
-    return (CHECKED if checked else 0) | (GATED if gated(job) else 0)
+    checked = rated or job.expires_at is not None or job.unique is not None or job.schedule is not None or job.parents
+    return (CHECKED if checked else 0) | (GATED if gated(job) else 0) | (KIN if _is_kin(job) else 0)
 
 
 def _rare_fields(job: Job) -> Rare:
@@ -135,6 +182,23 @@ def _rare_fields(job: Job) -> Rare:
         on_dead=job.on_dead,
         limits=job.limits,
         fair_by=job.fair_by,
+        kin=_kin(job) if _is_kin(job) else None,
+    )
+
+
+def _is_kin(job: Job) -> bool:
+    return job.workflow is not None or job.batch is not None or job.if_parent_fails != "cancel"
+
+
+def _kin(job: Job) -> Kin:
+    flow = job.workflow
+    return Kin(
+        workflow=None if flow is None else flow.id,
+        flow=None if flow is None else (flow.name, flow.size),
+        parents=() if flow is None else job.parents,
+        fails=job.if_parent_fails,
+        batch=job.batch,
+        callback=job.callback,
     )
 
 
@@ -149,7 +213,7 @@ def _rare(packed: bytes) -> Rare:
 
 
 def job_of(id: str, row: bytes) -> Job:
-    """The job of a row."""
+    """The job of a row, but for its parents."""
     enqueued_at, keep, rank, _, queue_bytes, task_bytes, rare_bytes = _unpack_tail(row, _HEAD)
     rare_at = _NAMES + queue_bytes + task_bytes
     queue, task = _names(row[_NAMES:rare_at], queue_bytes)
@@ -165,6 +229,7 @@ def job_of(id: str, row: bytes) -> Job:
         )
     payload_at = rare_at + rare_bytes
     rare = _rare(row[rare_at:payload_at])
+    kin = rare.kin or ALONE
     return Job(
         id=id,
         task=task,
@@ -183,13 +248,22 @@ def job_of(id: str, row: bytes) -> Job:
         on_dead=rare.on_dead,
         limits=rare.limits,
         fair_by=rare.fair_by,
+        workflow=kin.membership(),
+        if_parent_fails=kin.fails,
+        batch=kin.batch,
+        callback=kin.callback,
     )
 
 
-def leases_of(words: Sequence[bytes], again: Sequence[tuple[int, int, int, int, bytes | None]]) -> list[Lease]:
-    """The leases of members and rows in turn; and for jobs claimed before, at places counted from 1: claim, attempt, crashes, steps.
+def leases_of(
+    words: Sequence[bytes],
+    again: Sequence[tuple[int, int, int, int, bytes | None]],
+    families: Sequence[tuple[int, bytes | None, Sequence[bytes] | None]],
+) -> list[Lease]:
+    """The leases of members and rows in turn.
 
-    The `ref` of a lease is the member: what the script calls the job where it stands or runs.
+    And at places counted from 1, for jobs claimed before: claim, attempt, crashes, steps; for those that have parents: these, and their
+    results, empty where there is none. The `ref` of a lease is the member: what the script calls the job where it stands or runs.
     """
     leases = [
         Lease(job_of(member[MEMBER:].decode(), row), 1, 1, 0, {}, member) for member, row in zip(words[::2], words[1::2], strict=True)
@@ -197,6 +271,10 @@ def leases_of(words: Sequence[bytes], again: Sequence[tuple[int, int, int, int, 
     for place, claim, attempt, crashes, steps in again:
         lease = leases[place - 1]
         leases[place - 1] = Lease(lease.job, claim, attempt, crashes, steps_of(steps), lease.ref)
+    for place, parents, results in families:
+        lease = leases[place - 1]
+        inputs = tuple(result or None for result in results or ())
+        leases[place - 1] = replace(lease, job=replace(lease.job, parents=parents_of(parents)), inputs=inputs)
     return leases
 
 
@@ -219,6 +297,7 @@ class Known(NamedTuple):
     """JSON of each Failure, on a line of its own."""
     steps: bytes | None
     progress: bytes | None
+    parents: bytes | None
 
     def record(self) -> Record:
         """The record of the job."""
@@ -241,6 +320,11 @@ class Known(NamedTuple):
             on_dead=job.on_dead,
             limits=job.limits,
             fair_by=job.fair_by,
+            workflow=job.workflow,
+            parents=parents_of(self.parents),
+            if_parent_fails=job.if_parent_fails,
+            batch=job.batch,
+            callback=job.callback,
             state=State(self.state.decode()),
             attempt=self.attempt,
             crashes=self.crashes,
@@ -248,7 +332,7 @@ class Known(NamedTuple):
             result=None if self.result is None else msgspec.json.decode(self.result),
             progress=None if self.progress is None else Progress(*_progress(self.progress)),
             steps={name: msgspec.json.decode(value) for name, value in steps_of(self.steps).items()},
-            reason=None if self.reason is None else self.reason.decode(),
+            reason=None if self.reason is None else reason_of(self.reason),
             worker=None if self.worker is None else self.worker.decode(),
             cancel_asked=bool(self.cancel_asked),
             started_at=optional_moment(self.started_at),
@@ -260,6 +344,21 @@ def change_of(change: LimitChange) -> bytes:
     """What a person changes, for the script: False stands for what goes back to what is declared."""
     fields = {name: getattr(change, name) for name in change.__struct_fields__}
     return _pack({name: False if value is None else value for name, value in fields.items() if value is not UNSET})
+
+
+def parents_of(packed: bytes | None) -> tuple[Parent, ...]:
+    """The parents of a job."""
+    return () if packed is None else _parents(packed)
+
+
+def reason_of(told: bytes) -> str:
+    """Why a job ended as it did; where what it added was refused, the script says by what."""
+    if not told.startswith(REFUSED):
+        return told.decode()
+    try:
+        return f"the jobs that it added were refused: {refusal_of(_refusal(told[len(REFUSED) :]))}"
+    except msgspec.DecodeError:  # a task's own words
+        return told.decode()
 
 
 def failures_of(lines: bytes | None) -> tuple[Failure, ...]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from offload.brokers.redis.connections import Link
+from offload.brokers.redis.refusals import refusal_of
 from offload.brokers.redis.rows import moment, stored
 from offload.clock import Clock, ServerClock, SystemClock
-from offload.errors import IdConflict, UniqueConflict
 
 
 class Script:
@@ -46,5 +46,4 @@ class Script:
 
 def refuse(refusal: Sequence[bytes]) -> None:
     """Raise what the script refused jobs for."""
-    kind, *names = (word.decode() for word in refusal)
-    raise IdConflict(names[0]) if kind == "id" else UniqueConflict(names[0], names[1])
+    raise refusal_of([word.decode() for word in refusal])

@@ -83,8 +83,8 @@ class RedisSession(Session):
         rooms = (room.get("async", 0), room.get("thread", 0), room.get("process", 0))
         reply = await self._script.ask("fetch", self.id, self._calls, turn, limit, *rooms, self._asleep, int(goes_on), *queues)
         self._heard(reply)
-        words, again, rest, self._wake_at = reply
-        return leases_of(words, again), rest
+        words, again, rest, self._wake_at, families = reply
+        return leases_of(words, again, families), rest
 
     def _isolation(self, lease: Lease) -> Isolation:
         return "process" if lease.crashes >= CRASHES_BEFORE_ISOLATION else self._info.tasks[lease.job.task]

@@ -8,9 +8,9 @@ from typing import TypeAlias, assert_never
 
 import msgspec
 
-from offload.brokers.redis.rows import microseconds
+from offload.brokers.redis.rows import microseconds, tail
 from offload.gates import gated
-from offload.job import Cancelled, Dead, Done, Failure, Lease, Outcome, Release, Retried
+from offload.job import KEEP_SUCCEEDED, Cancelled, Dead, Done, Failure, Job, Lease, Outcome, Release, Retried
 
 Settlements: TypeAlias = Sequence[tuple[Lease, Outcome]]
 Words: TypeAlias = list[bytes | str | int | float]
@@ -28,8 +28,8 @@ def words_of(settlements: Settlements) -> tuple[Words, list[int]]:
     others: list[int] = []
     for place, (lease, outcome) in enumerate(settlements):
         job = lease.job
-        if type(outcome) is Done and job.unique is None and job.schedule is None and not gated(job):
-            plain.setdefault(job.keep, []).append(place)
+        if type(outcome) is Done and job.unique is None and job.schedule is None and not outcome.added and not gated(job):
+            plain.setdefault(_kept(job), []).append(place)
         else:
             others.append(place)
     if plain and others and len({lease.job.id for lease, _ in settlements}) < len(settlements):
@@ -50,12 +50,17 @@ def words_of(settlements: Settlements) -> tuple[Words, list[int]]:
 
 
 def _keep_of(lease: Lease, outcome: Outcome) -> float | None:
-    """How long a success is kept."""
-    return lease.job.keep if type(outcome) is Done else None
+    """How long a success is kept that adds nothing."""
+    return _kept(lease.job) if type(outcome) is Done and not outcome.added else None
+
+
+def _kept(job: Job) -> float:
+    """Those of a workflow are kept as long as that, whatever is said here."""
+    return job.keep if job.workflow is None else KEEP_SUCCEEDED
 
 
 def _successes(settlements: Settlements, keep: float, places: Sequence[int]) -> Words:
-    words: Words = ["Done", microseconds(keep) if keep > 0 else 0, len(places)]
+    words: Words = ["Done", _delay(keep), len(places)]
     for place in places:
         lease, outcome = settlements[place]
         words += (lease.ref, lease.claim, (outcome.result if type(outcome) is Done else None) or b"")
@@ -70,8 +75,9 @@ def lost_of(settlements: Settlements, order: Sequence[int], lost: Sequence[int])
 def _words(lease: Lease, outcome: Outcome) -> Words:
     member, claim = lease.ref, lease.claim
     match outcome:
-        case Done():
-            return _successes([(lease, outcome)], lease.job.keep, [0])
+        case Done(result, added):
+            jobs = chain.from_iterable((job.id, tail(job)) for job in added)
+            return ["Adding", member, claim, _delay(_kept(lease.job)), result or b"", *jobs]
         case Retried(delay, failure, whole_key):
             return ["HeldBack" if whole_key else "Retried", member, claim, _delay(delay), _failure(failure)]
         case Dead(reason, failure, hold_key):
