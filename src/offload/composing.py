@@ -73,12 +73,16 @@ class Run:
 
     async def arecord(self) -> WorkflowRecord:
         """All that is known of the workflow and its jobs. Raises JobNotFound once its record is forgotten."""
-        store = await self._needed().clients.store()
-        found = await store.tallies("workflow", [self.id])
+        found = await self.aprogress()
+        jobs = await (await self._needed().clients.store()).find(Filter(workflow=self.id), MOST_SHOWN)
+        return WorkflowRecord(**{name: getattr(found, name) for name in found.__struct_fields__}, jobs=tuple(jobs))
+
+    async def aprogress(self) -> Tally:
+        """Its numbers: total, waiting, running, succeeded, dead, cancelled, expired. Raises JobNotFound once its record is forgotten."""
+        found = await (await self._needed().clients.store()).tallies("workflow", [self.id])
         if not found:
             raise self._not_found()
-        jobs = await store.find(Filter(workflow=self.id), MOST_SHOWN)
-        return WorkflowRecord(**{name: getattr(found[0], name) for name in found[0].__struct_fields__}, jobs=tuple(jobs))
+        return found[0]
 
     async def await_(self, timeout: float | None = None) -> Tally:
         """Wait until all its jobs have ended, however they did. Returns their numbers; `state` tells how it went.
@@ -86,18 +90,13 @@ class Run:
         None waits for ever. Raises ResultTimeout when `timeout` seconds were not enough, JobNotFound once its record is forgotten.
         """
         clock = asyncio.get_running_loop().time
-        store = await self._needed().clients.store()
         deadline = math.inf if timeout is None else clock() + timeout
-        while True:
-            found = await store.tallies("workflow", [self.id])
-            if not found:
-                raise self._not_found()
-            if found[0].finished_at is not None:
-                return found[0]
+        while (found := await self.aprogress()).finished_at is None:
             left = deadline - clock()
             if left <= 0:
-                raise ResultTimeout(f"workflow {self.id} has not ended within {timeout:g} seconds; it goes on: {found[0].told}")
+                raise ResultTimeout(f"workflow {self.id} has not ended within {timeout:g} seconds; it goes on: {found.told}")
             await self._rest(min(left, LONGEST_WAIT))
+        return found
 
     async def _rest(self, seconds: float) -> None:
         """Wait for the job that was stored first, which nobody waits for, to end; or a moment, where it has."""
@@ -112,6 +111,7 @@ class Run:
         """Cancel all its jobs: at once where they have not begun, else by asking their workers. False when all had ended already."""
         return await (await self._needed().changing()).stop("workflow", self.id)
 
+    progress = sync(aprogress)
     wait = sync(await_)
     record = sync(arecord)
     cancel = sync(acancel)

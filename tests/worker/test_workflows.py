@@ -107,7 +107,7 @@ async def test_a_graph_runs_each_job_when_its_parents_have_ended(shop: Any) -> N
     assert {job.task for job in record.jobs} == {"plus", "total", "see"}
     assert record.state == "succeeded"
     assert [tally.id for tally in await shop.app.aworkflows()] == [run.id]
-    assert await shop.app.workflow(run.id).await_(1) == tally
+    assert await shop.app.workflow(run.id).await_(1) == await run.aprogress() == tally
 
 
 async def test_who_fails_cancels_those_after_it_and_others_run(shop: Any) -> None:
