@@ -426,6 +426,19 @@ class Families(Fixtures):
             assert (shown.abandoned, shown.stopped, shown.finished_at) == (True, True, clock.now())
 
     @needs(Feature.PARENTS)
+    async def test_who_would_wait_for_a_parent_that_never_comes_is_not_revived(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a", size=9), node(clock, "b", "a", "ghost"), node(clock, "c", "ghost"), node(clock, "d", "c")])
+        async with store.session(info()) as session:
+            await end(session, a=Dead("no"))
+            clock.advance(3_600)
+            await session.maintain()
+            assert (await tally(store)).finished_at == clock.now()
+            assert await store.retry(["a", "b", "c"]) == {"a"}
+            await end(session, a=Done())
+            assert await states(store, "b", "c") == [State.CANCELLED, State.CANCELLED]
+            assert (await tally(store)).finished_at == clock.now()
+
+    @needs(Feature.PARENTS)
     async def test_the_records_of_a_workflow_are_kept_together(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([node(clock, "a", keep=0), node(clock, "b", "a", keep=100), node(clock, "plain", flow="f0", keep=0)])
         async with store.session(info()) as session:
