@@ -34,7 +34,7 @@ def revive(shelf: Shelf, id: str, payload: bytes | None) -> bool:
         return False
     was = entry.state
     entry.job = replace(entry.job, payload=entry.job.payload if payload is None else payload, run_at=None, expires_at=None)
-    entry.attempt, entry.crashes, entry.cancel_asked = 0, 0, False
+    entry.attempt, entry.crashes, entry.cancel_asked, entry.due = 0, 0, False, None
     entry.result = entry.finished_at = entry.progress = None
     if not holds_turn(entry):  # who kept its turn keeps its place as well
         entry.seat = shelf.next_number()

@@ -213,10 +213,11 @@ class Families(Fixtures):
 
     @needs(Feature.PARENTS)
     async def test_who_fell_is_not_revived_alone_and_who_was_cancelled_waits_again(self, store: Store, clock: TestClock) -> None:
-        await store.enqueue([node(clock, "a"), node(clock, "b", "a")])
+        await store.enqueue([node(clock, "a"), node(clock, "b", "a", delay=60)])
         assert await store.cancel(["b"]) == {"b"}
         assert await store.retry(["b"]) == {"b"}
         assert await waits(store, "b") == WAITS
+        assert (await record(store, "b")).run_at is None
         async with store.session(info()) as session:
             await end(session, a=Dead("no"))
             assert await store.retry(["b"]) == set()
