@@ -26,15 +26,15 @@ def cancel(shelf: Shelf, id: str) -> bool:
 
 
 def revive(shelf: Shelf, id: str, payload: bytes | None) -> bool:
-    """Start a job's life anew. False when it is not dead, cancelled or expired, a parent has failed, or its key is taken."""
+    """Start a job's life anew. False when it is not dead, cancelled or expired, a parent has failed or never comes, or its key is taken."""
     entry = shelf.entries.get(id)
     if entry is None or entry.state not in REVIVABLE:
         return False
-    if not free_to_wait(entry) or not take_back(shelf, entry):
+    if not free_to_wait(shelf, entry) or not take_back(shelf, entry):
         return False
     was = entry.state
     entry.job = replace(entry.job, payload=entry.job.payload if payload is None else payload, run_at=None, expires_at=None)
-    entry.attempt, entry.crashes, entry.cancel_asked = 0, 0, False
+    entry.attempt, entry.crashes, entry.cancel_asked, entry.due = 0, 0, False, None
     entry.result = entry.finished_at = entry.progress = None
     if not holds_turn(entry):  # who kept its turn keeps its place as well
         entry.seat = shelf.next_number()

@@ -59,9 +59,15 @@ def arrive(shelf: Shelf, entry: Entry) -> None:
         place(shelf, entry, entry.job.run_at)
 
 
-def free_to_wait(entry: Entry) -> bool:
-    """Whether a job that is to be revived could become anything but cancelled at once."""
-    return _failed(entry) is None
+def free_to_wait(shelf: Shelf, entry: Entry) -> bool:
+    """Whether a job that is to be revived would not be cancelled at once, nor wait for a parent that never comes."""
+    return _failed(entry) is None and not _waits_in_vain(shelf, entry)
+
+
+def _waits_in_vain(shelf: Shelf, entry: Entry) -> bool:
+    """Whether a parent is not there, and no more jobs are to come: so it is after a workflow was given up, or stopped."""
+    count = next((count for count in shelf.counts.of(entry.job) if count.kind == "workflow"), None)
+    return count is not None and count.complete and any(link.fate == "open" and shelf.mate(link.parent) is None for link in entry.links)
 
 
 def pay(shelf: Shelf) -> None:
@@ -103,7 +109,7 @@ def _reconsider(shelf: Shelf, child: Entry) -> None:
         shelf.remember(child)
         if failed is not None:
             child.reason = failed.why
-        elif take_back(shelf, child):
+        elif not _waits_in_vain(shelf, child) and take_back(shelf, child):
             child.felled, child.reason, child.finished_at = False, None, None
             shelf.remember_counts(child.job)
             shelf.counts.revived(child.job, State.CANCELLED)

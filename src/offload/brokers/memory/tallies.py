@@ -155,14 +155,13 @@ def _waiting(shelf: Shelf, count: Count) -> list[tuple[Callback, Entry]]:
 def abandon(shelf: Shelf) -> None:
     """Give up what its producer left incomplete."""
     now = shelf.clock.now()
-    for count in list(shelf.counts.all.values()):
-        if count.complete or now < count.touched_at + ABANDONED_AFTER:
-            continue
+    due = [count for count in shelf.counts.all.values() if not count.complete and now >= count.touched_at + ABANDONED_AFTER]
+    for count in [count for count in due if count.kind == "workflow" or count.open == 0]:
+        count.abandoned = True
         if count.kind == "workflow":
-            count.abandoned = True
             _stop(shelf, count)
-        elif count.open == 0:
-            count.abandoned = count.sealed = True
+        else:
+            count.sealed = True
             shelf.counts.touch(count)
     settle_up(shelf)
 

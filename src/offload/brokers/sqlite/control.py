@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from offload.brokers.sqlite.cancelling import in_turn
 from offload.brokers.sqlite.endings import drop_expiring, forget
-from offload.brokers.sqlite.families import children, to_take_again, wait
+from offload.brokers.sqlite.families import children, to_take_again, wait, waiting_in_vain
 from offload.brokers.sqlite.keys import any_held, give_up, take
 from offload.brokers.sqlite.moves import Moves, past_of, take_out
 from offload.brokers.sqlite.rows import JobColumns, extra_text, text
@@ -29,7 +29,8 @@ def _revive(tx: Transaction, now: int, rows: Sequence[JobColumns], payload: byte
     rows = [row for row in rows if row.state in _REVIVABLE and not any_held(tx, now, to_take_again(row.job()))]
     tied = [row.n for row in rows if row.extra is not None and row.job().parents]
     ties = children(tx, tied) if tied else {}
-    rows = [row for row in rows if row.n not in ties or ties[row.n].why is None]
+    vain = waiting_in_vain(tx, [row for row in rows if row.n in ties and ties[row.n].open])
+    rows = [row for row in rows if row.n not in ties or (ties[row.n].why is None and row.n not in vain)]
     if not rows:
         return rows
     take_out(tx, rows)

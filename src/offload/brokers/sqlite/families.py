@@ -12,6 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from offload.brokers.sqlite.books import Debts, Fate
+from offload.brokers.sqlite.counting import known
 from offload.brokers.sqlite.endings import NEVER, Ending, let_go, record_ends
 from offload.brokers.sqlite.gating import Past
 from offload.brokers.sqlite.keys import any_held, take
@@ -105,6 +106,14 @@ def children(tx: Transaction, ns: Sequence[int]) -> dict[int, Child]:
     return {child.n: child for child in _children(tx.value("children", ns=text(ns)))}
 
 
+def waiting_in_vain(tx: Transaction, rows: Iterable[JobColumns]) -> set[int]:
+    """Those of which a parent is not there, while no more jobs are to come: so it is after a workflow was given up, or stopped."""
+    flows = {row.n: flow.id for row in rows if (flow := row.job().workflow) is not None}
+    counts = known(tx, [("workflow", id) for id in flows.values()])
+    ns = [n for n, id in flows.items() if (count := counts["workflow", id]) is not None and count.complete]
+    return set(_numbers(tx.value("in_vain", ns=text(ns)))) if ns else set()
+
+
 def pay(tx: Transaction, now: int) -> None:
     """Tell children how their parents ended; generation after generation, and in each in the order in which they were stored.
 
@@ -181,15 +190,16 @@ def _reconsider(tx: Transaction, now: int, ns: Sequence[int]) -> None:
     waiting = [n for n in acting if acting[n].waits]
     if waiting:
         tx.do("drop_waiting", ns=text(waiting))
+    vain = waiting_in_vain(tx, [rows[n] for n, each in acting.items() if each.felled and each.why is None and each.open])
     falls: list[Ending] = []
     reasons: list[tuple[int, str]] = []
     for n in sorted(acting):
         row, why = rows[n], acting[n].why
         if acting[n].felled:
-            if why is None:
-                _revive(tx, now, row, moves, open=bool(acting[n].open))
-            else:
+            if why is not None:
                 reasons.append((n, why))
+            elif n not in vain:
+                _revive(tx, now, row, moves, open=bool(acting[n].open))
         elif why is not None:
             falls.append(Ending(n, row.job(), past_of(row), State.CANCELLED, why))
             let_go(tx, now, falls[-1], moves)

@@ -79,6 +79,13 @@ select json_group_array(json_array(
     (select why from links indexed by links_failed where child = asked.value and fate = 2 and fells order by place limit 1)
 )) from json_each(:ns) asked left join waiting w on w.n = asked.value left join done d on d.n = asked.value
 
+-- name: in_vain
+-- Those of these jobs that wait for a parent which is not there.
+select json_group_array(j.n) from json_each(:ns) asked cross join jobs j on j.n = asked.value
+where exists (
+    select 1 from links link indexed by links_open
+    where link.child = j.n and link.fate = 0 and not exists (select 1 from jobs p where p.id = link.parent and p.workflow = j.workflow))
+
 -- name: note_felled
 update done set felled = 1 where n in (select value from json_each(:ns))
 

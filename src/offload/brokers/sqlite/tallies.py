@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from offload.brokers.sqlite.books import Count, Key
 from offload.brokers.sqlite.cancelling import end
+from offload.brokers.sqlite.counting import count_from, counts_from, known
 from offload.brokers.sqlite.endings import drop_expiring, forget
 from offload.brokers.sqlite.families import pay, take_up
 from offload.brokers.sqlite.moves import Moves, past_of
@@ -29,8 +30,6 @@ EVERYTHING = (1 << 62, 0)
 """Where the first page begins: after nobody."""
 NOTHING = (-1 << 62, 0)
 
-_counts = msgspec.json.Decoder(list[Count]).decode
-_counted = msgspec.json.Decoder(Count).decode
 _keys = msgspec.json.Decoder(list[Key]).decode
 _members = msgspec.json.Decoder(list[tuple[int, str]]).decode
 _numbers = msgspec.json.Decoder(list[int]).decode
@@ -43,15 +42,6 @@ def of(job: Job) -> list[Key]:
     if job.batch is not None and job.callback is None:
         keys.append(("batch", job.batch))
     return keys
-
-
-def known(tx: Transaction, keys: Iterable[Key]) -> Mapping[Key, Count | None]:
-    """Look up workflows and batches at once, as this operation has left them."""
-    counts = tx.books.counts
-    if missing := [key for key in dict.fromkeys(keys) if key not in counts]:
-        counts |= dict.fromkeys(missing)
-        counts |= {count.key: count for count in _counts(tx.value("tallies", pairs=text(missing)))}
-    return counts
 
 
 def _there(tx: Transaction, keys: Sequence[Key]) -> list[Count]:
@@ -176,7 +166,7 @@ def _count(tx: Transaction) -> None:
                     count.add(state, number)
         else:
             row = tx.row("count", kind=key[0], id=key[1], **{name: change.get(state, 0) for state, name in ENDS})
-            books.counts[key] = None if row is None else _counted(row[0])
+            books.counts[key] = None if row is None else count_from(row[0])
 
 
 def _close(tx: Transaction, now: int) -> tuple[list[str], list[str]]:
@@ -323,7 +313,7 @@ def tallies(tx: Transaction, kind: TallyKind, ids: Sequence[str] | None, limit: 
         counts = [count for id in dict.fromkeys(ids) if (count := found[kind, id]) is not None]
     else:
         at, n = EVERYTHING if after is None else tx.row("tally_after", kind=kind, id=after) or NOTHING
-        counts = _counts(tx.value("tally_page", kind=kind, at=at, after=n, limit=limit))
+        counts = counts_from(tx.value("tally_page", kind=kind, at=at, after=n, limit=limit))
     running = _running(tx.value(f"running_by_{kind}", ids=text([count.id for count in counts]))) if counts else {}
     return [_tally(count, running.get(count.id, 0)) for count in counts]
 

@@ -213,10 +213,11 @@ class Families(Fixtures):
 
     @needs(Feature.PARENTS)
     async def test_who_fell_is_not_revived_alone_and_who_was_cancelled_waits_again(self, store: Store, clock: TestClock) -> None:
-        await store.enqueue([node(clock, "a"), node(clock, "b", "a")])
+        await store.enqueue([node(clock, "a"), node(clock, "b", "a", delay=60)])
         assert await store.cancel(["b"]) == {"b"}
         assert await store.retry(["b"]) == {"b"}
         assert await waits(store, "b") == WAITS
+        assert (await record(store, "b")).run_at is None
         async with store.session(info()) as session:
             await end(session, a=Dead("no"))
             assert await store.retry(["b"]) == set()
@@ -424,6 +425,19 @@ class Families(Fixtures):
             assert await states(store, "a", "c") == [State.CANCELLED, State.CANCELLED]
             shown = await tally(store)
             assert (shown.abandoned, shown.stopped, shown.finished_at) == (True, True, clock.now())
+
+    @needs(Feature.PARENTS)
+    async def test_who_would_wait_for_a_parent_that_never_comes_is_not_revived(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a", size=9), node(clock, "b", "a", "ghost"), node(clock, "c", "ghost"), node(clock, "d", "c")])
+        async with store.session(info()) as session:
+            await end(session, a=Dead("no"))
+            clock.advance(3_600)
+            await session.maintain()
+            assert (await tally(store)).finished_at == clock.now()
+            assert await store.retry(["a", "b", "c"]) == {"a"}
+            await end(session, a=Done())
+            assert await states(store, "b", "c") == [State.CANCELLED, State.CANCELLED]
+            assert (await tally(store)).finished_at == clock.now()
 
     @needs(Feature.PARENTS)
     async def test_the_records_of_a_workflow_are_kept_together(self, store: Store, clock: TestClock) -> None:
