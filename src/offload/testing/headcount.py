@@ -42,7 +42,8 @@ def _prove_numbers(tally: Tally, members: Sequence[Record]) -> None:
 
 
 def _prove_waiting(record: Record, by_id: dict[str, Record], *, complete: bool) -> None:
-    parents = [by_id.get(parent.id) for parent in record.parents]
+    known = [by_id.get(parent.id) for parent in record.parents]
+    parents = [parent if parent is not None and parent.workflow == record.workflow else None for parent in known]
     to_come = not complete and any(parent is None for parent in parents)
     alive = any(parent is not None and not parent.state.terminal for parent in parents)
     assert to_come or alive, f"{record} waits for parents of which none goes on"

@@ -41,7 +41,7 @@ def revive(shelf: Shelf, id: str, payload: bytes | None) -> bool:
     entry.felled = False
     arrive(shelf, entry)
     shelf.counts.revived(entry.job, was)
-    shelf.owe(entry.job.id)
+    shelf.owe(entry.job)
     return True
 
 
@@ -53,7 +53,7 @@ def delete(shelf: Shelf, id: str) -> bool:
     withdraw(shelf, entry)
     if not entry.state.terminal:
         shelf.counts.ended(entry.job, State.CANCELLED)
-        shelf.owe(id, f"parent {id} was deleted")
+        shelf.owe(entry.job, f"parent {id} was deleted")
     shelf.remove(entry)
     give_up(shelf, entry)
     leave(shelf, entry)

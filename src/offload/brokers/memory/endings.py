@@ -18,7 +18,7 @@ def finish(shelf: Shelf, entry: Entry, state: State, reason: str | None) -> None
     entry.finished_at = shelf.clock.now()
     shelf.remember_counts(entry.job)
     shelf.counts.ended(entry.job, state)
-    shelf.owe(entry.job.id)
+    shelf.owe(entry.job)
     withdraw(shelf, entry)
     give_up(shelf, entry, ("started", "finished"))
     leave(shelf, entry, ("slot", "token") if holds_turn(entry) else KINDS)

@@ -18,7 +18,7 @@ from offload.brokers.memory.moves import place, withdraw
 from offload.brokers.memory.shelf import Shelf
 from offload.brokers.memory.tallies import incomplete, join, settle_up, to_be_checked
 from offload.errors import IdConflict, ParentNotFound, UniqueConflict
-from offload.job import Job, State, UniqueKey, keys_of
+from offload.job import Job, Membership, State, UniqueKey, keys_of
 
 
 def store(shelf: Shelf, jobs: Sequence[Job]) -> list[str]:
@@ -111,7 +111,7 @@ def _replace(shelf: Shelf, entry: Entry, job: Job, *, move: bool) -> None:
     if not move:
         return
     entry.job = replace(entry.job, run_at=job.run_at)
-    if entry.behind is not None:
+    if entry.behind is not None or entry.pending:
         entry.due = job.run_at
         return
     if entry.state is State.SCHEDULED:
@@ -122,6 +122,8 @@ def _replace(shelf: Shelf, entry: Entry, job: Job, *, move: bool) -> None:
 
 def _add(shelf: Shelf, job: Job, behind: str | None, stopped: str | None) -> None:
     n = shelf.next_number()
+    if job.workflow is not None:  # which keeps its name and size itself
+        job = replace(job, workflow=Membership(job.workflow.id))
     entry = shelf.entries[job.id] = Entry(n, job, due=job.run_at, seat=n)
     shelf.undo.by(lambda: shelf.remove(entry))
     for unique in keys_of(job):

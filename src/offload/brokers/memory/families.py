@@ -23,7 +23,8 @@ Fate: TypeAlias = Literal["open", "done", "failed"]
 class Link:
     """That a job waits for a parent, and what is known of that one."""
 
-    parent: str
+    parent: tuple[str, str]
+    """Its workflow, which is the child's, and its id."""
     child: Entry
     wanted: bool
     """Whether its result is."""
@@ -35,13 +36,15 @@ class Link:
 
 def connect(shelf: Shelf, entry: Entry) -> None:
     """Tie a new job to its parents, also those that have ended already, or are yet to come."""
+    if entry.job.workflow is None:
+        return
     for parent in entry.job.parents:
-        link = Link(parent.id, entry, wanted=bool(parent.at))
-        known = shelf.entries.get(parent.id)
+        link = Link((entry.job.workflow.id, parent.id), entry, wanted=bool(parent.at))
+        known = shelf.mate(link.parent)
         if known is not None and known.state.terminal:
             _settle(link, *_fate_of(known))
         entry.links.append(link)
-        shelf.links.setdefault(parent.id, []).append(link)
+        shelf.links.setdefault(link.parent, []).append(link)
 
 
 def arrive(shelf: Shelf, entry: Entry) -> None:
@@ -66,9 +69,9 @@ def pay(shelf: Shelf) -> None:
     while shelf.owed:
         owed, shelf.owed = shelf.owed, {}
         concerned: dict[int, Entry] = {}
-        for id, why in owed.items():
-            for link in shelf.links.get(id, ()):
-                _note(shelf, link, shelf.entries.get(id), why)
+        for parent, why in owed.items():
+            for link in shelf.links.get(parent, ()):
+                _note(shelf, link, shelf.mate(parent), why)
                 concerned[link.child.n] = link.child
         for _, child in sorted(concerned.items()):
             _reconsider(shelf, child)
@@ -78,8 +81,8 @@ def unknown_parent(shelf: Shelf, entries: Iterable[Entry]) -> tuple[str, str] | 
     """The first of these jobs that waits for a parent which is not there, and that one's id."""
     for entry in entries:
         for link in entry.links if entry.pending else ():
-            if link.fate == "open" and link.parent not in shelf.entries:
-                return entry.job.id, link.parent
+            if link.fate == "open" and shelf.mate(link.parent) is None:
+                return entry.job.id, link.parent[1]
     return None
 
 
@@ -104,9 +107,10 @@ def _reconsider(shelf: Shelf, child: Entry) -> None:
             child.felled, child.reason, child.finished_at = False, None, None
             shelf.remember_counts(child.job)
             shelf.counts.revived(child.job, State.CANCELLED)
-            shelf.owe(child.job.id)
+            shelf.owe(child.job)
             child.seat = shelf.next_number()
             arrive(shelf, child)
+            shelf.expiring.push(child)
 
 
 def _note(shelf: Shelf, link: Link, parent: Entry | None, why: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from offload.job import Failure, Job, Lease, Membership, Progress, Record, State
+from offload.job import Failure, Job, Lease, Progress, Record, State
 
 if TYPE_CHECKING:
     from offload.brokers.memory.families import Link
@@ -72,7 +72,6 @@ class Entry:
         """What a person sees of it."""
         fields: dict[str, Any] = {name: getattr(self.job, name) for name in self.job.__struct_fields__}
         fields["run_at"] = self.due
-        fields["workflow"] = None if self.job.workflow is None else Membership(self.job.workflow.id)
         return Record(
             **fields,
             state=self.state,

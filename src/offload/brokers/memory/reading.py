@@ -78,7 +78,7 @@ def standing(shelf: Shelf, id: str, sessions: Sequence[SessionRecord]) -> Standi
     if entry is None:
         return None
     limits, before = _limits_of(shelf, entry)
-    parents = [link.parent for link in entry.links if link.fate == "open"] if entry.pending else []
+    parents = [link.parent[1] for link in entry.links if link.fate == "open"] if entry.pending else []
     return Standing(
         record=record(shelf, entry),
         paused=entry.job.queue in shelf.paused,

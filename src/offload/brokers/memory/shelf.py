@@ -43,9 +43,9 @@ class Shelf:
         self.gating = Gating()
         self.paused: set[str] = set()
         self.counts = Counts()
-        self.links: dict[str, list[Link]] = {}
-        """Who waits for a job, by its id."""
-        self.owed: dict[str, str] = {}
+        self.links: dict[tuple[str, str], list[Link]] = {}
+        """Who waits for a job, by its workflow and id."""
+        self.owed: dict[tuple[str, str], str] = {}
         """The jobs whose end, or revival, their children do not know of yet, each with what to say of one that is gone."""
         self.undo = Undo()
         self._sequence = 0
@@ -63,11 +63,17 @@ class Shelf:
         """What a session runs, in the order in which it was stored."""
         return [entry for entry in self.entries.values() if entry.session == session and entry.state is State.RUNNING]
 
-    def owe(self, id: str, why: str = "") -> None:
+    def owe(self, job: Job, why: str = "") -> None:
         """Note that the children of a job are to be told what became of it."""
-        if self.links.get(id):
-            self.owed[id] = why
+        if job.workflow is not None and self.links.get((job.workflow.id, job.id)):
+            self.owed[job.workflow.id, job.id] = why
             self.undo.by(self.owed.clear)
+
+    def mate(self, key: tuple[str, str]) -> Entry | None:
+        """The job of a workflow and id. One of the same id that belongs elsewhere is nobody's parent there."""
+        workflow, id = key
+        entry = self.entries.get(id)
+        return entry if entry is not None and entry.job.workflow is not None and entry.job.workflow.id == workflow else None
 
     def remove(self, entry: Entry) -> None:
         """Drop all that is known of a job."""

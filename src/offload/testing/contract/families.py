@@ -24,6 +24,7 @@ from offload.job import (
     Retried,
     State,
     Tally,
+    UniqueKey,
 )
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import Fixtures, claim, claim_one, ids, info, job, live, needs, record, settle, state
@@ -280,6 +281,16 @@ class Families(Fixtures):
         assert await states(store, "a", "c") == [None, State.WAITING]
 
     @needs(Feature.PARENTS)
+    async def test_a_job_of_another_workflow_is_nobodys_parent(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "c", "x", "y", size=3)])
+        await store.enqueue([job(clock, "x"), node(clock, "y", flow="another")])
+        async with store.session(info()) as session:
+            await end(session, x=Done(), y=Dead("no"))
+        assert await waits(store, "c") == WAITS
+        with pytest.raises(ParentNotFound, match="job c is to wait for job x"):
+            await store.enqueue([node(clock, "a"), node(clock, "b")])
+
+    @needs(Feature.PARENTS)
     async def test_a_repeated_enqueue_stores_nothing_twice_and_an_id_has_one_workflow(self, store: Store, clock: TestClock) -> None:
         jobs = [node(clock, "c", "a", size=2), node(clock, "a", size=2)]
         assert [await store.enqueue(jobs) for _ in range(2)] == [["c", "a"]] * 2
@@ -289,6 +300,33 @@ class Families(Fixtures):
         with pytest.raises(IdConflict):
             await store.enqueue([job(clock, "a")])
         assert await store.tallies("workflow", ["another"]) == []
+
+    @needs(Feature.PARENTS, Feature.UNIQUE)
+    async def test_who_waits_for_parents_goes_on_waiting_when_a_unique_key_puts_it_off(self, store: Store, clock: TestClock) -> None:
+        key = UniqueKey("k", "started", "debounce")
+        await store.enqueue([node(clock, "a"), node(clock, "b", "a", unique=key)])
+        assert await store.enqueue([job(clock, "new", unique=key, payload=b'{"n":2}', delay=5)]) == ["b"]
+        assert await waits(store, "b") == WAITS
+        async with store.session(info()) as session:
+            await end(session)
+            assert await state(store, "b") is State.SCHEDULED
+            clock.advance(5)
+            await session.maintain()
+            assert (await claim_one(session)).job.payload == b'{"n":2}'
+
+    @needs(Feature.PARENTS, Feature.EXPIRY)
+    async def test_who_is_revived_with_its_parent_still_expires(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a"), node(clock, "b", "a", expires_in=100)])
+        async with store.session(info()) as session:
+            await end(session, a=Dead("no"))
+            await session.maintain()
+            await store.retry(["a"])
+            clock.advance(99)
+            await session.maintain()
+            assert await waits(store, "b") == WAITS
+            clock.advance(1)
+            await session.maintain()
+            assert await state(store, "b") is State.EXPIRED
 
     @needs(Feature.PARENTS, Feature.DELAY)
     async def test_a_child_becomes_due_by_its_parents_and_its_time(self, store: Store, clock: TestClock) -> None:
@@ -333,6 +371,7 @@ class Families(Fixtures):
         assert (await record(store, "b")).workflow == Membership(FLOW)
         async with store.session(info()) as session:
             lease = await claim_one(session)
+            assert lease.job.workflow == Membership(FLOW)
             shown = await tally(store)
             assert (shown.running, shown.waiting) == (1, 2)
             clock.advance(1)
