@@ -55,6 +55,18 @@ class Kin(NamedTuple):
         return self.failed > 0 and not self.brave
 
 
+class Told(NamedTuple):
+    """How far children were told of their parents."""
+
+    children: str
+    """JSON of those who may ask something."""
+    number: int
+    last: int
+    """The place of the last parent among all, counted from 1."""
+    child: int
+    """The last of that one's children who was told."""
+
+
 _kin = msgspec.json.Decoder(list[Kin]).decode
 
 
@@ -77,7 +89,7 @@ def _tell(tx: Transaction, news: Sequence[News], most: int) -> Work[tuple[list[K
     wrapped = text(news)
     yield from tx.post("drop_owed", news=wrapped)
     yield from tx.post("lock_children", news=wrapped, most=most)
-    children, told, last, child = yield from tx.row("tell_children", news=wrapped, most=most)
+    children, told, last, child = Told(*(yield from tx.row("tell_children", news=wrapped, most=most)))
     if told >= most:
         yield from _owe(tx, [news[last - 1]._replace(after=child), *news[last:]])
     return _kin(children), told

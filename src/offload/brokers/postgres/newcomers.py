@@ -15,7 +15,7 @@ from offload.brokers.postgres.families import Kin, wait
 from offload.brokers.postgres.gating import Past
 from offload.brokers.postgres.work import Transaction, text
 from offload.errors import ParentNotFound
-from offload.job import Job, State
+from offload.job import Job, State, TallyKind
 
 
 class ParentRow(NamedTuple):
@@ -88,10 +88,10 @@ class Newcomers:
             left = [(row.workflow, row.id) for row in found if row.n not in held]  # they have moved since they were read
 
     def _count(self) -> Work[None]:
-        names = {("workflow", job.workflow.id): job.workflow.name for job in self._jobs if job.workflow is not None}
+        names: dict[Key, str] = {("workflow", job.workflow.id): job.workflow.name for job in self._jobs if job.workflow is not None}
         yield from tallies.lock(self._tx, [key for job in self._jobs for key in tallies_of(job)])
         counts = self._tx.books.counts
-        new = [(*key, name) for key, name in sorted(names.items()) if counts[key] is None]
+        new: list[tuple[TallyKind, str, str]] = [(kind, id, name) for (kind, id), name in sorted(names.items()) if counts[kind, id] is None]
         if new:
             self._begun |= yield from tallies.begin(self._tx, new)
         self._growing = {id: key in self._begun or not _complete(self._tx, key) for key in names for id in [key[1]]}

@@ -133,7 +133,7 @@ def _grown(tx: Transaction, lease: Lease, outcome: Outcome) -> Work[Outcome]:
     try:
         yield from store(tx, outcome.added, adder=lease.job)
     except (IdConflict, UniqueConflict, ParentNotFound, BatchClosed) as error:
-        yield from tx.post("rollback_to_savepoint")
+        yield from tx.do("rollback_to_savepoint")  # alone: psycopg drops all that was prepared, and must know before it sends more
         tx.work, tx.ended, tx.locks, tx.books = before
         return Dead(f"the jobs that it added were refused: {error}")
     yield from tx.post("release_savepoint")

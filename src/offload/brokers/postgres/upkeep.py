@@ -123,8 +123,8 @@ class Tasks(NamedTuple):
 
 def look(tx: Transaction) -> Work[tuple[Moments, Tasks]]:
     """What is next to do; reads only."""
-    *moments, owed, stopping, abandons, forgets = yield from tx.row("moments")
-    found = Moments(*moments, tx.now)
+    due, expires, forget, tick, pruned, wakes, fades, owed, stopping, abandons, forgets = yield from tx.row("moments")
+    found = Moments(due, expires, forget, tick, pruned, wakes, fades, tx.now)
     return found, Tasks(owed, stopping, found.come(abandons), found.come(forgets))
 
 
