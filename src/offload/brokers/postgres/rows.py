@@ -149,7 +149,9 @@ def _rare(job: Job) -> bool:
         return True
     if job.timeout is not None or job.order_by is not None or bool(job.limits) or job.fair_by is not None:
         return True
-    return job.workflow is not None or job.batch is not None
+    if job.workflow is not None or job.batch is not None or job.callback is not None:
+        return True
+    return bool(job.parents) or job.if_parent_fails != "cancel"
 
 
 def extra_text(job: Job) -> str:
