@@ -47,11 +47,18 @@ class News(NamedTuple):
     parent: str
     after: int
     """The last child that knows."""
+    was: Fate
+    """What children go by so far, unless they know of a fate of their own."""
     fate: Fate
     n: int | None = None
     """The job's number where its record has the result."""
     result: str | None = None
     why: str | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether its record says it all."""
+        return self.after == 0 and self.result is None and (self.fate == "open" or self.n is not None)
 
 
 class Count(msgspec.Struct, array_like=True):
@@ -152,22 +159,24 @@ class Books:
     def ended(self, n: int, job: Job, state: State) -> None:
         """A job has ended, and its record is written, or will be before all else that is done here."""
         done = state is State.SUCCEEDED
-        self._owe(job, "done" if done else "failed", n if done else None, None if done else f"parent {job.id} ended {state}")
+        self._owe(job, "open", "done" if done else "failed", n, None if done else f"parent {job.id} ended {state}")
         self._count(job, state, 1)
 
     def deleted(self, job: Job) -> None:
         """A job was deleted that had not ended."""
-        self._owe(job, "failed", None, f"parent {job.id} was deleted")
+        self._owe(job, "open", "failed", None, f"parent {job.id} was deleted")
         self._count(job, State.CANCELLED, 1)
 
     def revived(self, job: Job, was: State) -> None:
         """A job that had ended goes on."""
-        self._owe(job, "open", None, None)
+        self._owe(job, "failed", "open", None, None)
         self._count(job, was, -1)
 
-    def _owe(self, job: Job, fate: Fate, n: int | None, why: str | None) -> None:
+    def _owe(self, job: Job, was: Fate, fate: Fate, n: int | None, why: str | None) -> None:
         if job.workflow is not None:
-            self.owed[job.workflow.id, job.id] = News(job.workflow.id, job.id, 0, fate, n, None, why)
+            key = (job.workflow.id, job.id)
+            before = self.owed.get(key)
+            self.owed[key] = News(*key, 0, was if before is None else before.was, fate, n, None, why)
 
     def _count(self, job: Job, state: State, number: int) -> None:
         for key in tallies_of(job):

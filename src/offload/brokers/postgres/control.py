@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from offload.broker import Work
 from offload.brokers.postgres.cancelling import Turn, in_turn
 from offload.brokers.postgres.endings import drop_expiring, forget
-from offload.brokers.postgres.families import forget_kin, kin_of, seat_of_revived, wait
+from offload.brokers.postgres.families import forget_kin, keep_fates, kin_of, seat_of_revived, wait
 from offload.brokers.postgres.keys import Keys, taken_back
 from offload.brokers.postgres.moves import Moves, take_out
 from offload.brokers.postgres.rows import JobColumns, extra_text
@@ -68,6 +68,7 @@ def _delete(tx: Transaction, rows: Sequence[JobColumns]) -> Work[Turn]:
     rows = [row for row in rows if row.state is not State.RUNNING]
     keys = Keys(tx)
     yield from keys.lock(row.job() for row in rows)
+    yield from keep_fates(tx, rows)
     taken = yield from take_out(tx, rows)
     deleted = [row for row in rows if row.n in taken]
     if deleted:

@@ -335,4 +335,4 @@ class Storing:
     def end(self) -> Work[None]:
         """Write the rest."""
         yield from self._flush()
-        yield from self._newcomers.check()
+        yield from self._newcomers.end()

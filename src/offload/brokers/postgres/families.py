@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from offload.broker import Work
-from offload.brokers.postgres.books import News
+from offload.brokers.postgres.books import Fate, News
 from offload.brokers.postgres.endings import Ending, let_go, record_ends
 from offload.brokers.postgres.gating import Past
 from offload.brokers.postgres.keys import Keys, taken_back
@@ -35,9 +35,14 @@ MOST_PARENTS = 10
 
 _numbers = msgspec.json.Decoder(list[int]).decode
 _whys = msgspec.json.Decoder(list[tuple[int, str]]).decode
+_owed = msgspec.json.Decoder(list[tuple[str, str, Fate]]).decode
 _news = msgspec.json.Decoder(list[News]).decode
 _inputs = msgspec.json.Decoder(list[tuple[int, list[str | None]]]).decode
 _names = msgspec.json.Decoder(list[str]).decode
+
+
+Mate = tuple[str, str]
+"""A workflow, and the id of a job of it."""
 
 
 class Kin(NamedTuple):
@@ -85,21 +90,54 @@ def pay(tx: Transaction) -> Work[None]:
 
 
 def _tell(tx: Transaction, news: Sequence[News], most: int) -> Work[tuple[list[Kin], int]]:
-    """Note the fates of parents with their children. Returns those of whom that may ask something, and how many were told."""
-    wrapped = text(news)
-    yield from tx.post("drop_owed", news=wrapped)
-    yield from tx.post("lock_children", news=wrapped, most=most)
-    children, told, last, child = Told(*(yield from tx.row("tell_children", news=wrapped, most=most)))
-    if told >= most:
-        yield from _owe(tx, [news[last - 1]._replace(after=child), *news[last:]])
-    return _kin(children), told
+    """Tell children what became of their parents. Returns those who may ask something, and how many were told."""
+    if all(each.plain for each in news):
+        opens = [(each.fate == "open") - (each.was == "open") for each in news]
+        fails = [(each.fate == "failed") - (each.was == "failed") for each in news]
+        simple, number, children = yield from tx.row(
+            "tell",
+            workflows=text([each.workflow for each in news]),
+            parents=text([each.parent for each in news]),
+            opens=_array(opens),
+            fails=_array(fails),
+            most=most,
+        )
+        if simple:
+            return _kin(children), number
+    owed = yield from _owed_of(tx, news)
+    news = [each._replace(was=owed.get(key_of(each), each.was)) for each in news]
+    told = Told(*(yield from tx.row("tell_with_care", news=text(news), most=most)))
+    left = [news[told.last - 1]._replace(after=told.child), *news[told.last :]] if told.number >= most else []
+    yield from _leave(tx, left, owed.keys() - map(key_of, left))
+    return _kin(told.children), told.number
 
 
 def _owe(tx: Transaction, news: Sequence[News]) -> Work[None]:
-    """Leave it to upkeep."""
-    wrapped = text(news)
-    yield from tx.post("drop_owed", news=wrapped)
-    yield from tx.post("owe", news=wrapped)
+    """Leave all of it to upkeep."""
+    owed = yield from _owed_of(tx, news)
+    yield from _leave(tx, [each._replace(was=owed.get(key_of(each), each.was)) for each in news], ())
+
+
+def _owed_of(tx: Transaction, news: Sequence[News]) -> Work[dict[Mate, Fate]]:
+    """Of parents of whom anything is owed, what those go by who do not know it yet."""
+    parents = text([key_of(each) for each in news])
+    return {(workflow, parent): was for workflow, parent, was in _owed((yield from tx.value("lock_owed", parents=parents)))}
+
+
+def _leave(tx: Transaction, news: Sequence[News], paid: Iterable[Mate]) -> Work[None]:
+    if news:
+        yield from tx.post("owe", news=text(news))
+    if done := sorted(paid):
+        yield from tx.post("drop_owed", parents=text(done))
+
+
+def key_of(news: News) -> Mate:
+    """Whom it is about."""
+    return news.workflow, news.parent
+
+
+def _array(numbers: Iterable[int]) -> str:
+    return "{" + ",".join(map(str, numbers)) + "}"
 
 
 def pay_owed(tx: Transaction) -> Work[None]:
@@ -226,6 +264,13 @@ def kin_of(tx: Transaction, rows: Iterable[JobColumns]) -> Work[dict[int, Kin]]:
     """What the links of jobs come to, which does not change before this transaction ends."""
     ns = [row.n for row in rows if row.workflow is not None]
     return {each.n: each for each in _kin((yield from tx.value("lock_kin", ns=text(ns))))} if ns else {}
+
+
+def keep_fates(tx: Transaction, rows: Iterable[JobColumns]) -> Work[None]:
+    """The records of jobs that have ended are about to go: their children keep what they know of them."""
+    jobs = [(row.workflow, row.id, row.n) for row in rows if row.workflow is not None and row.state.terminal]
+    if jobs:
+        yield from tx.post("keep_fates", jobs=text(jobs))
 
 
 def forget_kin(tx: Transaction, ns: Sequence[int]) -> Work[None]:

@@ -12,18 +12,29 @@ alter table offload.waiting add column crashes integer not null default 0;
 alter table offload.waiting add column started_at bigint;
 alter table offload.waiting add column worker text;
 
-create table offload.links (        -- that a job waits for a parent, and what is known of that one
+create table offload.links (        -- that a job waits for a parent
     child bigint not null,
     place integer not null,         -- which of its parents it is
     parent text collate "C" not null,           -- its id: it may be yet to come, or be gone
     workflow text collate "C" not null,         -- that of both
     wanted boolean not null,        -- whether its result is
-    fate text not null,             -- open, done or failed
-    input text,                     -- the result as JSON
-    why text,                       -- how it failed, in words
+    fate text,                      -- open, done or failed, where that is not what the parent's record says: it was deleted, or children are many
+    input text,                     -- with a fate: the result as JSON
+    why text,                       -- with a fate: how it failed, in words
     primary key (child, place)
-) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 create index links_parent on offload.links (workflow, parent, child);
+
+create view offload.ties as         -- links with what is known of the parents
+select
+    l.child, l.place, l.parent, l.workflow, l.wanted,
+    coalesce(l.fate, case when d.state is null then 'open' when d.state = 'SUCCEEDED' then 'done' else 'failed' end) as fate,
+    case when not l.wanted then null when l.fate is null then d.result else l.input end as input,
+    case when l.fate is null then 'parent ' || l.parent || ' ended ' || d.state else l.why end as why,
+    j.n is not null as there
+from offload.links l
+left join lateral (select n from offload.jobs where id = l.parent and workflow = l.workflow limit 1) as j on true
+left join lateral (select state, result from offload.done where n = j.n limit 1) as d on true;
 
 -- What the links of a job come to. Whoever changes them, or goes by them, has locked this row: so of two who end the last two parents at
 -- the same moment one finds that none is open.
@@ -36,13 +47,14 @@ create table offload.children (
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
 create table offload.owed (         -- parents of whose end, or revival, not all children know yet
+    key text collate "C" primary key,           -- the workflow, a line break, and the parent
     workflow text collate "C" not null,
     parent text collate "C" not null,
     after bigint not null,          -- the last child that knows
+    was text not null,              -- what the others go by who have no fate of their own
     fate text not null,
     result text,
-    why text,
-    primary key (workflow, parent)
+    why text
 );
 
 create table offload.tallies (      -- workflows and batches, counted

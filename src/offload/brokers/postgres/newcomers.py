@@ -11,7 +11,7 @@ from offload.broker import Work
 from offload.brokers.postgres import locking, tallies
 from offload.brokers.postgres.books import Fate, Key, related, tallies_of
 from offload.brokers.postgres.endings import Ending, record_ends
-from offload.brokers.postgres.families import Kin, wait
+from offload.brokers.postgres.families import Kin, Mate, wait
 from offload.brokers.postgres.gating import Past
 from offload.brokers.postgres.work import Transaction, text
 from offload.errors import ParentNotFound
@@ -24,7 +24,8 @@ class ParentRow(NamedTuple):
     n: int
     workflow: str
     id: str
-    state: State
+    state: State | None
+    """None of the one that adds them, whose lease this transaction has just ended."""
     queue: str
     task: str
     rank: int
@@ -32,9 +33,6 @@ class ParentRow(NamedTuple):
     due: int | None
     aside: bool
 
-
-Mate = tuple[str, str]
-"""A workflow, and the id of a job of it."""
 
 _parents = msgspec.json.Decoder(list[ParentRow]).decode
 _numbers = msgspec.json.Decoder(list[int]).decode
@@ -52,6 +50,8 @@ class Newcomers:
         self._growing: dict[str, bool] = {}
         """The workflows, and whether more of each were to come than were there."""
         self._begun: set[Key] = set()
+        self._numbers: list[int] = []
+        """Those of the workflows that were begun, which they are given in the order in which their first jobs come."""
         self._links: list[tuple[Any, ...]] = []
         self._children: list[Kin] = []
         self._pending: dict[str, list[tuple[int, Past]]] = {"parents": [], "batch": []}
@@ -83,7 +83,8 @@ class Newcomers:
             found = _parents((yield from self._tx.value("parents", parents=text(left))))
             if not found:
                 return
-            held = set(_numbers((yield from self._tx.value("hold_parents", places=text(found)))))
+            held = {row.n for row in found if row.state is None}
+            held.update(_numbers((yield from self._tx.value("hold_parents", places=text([row for row in found if row.n not in held])))))
             self._parents |= {(row.workflow, row.id): row for row in found if row.n in held}
             left = [(row.workflow, row.id) for row in found if row.n not in held]  # they have moved since they were read
 
@@ -94,10 +95,12 @@ class Newcomers:
         new: list[tuple[TallyKind, str, str]] = [(kind, id, name) for (kind, id), name in sorted(names.items()) if counts[kind, id] is None]
         if new:
             self._begun |= yield from tallies.begin(self._tx, new)
+            self._numbers = sorted(count.n for key in self._begun if (count := counts[key]) is not None)
         self._growing = {id: key in self._begun or not _complete(self._tx, key) for key in names for id in [key[1]]}
 
     def add(self, n: int, job: Job, behind: str | None, adder: Job | None) -> bool:
         """Count a new job, and decide whether it waits. True when it is cancelled at once. Raises BatchClosed."""
+        self._number(job)
         stopped = tallies.join(self._tx, job, adder)
         kin, why = self._connect(n, job)
         ended, felled = stopped is not None, False
@@ -117,6 +120,12 @@ class Newcomers:
         self._added.append(n)
         return ended
 
+    def _number(self, job: Job) -> None:
+        key: Key | None = None if job.workflow is None else ("workflow", job.workflow.id)
+        count = self._tx.books.counts[key] if key is not None and key in self._begun else None
+        if count is not None and count.total == 0:
+            count.n = self._numbers.pop(0)
+
     def _connect(self, n: int, job: Job) -> tuple[Kin | None, str | None]:
         """Tie a job to its parents. Returns what that comes to, and how the first of those failed that have."""
         if job.workflow is None or not job.parents:
@@ -124,22 +133,20 @@ class Newcomers:
         fates: list[Fate] = []
         first: str | None = None
         for place, parent in enumerate(job.parents):
-            fate, why, source = self._fate((job.workflow.id, parent.id))
+            fate, why = self._fate((job.workflow.id, parent.id))
             fates.append(fate)
             first = first or why
-            self._links.append((n, place, parent.id, job.workflow.id, bool(parent.at), fate, why, source))
+            self._links.append((n, place, parent.id, job.workflow.id, bool(parent.at)))
         return Kin(n, fates.count("open"), fates.count("failed"), job.if_parent_fails == "run", felled=False), first
 
-    def _fate(self, mate: Mate) -> tuple[Fate, str | None, int | None]:
-        """What is known of a parent: its fate, how it failed, and the number of one that succeeded."""
+    def _fate(self, mate: Mate) -> tuple[Fate, str | None]:
+        """What became of a parent so far, and how it failed."""
         if mate in self._own:
-            return ("failed", f"parent {mate[1]} ended {State.CANCELLED}", None) if self._own[mate] else ("open", None, None)
+            return ("failed", f"parent {mate[1]} ended {State.CANCELLED}") if self._own[mate] else ("open", None)
         row = self._parents.get(mate)
-        if row is None or not row.state.terminal:
-            return "open", None, None
-        if row.state is State.SUCCEEDED:
-            return "done", None, row.n
-        return "failed", f"parent {row.id} ended {row.state}", None
+        if row is None or row.state is None or not row.state.terminal:
+            return "open", None
+        return ("done", None) if row.state is State.SUCCEEDED else ("failed", f"parent {row.id} ended {row.state}")
 
     @property
     def ended(self) -> set[int]:
@@ -161,11 +168,17 @@ class Newcomers:
         yield from record_ends(self._tx, self._ended)
         self._children, self._links, self._ended, self._pending = [], [], [], {"parents": [], "batch": []}
 
-    def check(self) -> Work[None]:
+    def end(self) -> Work[None]:
         """Nobody may wait for a parent that never comes, once a workflow is complete. Raises ParentNotFound.
 
-        Parents may come after those who wait for them, as long as more are to come.
+        Parents may come after those who wait for them, as long as more are to come. A workflow of whose jobs none was stored, as others
+        stand for them, is not begun.
         """
+        for kind, id in self._begun:
+            count = self._tx.books.counts[kind, id]
+            if count is not None and count.total == 0:
+                self._tx.books.counts[kind, id] = None
+                yield from self._tx.post("drop_tally", kind=kind, id=id)
         for id, grew in self._growing.items():
             if not _complete(self._tx, ("workflow", id)):
                 continue

@@ -115,9 +115,9 @@ def _settle(tx: Transaction, session: str, settlements: Settlements) -> Work[lis
             del held[row.n]
             settled.append((row, lease, outcome))
     keys.check_claimed(lease.job for row, lease, _ in settled if row.cancel)  # some may have been asked to stop just now
-    if len(settled) == 1 and isinstance(settled[0][2], Done) and settled[0][2].added:  # it comes alone
-        row, lease, outcome = settled[0]
-        settled = [(row, lease, (yield from _grown(tx, lease, outcome)))]
+    if any(isinstance(outcome, Done) and outcome.added for _, _, outcome in settled):
+        for place, (row, lease, outcome) in enumerate(settled):
+            settled[place] = (row, lease, (yield from _grown(tx, lease, outcome)))
         keys = Keys(tx)  # those that were added may have changed who comes after
         yield from keys.lock_of_claimed(ending)
     if settled:
@@ -127,7 +127,8 @@ def _settle(tx: Transaction, session: str, settlements: Settlements) -> Work[lis
 
 def _grown(tx: Transaction, lease: Lease, outcome: Outcome) -> Work[Outcome]:
     """Store what a job adds by its success. Where it is refused, that is how the job ends, and nothing of it is stored."""
-    assert isinstance(outcome, Done)
+    if not isinstance(outcome, Done) or not outcome.added:
+        return outcome
     before = (tx.work, tx.ended, tx.locks.copy(), tx.books.copy())
     yield from tx.post("savepoint")
     try:

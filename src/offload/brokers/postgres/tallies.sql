@@ -38,7 +38,7 @@ select value ->> 0, value ->> 1, (value ->> 2)::bigint, (value ->> 3)::bigint, v
     (value ->> 11)::bigint, (value ->> 12)::bigint, (value ->> 13)::boolean, (value ->> 14)::boolean, (value ->> 15)::boolean,
     (value ->> 16)::bigint, (value ->> 17)::bigint, (value ->> 18)::bigint, (value ->> 19)::bigint, value ->> 20
 from json_array_elements(%(tallies)s::json)
-on conflict (kind, id) do update set created_at = excluded.created_at, name = excluded.name, touched_at = excluded.touched_at,
+on conflict (kind, id) do update set n = excluded.n, created_at = excluded.created_at, name = excluded.name, touched_at = excluded.touched_at,
     keep = excluded.keep, total = excluded.total, succeeded = excluded.succeeded, dead = excluded.dead, cancelled = excluded.cancelled,
     expired = excluded.expired, size = excluded.size, sealed = excluded.sealed, stopped = excluded.stopped, abandoned = excluded.abandoned,
     finished_at = excluded.finished_at, forget_at = excluded.forget_at, abandon_at = excluded.abandon_at, stopping = excluded.stopping,
