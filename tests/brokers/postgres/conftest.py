@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeAlias, TypeVar
 
 import psycopg
@@ -71,6 +74,39 @@ async def opens(url: str, clock: TestClock) -> AsyncIterator[Opens]:
 @pytest.fixture
 async def broker(opens: Opens) -> PostgresBroker:
     return await opens()
+
+
+class Crowd:
+    """Runs coroutine functions at the same time, each in a thread and loop of its own with a client of its own."""
+
+    def __init__(self, url: str, clock: TestClock) -> None:
+        self._url = url
+        self._clock = clock
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[PostgresBroker]:
+        broker = PostgresBroker.connect(self._url, self._clock)
+        await broker.open()
+        try:
+            yield broker
+        finally:
+            await broker.close()
+
+    def run(self, *members: Callable[[PostgresBroker], Awaitable[T]]) -> list[T]:
+        gate = threading.Barrier(len(members))
+
+        async def member(act: Callable[[PostgresBroker], Awaitable[T]]) -> T:
+            async with self.client() as broker:
+                gate.wait()
+                return await act(broker)
+
+        with ThreadPoolExecutor(len(members)) as pool:
+            return [future.result() for future in [pool.submit(asyncio.run, member(act)) for act in members]]
+
+
+@pytest.fixture
+def crowd(url: str, clock: TestClock) -> Crowd:
+    return Crowd(url, clock)
 
 
 @pytest.fixture

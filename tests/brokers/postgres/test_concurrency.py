@@ -8,15 +8,13 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import psycopg
 import pytest
-from tests.brokers.postgres.conftest import Ask, Opens
+from tests.brokers.postgres.conftest import Ask, Crowd, Opens
 from tests.conftest import Eventually
 
 from offload.broker import Statement, Work
@@ -43,39 +41,6 @@ left join (select n, 'done' as line from done) d on d.n = j.n
 where cardinality(array_remove(array[r.line, x.line, s.line, w.line, d.line, a.line], null)) <> 1
 """
 """Jobs that stand in no line or in several."""
-
-
-class Crowd:
-    """Runs coroutine functions at the same time, each in a thread and loop of its own with a client of its own."""
-
-    def __init__(self, url: str, clock: TestClock) -> None:
-        self._url = url
-        self._clock = clock
-
-    @asynccontextmanager
-    async def client(self) -> AsyncIterator[PostgresBroker]:
-        broker = PostgresBroker.connect(self._url, self._clock)
-        await broker.open()
-        try:
-            yield broker
-        finally:
-            await broker.close()
-
-    def run(self, *members: Callable[[PostgresBroker], Awaitable[T]]) -> list[T]:
-        gate = threading.Barrier(len(members))
-
-        async def member(act: Callable[[PostgresBroker], Awaitable[T]]) -> T:
-            async with self.client() as broker:
-                gate.wait()
-                return await act(broker)
-
-        with ThreadPoolExecutor(len(members)) as pool:
-            return [future.result() for future in [pool.submit(asyncio.run, member(act)) for act in members]]
-
-
-@pytest.fixture
-def crowd(url: str, clock: TestClock) -> Crowd:
-    return Crowd(url, clock)
 
 
 async def test_no_job_is_claimed_twice(crowd: Crowd, broker: PostgresBroker, clock: TestClock) -> None:

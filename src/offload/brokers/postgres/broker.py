@@ -11,7 +11,7 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from offload.broker import Dialect, Feature, SqlStore, Work
-from offload.brokers.postgres import cancelling, control, enqueueing, gating, health, locking, planning, reading, settling
+from offload.brokers.postgres import cancelling, control, enqueueing, gating, health, locking, planning, reading, settling, tallies
 from offload.brokers.postgres.address import USUAL_SCHEMA, Address, address
 from offload.brokers.postgres.awaited import Awaited
 from offload.brokers.postgres.database import Database
@@ -37,6 +37,8 @@ from offload.job import (
     SessionRecord,
     Standing,
     State,
+    Tally,
+    TallyKind,
     WorkerInfo,
 )
 
@@ -228,6 +230,25 @@ class PostgresBroker(SqlStore):
     async def set_limit(self, key: str, change: LimitChange) -> None:
         """Change what a key allows."""
         await self.opened.run(lambda tx: _set_limit(tx, key, change))
+
+    async def open_batch(self, id: str, name: str, callbacks: Sequence[Job]) -> None:
+        """Begin a batch."""
+        await self.opened.change(lambda tx: enqueueing.open_batch(tx, id, name, callbacks))
+
+    async def seal_batch(self, id: str) -> bool:
+        """Let no more jobs come from outside."""
+        return await self.opened.change(lambda tx: tallies.seal(tx, id))
+
+    async def stop(self, kind: TallyKind, id: str) -> bool:
+        """Cancel all jobs of a workflow or batch; of many the first here, and the others by upkeep."""
+        if not await self.opened.change(lambda tx: tallies.begin_to_stop(tx, kind, id)):
+            return False
+        await self.opened.change(tallies.go_on_stopping)
+        return True
+
+    async def tallies(self, kind: TallyKind, ids: Sequence[str] | None = None, limit: int = 100, after: str | None = None) -> list[Tally]:
+        """Workflows or batches; see `Store.tallies`."""
+        return await self.opened.ask_together(lambda tx: tallies.tallies(tx, kind, ids, limit, after))
 
     async def sessions(self) -> list[SessionRecord]:
         """The live sessions, oldest first."""

@@ -10,8 +10,10 @@ from time import monotonic
 import msgspec
 
 from offload.broker import Work
-from offload.brokers.postgres import locking
+from offload.brokers.postgres import locking, tallies
+from offload.brokers.postgres.books import related, tallies_of
 from offload.brokers.postgres.endings import Ending, drop_expiring, finish
+from offload.brokers.postgres.families import with_inputs
 from offload.brokers.postgres.gating import Gates, Past
 from offload.brokers.postgres.keys import Keys
 from offload.brokers.postgres.marks import Marks, Place
@@ -200,9 +202,12 @@ class Claim:
         uniques = yield from keys.try_lock(job for _, job in jobs if keys_of(job))
         uniques |= yield from keys.try_lock_behind(job for row, job in jobs if keys_of(job) and late(row, job, self._tx.now))
         gates = yield from locking.try_lock(self._tx, locking.gates_of(job for row, job in jobs if self._at_gates(row, job)))
+        counted = yield from tallies.try_lock(self._tx, [job for row, job in jobs if related(job) and late(row, job, self._tx.now)])
 
         def busy(candidate: Candidate, job: Job) -> bool:
             expired = late(candidate[0], job, self._tx.now)
+            if expired and counted and not counted.isdisjoint(tallies_of(job)):
+                return True
             if uniques and any(unique.key in uniques for unique in keys_of(job) if expired or unique.until == "started"):
                 return True
             return bool(gates) and self._at_gates(candidate[0], job) and not gates.isdisjoint(locking.gates_of([job]))
@@ -292,10 +297,11 @@ class Claim:
             for n, name, value in _steps((yield from self._tx.value("steps_of", ns=numbers))):
                 steps.setdefault(n, {})[name] = value.encode()
         replaced = yield from self._replaced()
-        return [
+        leases = [
             Lease(replaced.get(row.n, job), row.claim + 1, row.attempt + 1, row.crashes, steps.get(row.n, {}), row.n)
             for row, job in self._taken
         ]
+        return (yield from with_inputs(self._tx, leases))
 
     def _replaced(self) -> Work[dict[int, Job]]:
         """Those with a key whose payload a replacing enqueue changed after it was read and before the key was locked."""

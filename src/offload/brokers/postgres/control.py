@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 from msgspec.structs import replace
 
 from offload.broker import Work
 from offload.brokers.postgres.cancelling import Turn, in_turn
 from offload.brokers.postgres.endings import drop_expiring, forget
-from offload.brokers.postgres.keys import Keys
+from offload.brokers.postgres.families import forget_kin, keep_fates, kin_of, seat_of_revived, wait
+from offload.brokers.postgres.keys import Keys, taken_back
 from offload.brokers.postgres.moves import Moves, take_out
 from offload.brokers.postgres.rows import JobColumns, extra_text
 from offload.brokers.postgres.work import Transaction, text
-from offload.gates import gated, holds_on
-from offload.job import Job, State, UniqueKey, keys_of
+from offload.gates import gated
+from offload.job import State
 
 ALL_KEYS = ("started", "finished", "time")
-_numbers = msgspec.json.Decoder(list[int]).decode
 _REVIVABLE = frozenset({State.DEAD, State.CANCELLED, State.EXPIRED})
 
 
@@ -31,39 +30,33 @@ def _revive(tx: Transaction, rows: Sequence[JobColumns], payload: bytes | None) 
     rows = [row for row in rows if row.state in _REVIVABLE]
     keys = Keys(tx)
     yield from keys.lock(row.job() for row in rows)
-    rows = [row for row in rows if not keys.any_held(_wanted(row.job()))]
+    kin = yield from kin_of(tx, rows)
+    fallen = {n for n, each in kin.items() if each.falls}
+    rows = [row for row in rows if row.n not in fallen and not keys.any_held(taken_back(row.job()))]
     taken = yield from take_out(tx, rows)
     revived = [row for row in rows if row.n in taken]
     if revived:
         yield from tx.post("drop_progress", ns=text([row.n for row in revived]))
         moves = Moves(tx.now)
-        extras: list[tuple[int, str | None]] = []
+        waits = {row.n for row in revived if row.n in kin and kin[row.n].open}
+        extras: list[tuple[int, str | None, bool]] = []
         for row in revived:
             old = row.job()
-            keys.take(row.n, old, _wanted(old))
+            keys.take(row.n, old, taken_back(old))
             new = replace(old, run_at=None, expires_at=None)
-            extras.append((row.n, None if row.extra is None else extra_text(new)))
+            extras.append((row.n, None if row.extra is None else extra_text(new), row.n in waits))
             if gated(old):
-                moves.seated({row.n: (yield from _seat(tx, row, old))})
-            moves.place(row.n, new, taken[row.n]._replace(attempt=0, crashes=0), None)
+                moves.seated({row.n: (yield from seat_of_revived(tx, row, old))})
+            if row.n not in waits:
+                moves.place(row.n, new, taken[row.n]._replace(attempt=0, crashes=0), None)
+            tx.books.revived(old, row.state)
         yield from tx.post("revive_jobs", extras=text(extras), payload=None if payload is None else payload.decode())
+        yield from wait(tx, [(n, taken[n]._replace(attempt=0, crashes=0)) for n in sorted(waits)])
+        if kin:
+            yield from tx.post("set_felled", ns=text([row.n for row in revived if row.n in kin]), felled=False)
         yield from keys.write()
         yield from moves.write(tx)
     return Turn(revived, [row for row in rows if row.n not in taken])
-
-
-def _seat(tx: Transaction, row: JobColumns, job: Job) -> Work[int]:
-    """The place in lanes of a job that begins anew; who kept its turn keeps its place as well."""
-    if row.state is State.DEAD and holds_on(job):
-        return row.seat
-    (seat,) = _numbers((yield from tx.value("take_numbers", count=1)))
-    yield from tx.post("note_seats", seats=text({row.n: seat}))
-    return seat
-
-
-def _wanted(job: Job) -> list[UniqueKey]:
-    """The keys that a job takes again."""
-    return [unique for unique in keys_of(job) if unique.until in ("started", "finished")]
 
 
 def delete(tx: Transaction, ids: Sequence[str]) -> Work[set[str]]:
@@ -75,6 +68,7 @@ def _delete(tx: Transaction, rows: Sequence[JobColumns]) -> Work[Turn]:
     rows = [row for row in rows if row.state is not State.RUNNING]
     keys = Keys(tx)
     yield from keys.lock(row.job() for row in rows)
+    yield from keep_fates(tx, rows)
     taken = yield from take_out(tx, rows)
     deleted = [row for row in rows if row.n in taken]
     if deleted:
@@ -89,5 +83,9 @@ def _delete(tx: Transaction, rows: Sequence[JobColumns]) -> Work[Turn]:
         yield from keys.write()
         yield from moves.write(tx)
         yield from forget(tx, [row.n for row in deleted])  # not before: who waits in a lane is found there with its row
+        yield from forget_kin(tx, [row.n for row in deleted if row.workflow is not None])
+        for row in deleted:
+            if not row.state.terminal:
+                tx.books.deleted(row.job())
         tx.ended = True
     return Turn(deleted, [row for row in rows if row.n not in taken])

@@ -117,7 +117,8 @@ delete from offload.schedules where declared and absent_since <= %(before)s::big
 
 -- name: moments
 -- When something is next due, expires, may be forgotten, or is to be ticked; when absent schedules were last looked for; when somebody
--- may pass gates by time alone; and when a gate may be forgotten.
+-- may pass gates by time alone; and when a gate may be forgotten. And of workflows and batches: whether children are to be told of their
+-- parents, whether any is being stopped, when one is to be given up, and when one may be forgotten.
 select
     (select min(due) from offload.scheduled),
     (select min(expires_at) from offload.expiring),
@@ -126,7 +127,11 @@ select
     (select pruned_at from offload.store),
     (select wake_at from offload.doors),
     (select min(greatest(shut_until, tat + 20001)) from offload.gates
-        where not paused and n is null and every is null and burst is null and wake_at is null)
+        where not paused and n is null and every is null and burst is null and wake_at is null),
+    exists (select from offload.owed),
+    exists (select from offload.tallies where stopping is not null),
+    (select min(abandon_at) from offload.tallies where abandon_at is not null),
+    (select min(forget_at) from offload.tallies where forget_at is not null)
 
 -- name: promote
 -- What is due goes to the end of its ready line, earliest first. Jobs that another worker promotes just now are left to it.
@@ -185,8 +190,9 @@ with asked as (
 select coalesce(json_agg(n), '[]')::text from asked
 
 -- name: revive_jobs
--- Jobs, as [n, extra], that start a new life.
-update offload.jobs j set payload = coalesce(%(payload)s, j.payload), due = null, extra = life.value ->> 1
+-- Jobs, as [n, extra, whether they keep the due that they had], that start a new life.
+update offload.jobs j set payload = coalesce(%(payload)s, j.payload), due = case when (life.value ->> 2)::boolean then j.due end,
+    extra = life.value ->> 1
 from json_array_elements(%(extras)s::json) as life where j.n = (life.value ->> 0)::bigint
 
 -- name: plan_freely
@@ -203,6 +209,7 @@ where (%(task)s::text is null or task = %(task)s::text)
     and (%(queue)s::text is null or queue = %(queue)s::text)
     and (%(key)s::text is null or %(key)s::text in (extra::json #>> '{unique,key}', extra::json ->> 'order_by', extra::json ->> 'fair_by')
         or exists (select from json_array_elements(extra::json -> 'limits') as each where each ->> 'key' = %(key)s::text))
+    and (%(workflow)s::text is null or workflow = %(workflow)s::text) and (%(batch)s::text is null or batch = %(batch)s::text)
     and (%(at)s::bigint is null or (enqueued_at, n) < (%(at)s::bigint, %(after)s::bigint))
     and enqueued_at >= (
         select min(enqueued_at) from (
@@ -211,6 +218,7 @@ where (%(task)s::text is null or task = %(task)s::text)
                 and (%(queue)s::text is null or queue = %(queue)s::text)
                 and (%(key)s::text is null or %(key)s::text in (extra::json #>> '{unique,key}', extra::json ->> 'order_by', extra::json ->> 'fair_by')
         or exists (select from json_array_elements(extra::json -> 'limits') as each where each ->> 'key' = %(key)s::text))
+                and (%(workflow)s::text is null or workflow = %(workflow)s::text) and (%(batch)s::text is null or batch = %(batch)s::text)
                 and (%(at)s::bigint is null or (enqueued_at, n) < (%(at)s::bigint, %(after)s::bigint))
             order by n desc limit %(limit)s::integer
         ) as latest)
@@ -232,6 +240,7 @@ where (%(task)s::text is null or j.task = %(task)s::text)
     and (%(queue)s::text is null or j.queue = %(queue)s::text)
     and (%(key)s::text is null or %(key)s::text in (j.extra::json #>> '{unique,key}', j.extra::json ->> 'order_by', j.extra::json ->> 'fair_by')
         or exists (select from json_array_elements(j.extra::json -> 'limits') as each where each ->> 'key' = %(key)s::text))
+    and (%(workflow)s::text is null or j.workflow = %(workflow)s::text) and (%(batch)s::text is null or j.batch = %(batch)s::text)
     and (%(at)s::bigint is null or (j.enqueued_at, j.n) < (%(at)s::bigint, %(after)s::bigint))
 order by j.enqueued_at desc, j.n desc limit %(limit)s::integer
 
@@ -247,6 +256,7 @@ select n, enqueued_at, told from (
         and (%(queue)s::text is null or j.queue = %(queue)s::text)
         and (%(key)s::text is null or %(key)s::text in (j.extra::json #>> '{unique,key}', j.extra::json ->> 'order_by', j.extra::json ->> 'fair_by')
         or exists (select from json_array_elements(j.extra::json -> 'limits') as each where each ->> 'key' = %(key)s::text))
+        and (%(workflow)s::text is null or j.workflow = %(workflow)s::text) and (%(batch)s::text is null or j.batch = %(batch)s::text)
         and (%(at)s::bigint is null or (j.enqueued_at, j.n) < (%(at)s::bigint, %(after)s::bigint))
         and case %(state)s::text
             when 'READY' then exists (

@@ -12,6 +12,7 @@ from offload.brokers.postgres.address import Address
 from offload.brokers.postgres.connections import Link, connected
 from offload.brokers.postgres.errors import only_reads, translated
 from offload.brokers.postgres.rows import moment, stored
+from offload.brokers.postgres.tallies import settle_up
 from offload.brokers.postgres.wake import Ear
 from offload.brokers.postgres.work import Operation, T, Transaction, Work, statements
 from offload.clock import ServerClock
@@ -43,7 +44,7 @@ class Database:
 
     def transaction(self) -> Transaction:
         """What an operation that begins now works with."""
-        return Transaction(self._statements, self.address.schema, stored(self.clock.now()))
+        return Transaction(self._statements, self.address.schema, stored(self.clock.now()), settle_up)
 
     async def open(self) -> None:
         """Check the schema, made if need be, and read the server's clock. Raises BrokerError, BrokerUnusable, SchemaTooNew.

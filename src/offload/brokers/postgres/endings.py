@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from offload.broker import Work
+from offload.brokers.postgres.books import related
 from offload.brokers.postgres.gating import Past
 from offload.brokers.postgres.keys import Keys
 from offload.brokers.postgres.moves import Moves
@@ -38,13 +39,25 @@ class Ending(NamedTuple):
         return self.state is State.DEAD and holds_on(self.job)
 
     @property
-    def keep(self) -> float:
-        """Seconds that its record is kept."""
-        return self.job.keep if self.state is State.SUCCEEDED else KEEP_UNSUCCESSFUL
+    def kept(self) -> bool:
+        """Whether it leaves a record."""
+        return self.state is not State.SUCCEEDED or kept_if_succeeded(self.job)
 
     def forget_at(self, now: int) -> int:
         """When its record is forgotten, in microseconds since 1970."""
-        return NEVER if self.holds_on else now + seconds(self.keep)
+        if self.state is State.SUCCEEDED:
+            return forget_succeeded_at(self.job, now)
+        return NEVER if self.holds_on or self.job.workflow is not None else now + seconds(KEEP_UNSUCCESSFUL)
+
+
+def kept_if_succeeded(job: Job) -> bool:
+    """Whether the success of a job leaves a record."""
+    return job.keep > 0 or job.workflow is not None
+
+
+def forget_succeeded_at(job: Job, now: int) -> int:
+    """When that is forgotten: of a workflow's jobs, with their workflow."""
+    return now + seconds(job.keep) if job.workflow is None else NEVER
 
 
 def finish(tx: Transaction, keys: Keys, endings: Sequence[Ending], moves: Moves) -> Work[None]:
@@ -67,13 +80,16 @@ def record_ends(tx: Transaction, endings: Sequence[Ending]) -> Work[None]:
     kept = [
         (n, state, *past, result, reason, tx.now, ending.forget_at(tx.now))
         for ending in endings
-        if ending.keep > 0
+        if ending.kept
         for n, _, past, state, reason, result, _ in [ending]
     ]
     if kept:
         yield from tx.post("add_done", ends=text(kept))
-    yield from forget(tx, [ending.n for ending in endings if ending.keep <= 0])
+    yield from forget(tx, [ending.n for ending in endings if not ending.kept])
     yield from drop_expiring(tx, [(ending.n, ending.job) for ending in endings if ending.past.claim == 0])
+    for ending in endings:
+        if related(ending.job):
+            tx.books.ended(ending.n, ending.job, ending.state)
     if endings:
         tx.ended = True
 

@@ -12,13 +12,16 @@ import msgspec
 from msgspec.structs import replace
 
 from offload.broker import Work
-from offload.brokers.postgres import locking
+from offload.brokers.postgres import locking, tallies
+from offload.brokers.postgres.books import related
 from offload.brokers.postgres.cancelling import cancel
 from offload.brokers.postgres.database import Database
+from offload.brokers.postgres.endings import COVERED
 from offload.brokers.postgres.errors import AGAIN
 from offload.brokers.postgres.gating import Past
 from offload.brokers.postgres.keys import Hold, Keys, hold_of
 from offload.brokers.postgres.moves import Moves, put_off, take_out
+from offload.brokers.postgres.newcomers import Newcomers
 from offload.brokers.postgres.rows import JobColumns, extra_text, job_row, jobs_by_number, optional_stored, stored
 from offload.brokers.postgres.work import Doubt, Transaction, text
 from offload.errors import BrokerError, BrokerUnusable, IdConflict, UniqueConflict
@@ -28,7 +31,7 @@ from offload.job import Job, State, UniqueKey, keys_of
 MOST_TRIES = 10
 _NOT_STARTED = frozenset({State.READY, State.SCHEDULED, State.WAITING})
 
-_known = msgspec.json.Decoder(list[tuple[str, str, str]]).decode
+_known = msgspec.json.Decoder(list[tuple[str, str, str, str | None]]).decode
 _ids = msgspec.json.Decoder(list[tuple[int, str]]).decode
 _numbers = msgspec.json.Decoder(list[int]).decode
 
@@ -36,10 +39,10 @@ _numbers = msgspec.json.Decoder(list[int]).decode
 def store_new(tx: Transaction, jobs: Sequence[Job], *, strict: bool) -> Work[bool]:
     """Store jobs by one statement, if all are as most are. False, and nothing stored, if not.
 
-    Most pass no gates and take no turns, and their ids and keys are taken to be free. Where another transaction takes one just then, the
-    statement fails if `strict`; else some are stored, and Doubt is raised.
+    Most belong to no workflow or batch, pass no gates and take no turns, and their ids and keys are taken to be free. Where another
+    transaction takes one just then, the statement fails if `strict`; else some are stored, and Doubt is raised.
     """
-    if any(_comes_in_turn(job, tx.now) for job in jobs):
+    if any(related(job) or _comes_in_turn(job, tx.now) for job in jobs):
         return False
     holds: list[tuple[str, int, str, str, int | None]] = []
     for index, job in enumerate(jobs, start=1):
@@ -69,7 +72,7 @@ async def enqueue(database: Database, jobs: Sequence[Job]) -> list[str]:
     """Store jobs in a transaction of their own; tried again while the server is away, for as long as its address says."""
     deadline = monotonic() + database.address.timeout
     wait = 0.05
-    keyed = any(job.unique is not None or job.schedule is not None for job in jobs)
+    keyed = any(job.unique is not None or job.schedule is not None or related(job) for job in jobs)
     while True:
         try:
             async with asyncio.timeout(max(deadline - monotonic(), 0.1)):
@@ -83,7 +86,7 @@ async def enqueue(database: Database, jobs: Sequence[Job]) -> list[str]:
             if monotonic() >= deadline:
                 raise
         except TimeoutError as error:
-            who = ": a transaction open for long may hold the unique key" if keyed else ""
+            who = ": a transaction open for long may hold the unique key, workflow or batch" if keyed else ""
             words = (
                 f"no answer for {database.address.timeout:g} s{who}; the jobs may be stored all the same, and to enqueue them again does "
                 "no harm"
@@ -123,23 +126,35 @@ def enqueue_on(tx: Transaction, jobs: Sequence[Job]) -> Work[list[str]]:
             yield from tx.tell()
         except Doubt:
             yield from tx.post("rollback_to_savepoint")
-            tx.work = tx.ended = False
-            tx.locks.clear()
+            tx.undone()
         else:
             yield from tx.post("release_savepoint")
             return ids
     raise BrokerError(f"other transactions took ids or keys of these jobs {MOST_TRIES} times; try again")
 
 
-def store(tx: Transaction, jobs: Sequence[Job], *, joint: bool = False) -> Work[list[str]]:
-    """Store jobs in order; returns the ids that stand for them. Raises IdConflict, UniqueConflict.
+def open_batch(tx: Transaction, id: str, name: str, callbacks: Sequence[Job]) -> Work[None]:
+    """Begin a batch, unless there is one of this id."""
+    if not (yield from tallies.begin(tx, [("batch", id, name)])):
+        return
+    count = tx.books.counts["batch", id]
+    assert count is not None
+    count.callbacks = {job.callback: job.id for job in callbacks if job.callback is not None}
+    tx.books.touched.add(count.key)
+    yield from store(tx, callbacks)
+
+
+def store(tx: Transaction, jobs: Sequence[Job], *, joint: bool = False, adder: Job | None = None) -> Work[list[str]]:
+    """Store jobs in order; returns the ids that stand for them. Raises IdConflict, UniqueConflict, BatchClosed, ParentNotFound.
+
+    `adder` is the job that adds them by its success.
 
     Where the transaction is a caller's, `joint`, it may be open for long, and others must not wait for the gates of its jobs, or for
     their lines where keys take turns. So these come there only once it was committed.
     """
     if not jobs:
         return []
-    storing = Storing(tx, joint=joint)
+    storing = Storing(tx, joint=joint, adder=adder)
     yield from storing.begin(jobs)
     ids: list[str] = []
     for job in jobs:
@@ -152,13 +167,15 @@ def store(tx: Transaction, jobs: Sequence[Job], *, joint: bool = False) -> Work[
 class Storing:
     """Stores jobs one by one, as far as they may touch each other; what they become is written set by set."""
 
-    def __init__(self, tx: Transaction, *, joint: bool) -> None:
+    def __init__(self, tx: Transaction, *, joint: bool, adder: Job | None) -> None:
         self._tx = tx
         self._joint = joint
+        self._adder = adder
+        self._newcomers = Newcomers(tx)
         self._keys = Keys(tx)
         self._jobs: Sequence[Job] = ()
         self._moves = Moves(tx.now)
-        self._known: dict[str, tuple[str, str]] = {}
+        self._known: dict[str, tuple[str, str, str | None]] = {}
         self._left = 0
         self._numbers: list[int] = []
         """Taken for what is still to be stored; void once another job took a later place."""
@@ -168,18 +185,19 @@ class Storing:
     def begin(self, jobs: Sequence[Job]) -> Work[None]:
         """Learn what is there already."""
         known = yield from self._tx.value("known", ids=text([job.id for job in jobs]))
-        self._known = {id: (task, payload) for id, task, payload in _known(known)}
+        self._known = {id: (task, payload, workflow) for id, task, payload, workflow in _known(known)}
         yield from self._keys.lock_for_new(jobs)
+        yield from self._newcomers.begin(jobs, self._known, joint=self._joint)
         self._jobs = jobs
         self._left = len(jobs)
 
     def store(self, job: Job) -> Work[str]:
         """Store one; returns the id that stands for it."""
         self._left -= 1
-        payload = job.payload.decode()
+        about = (job.task, job.payload.decode(), None if job.workflow is None else job.workflow.id)
         known = self._known.get(job.id)
         if known is not None:
-            if known != (job.task, payload):
+            if known != about:
                 raise IdConflict(job.id)
             return job.id
         behind: str | None = None
@@ -195,7 +213,7 @@ class Storing:
                 return stand_in
             behind = hold.holder
         yield from self._add(job, behind)
-        self._known[job.id] = (job.task, payload)
+        self._known[job.id] = about
         return job.id
 
     def _cancel(self, holder: str) -> Work[None]:
@@ -216,7 +234,9 @@ class Storing:
                 self._keys.take(n, job, [unique])
             else:
                 self._keys.succeed(unique.key, n)
-        if behind is not None:
+        if (related(job) or job.callback is not None) and self._newcomers.add(n, job, behind, self._adder):
+            yield from self._keys.give_up(n, job, COVERED, self._moves)
+        elif behind is not None:
             self._waiting.append((n, behind))
 
     def _conflict(self, hold: Hold, unique: UniqueKey, job: Job) -> Work[str | None]:
@@ -253,7 +273,7 @@ class Storing:
         later = self._joint and gated(old) and not row.arrives and row.state is not State.SCHEDULED
         moving = move and standing and not later
         past = (yield from self._taken(row, old)) if moving else Past()
-        self._known[row.id] = (row.task, new.payload.decode())
+        self._known[row.id] = (row.task, new.payload.decode(), row.workflow)
         extra = row.extra if new.run_at == old.run_at else extra_text(new)
         yield from self._tx.post("replace_job", n=n, payload=new.payload.decode(), due=due, extra=extra)
         if moving and self._joint and _comes_in_turn(new, self._tx.now):
@@ -285,19 +305,22 @@ class Storing:
         """Write what was decided so far, so that it can be read."""
         added, self._added = self._added, {}
         if added:
-            rows = [(n, job_row(job)) for n, job in added.items()]
+            rows = [(n, job_row(job), None if job.workflow is None else job.workflow.id, job.batch) for n, job in added.items()]
             if len(rows) != (yield from self._tx.value("add_jobs", jobs=text(rows))):
                 raise Doubt
         waiting, self._waiting = self._waiting, []
         if waiting:
             yield from self._tx.post("add_waiting", jobs=text(waiting))
+        ended, elsewhere = self._newcomers.ended, self._newcomers.pending.union(n for n, _ in waiting)
+        yield from self._newcomers.write()
         yield from self._keys.write()  # before anybody comes to gates: where another has just taken a key, this waits for its commit
         if added:
-            yield from self._place(added, {n for n, _ in waiting})
+            yield from self._place({n: job for n, job in added.items() if n not in ended}, elsewhere)
 
-    def _place(self, added: dict[int, Job], behind: set[int]) -> Work[None]:
-        comers = {n: job for n, job in added.items() if n not in behind and _comes_in_turn(job, self._tx.now)}
-        others = [n for n in added if n not in behind and n not in comers]
+    def _place(self, added: dict[int, Job], elsewhere: set[int]) -> Work[None]:
+        """Put those into their lines that do not stand elsewhere."""
+        comers = {n: job for n, job in added.items() if n not in elsewhere and _comes_in_turn(job, self._tx.now)}
+        others = [n for n in added if n not in elsewhere and n not in comers]
         if others:
             yield from self._tx.post("place_new", ns=text(others), now=self._tx.now)
         if self._joint and comers:
@@ -315,3 +338,4 @@ class Storing:
     def end(self) -> Work[None]:
         """Write the rest."""
         yield from self._flush()
+        yield from self._newcomers.end()

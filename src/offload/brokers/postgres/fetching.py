@@ -12,6 +12,7 @@ import msgspec
 from offload.broker import Work
 from offload.brokers.postgres.claiming import WINDOW, Claim, in_turn
 from offload.brokers.postgres.connections import Link
+from offload.brokers.postgres.families import with_inputs
 from offload.brokers.postgres.marks import Marks, Segment
 from offload.brokers.postgres.rows import SECOND, ReadyRow
 from offload.brokers.postgres.work import Transaction, text
@@ -143,7 +144,10 @@ class Fetching:
             self._marks.short(queues)
         if passed and not rows and not await self._barren(segments, limit, room):
             return None
-        return [Lease(row.job(), 1, 1, 0, {}, row.n) for row in rows]
+        leases = [Lease(row.job(), 1, 1, 0, {}, row.n) for row in rows]
+        if any(lease.job.parents for lease in leases):
+            return await self._link.step(lambda tx: with_inputs(tx, leases))
+        return leases
 
     async def _claimed(
         self, queues: Sequence[str], segments: Sequence[Segment], limit: int, room: Mapping[Isolation, int], *, alone: bool

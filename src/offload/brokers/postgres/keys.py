@@ -51,6 +51,11 @@ def kept(job: Job) -> list[str]:
     return [unique.key for unique in keys_of(job) if unique.until == "finished"]
 
 
+def taken_back(job: Job) -> list[UniqueKey]:
+    """The keys that a job takes again when it is revived."""
+    return [unique for unique in keys_of(job) if unique.until in ("started", "finished")]
+
+
 class Keys:
     """Keys that this transaction has locked. Changes are gathered and written set by set."""
 

@@ -17,9 +17,9 @@ from offload.brokers.postgres.address import Address
 from offload.brokers.postgres.work import PACKAGE, schema_script
 from offload.errors import BrokerUnusable, SchemaTooNew
 
-SCHEMA = 2
+SCHEMA = 3
 """The version of the schema that this version of Offload works with."""
-MIGRATIONS: dict[int, str] = {2: script(PACKAGE, "gates_schema.sql")}
+MIGRATIONS: dict[int, str] = {2: script(PACKAGE, "gates_schema.sql"), 3: script(PACKAGE, "families_schema.sql")}
 """By the version that it leads to, what turns the one before into it; written for the schema `offload`."""
 LOCK = 0x0FF10AD
 """The advisory lock under which schemas are made, together with the hash of the schema's name."""

@@ -14,14 +14,14 @@ where so and (%(joint)s::boolean or exists (select from offload.sleepers s where
 -- Jobs with their states, as rows.JobColumns.
 select coalesce(json_agg(json_build_array(
     n, id, task, queue, rank, payload, enqueued_at, keep, due, extra, state, claim, attempt, crashes, started_at, worker,
-    aside, pos, result, finished_at, reason, errors, steps, progress, cancel_asked, seat, lane, arrives, place)), '[]')::text
+    aside, pos, result, finished_at, reason, errors, steps, progress, cancel_asked, seat, lane, arrives, place, workflow, what)), '[]')::text
 from offload.records where n = any(array(select value::bigint from json_array_elements_text(%(ns)s::json)))
 
 -- name: rows_by_id
 -- As `rows`, by id.
 select coalesce(json_agg(json_build_array(
     n, id, task, queue, rank, payload, enqueued_at, keep, due, extra, state, claim, attempt, crashes, started_at, worker,
-    aside, pos, result, finished_at, reason, errors, steps, progress, cancel_asked, seat, lane, arrives, place)), '[]')::text
+    aside, pos, result, finished_at, reason, errors, steps, progress, cancel_asked, seat, lane, arrives, place, workflow, what)), '[]')::text
 from offload.records where id = any(array(select value from json_array_elements_text(%(ids)s::json)))
 
 -- name: add_new
@@ -89,8 +89,8 @@ with input as materialized (
 select count(*), (select count(*) from woken) from added
 
 -- name: known
--- Jobs of these ids, as [id, task, payload].
-select coalesce(json_agg(json_build_array(id, task, payload)), '[]')::text
+-- Jobs of these ids, as [id, task, payload, workflow].
+select coalesce(json_agg(json_build_array(id, task, payload, workflow)), '[]')::text
 from offload.jobs where id = any(array(select value from json_array_elements_text(%(ids)s::json)))
 
 -- name: ids
@@ -103,10 +103,11 @@ from offload.jobs where n = any(array(select value::bigint from json_array_eleme
 select json_agg(nextval('offload.places'))::text from generate_series(1, %(count)s)
 
 -- name: add_jobs
--- Jobs as [n, rows.JobRow]. Returns how many were stored: fewer when an id was taken just now.
+-- Jobs as [n, rows.JobRow, workflow, batch]. Returns how many were stored: fewer when an id was taken just now.
 with added as (
-    insert into offload.jobs (n, id, task, queue, rank, payload, enqueued_at, keep, due, extra)
-    select (p.value ->> 0)::bigint, i.id, i.task, i.queue, i.rank, i.payload, i.enqueued_at, i.keep, i.due, i.extra
+    insert into offload.jobs (n, id, task, queue, rank, payload, enqueued_at, keep, due, extra, workflow, batch)
+    select (p.value ->> 0)::bigint, i.id, i.task, i.queue, i.rank, i.payload, i.enqueued_at, i.keep, i.due, i.extra,
+        p.value ->> 2, p.value ->> 3
     from json_array_elements(%(jobs)s::json) p cross join json_to_record(p.value -> 1) as i(
         id text, task text, queue text, rank integer, payload text, enqueued_at bigint, keep double precision, due bigint, extra text)
     on conflict do nothing
@@ -291,7 +292,7 @@ with places as materialized (
     returning n, claim, attempt, crashes, started_at, worker
 ), from_waiting as (
     delete from offload.waiting where n = any(array(select n from places where state = 'WAITING'))
-    returning n
+    returning n, claim, attempt, crashes, started_at, worker
 ), from_arrivals as (
     delete from offload.arrivals where n = any(array(select n from places where state = 'WAITING'))
     returning n
@@ -308,7 +309,7 @@ from (
     select * from from_ready
     union all select * from from_aside
     union all select * from from_scheduled
-    union all select n, 0, 0, 0, null, null from from_waiting
+    union all select * from from_waiting
     union all select n, 0, 0, 0, null, null from from_arrivals
     union all select * from in_lanes
     union all select * from from_done

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from offload.broker import Work
-from offload.brokers.postgres import gating, planning
+from offload.brokers.postgres import families, gating, planning
 from offload.brokers.postgres.rows import JobColumns, jobs_by_id, jobs_by_number, moment
 from offload.brokers.postgres.work import Transaction, text
 from offload.job import Facts, Filter, Record, SessionRecord, Standing, State, WorkerInfo
@@ -46,6 +46,7 @@ def find(tx: Transaction, filter: Filter, limit: int, after: str | None) -> Work
     if after is not None:
         place = (yield from tx.row("after", id=after)) or (-1 << 62, 0)
     wanted = {"task": filter.task, "queue": filter.queue, "key": filter.key, "limit": limit}
+    wanted |= {"workflow": filter.workflow, "batch": filter.batch}
     if filter.text is not None:
         ns = yield from _mentions(tx, filter.text.casefold(), place, wanted | {"state": filter.state and filter.state.value})
     else:
@@ -105,12 +106,15 @@ def standing(tx: Transaction, id: str, now: datetime) -> Work[Standing | None]:
     if row.state is State.READY:
         ahead = yield from tx.value("ahead", queue=row.queue, rank=row.place, pos=row.pos)
     limits, before = yield from gating.limits_of(tx, row)
+    parents, open_parents = yield from families.open_parents(tx, row)
     return Standing(
         record=row.record(),
         paused=row.queue in (yield from paused(tx)),
         aside=row.aside,
         ahead=ahead,
         waits_for=holder_before(row),
+        parents=parents,
+        open_parents=open_parents,
         limits=limits,
         before=before,
         sessions=tuple((yield from sessions(tx))),

@@ -12,7 +12,21 @@ from msgspec.structs import replace
 
 from offload.broker import Work
 from offload.brokers.postgres.work import Transaction, text
-from offload.job import Failure, Job, Limit, OnDead, Overlap, Progress, Record, State, UniqueKey
+from offload.job import (
+    Callback,
+    Failure,
+    IfParentFails,
+    Job,
+    Limit,
+    Membership,
+    OnDead,
+    Overlap,
+    Parent,
+    Progress,
+    Record,
+    State,
+    UniqueKey,
+)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -58,22 +72,40 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     on_dead: OnDead = "continue"
     limits: tuple[Limit, ...] = ()
     fair_by: str | None = None
+    workflow: Membership | None = None
+    parents: tuple[Parent, ...] = ()
+    if_parent_fails: IfParentFails = "cancel"
+    batch: str | None = None
+    callback: Callback | None = None
 
 
 NO_EXTRA = Extra()
 _extra = msgspec.json.Decoder(Extra).decode
+MOST_COMMON = 500
+"""Characters of a longer text are those of one job alone, as one has that waits for many."""
+
+
+def read_extra(text: str) -> Extra:
+    """What `jobs.extra` says."""
+    return _common_extra(text) if len(text) <= MOST_COMMON else _extra(text)
 
 
 @lru_cache(8192)  # jobs of the same keys, and nothing else that is rare, have the same text
-def read_extra(text: str) -> Extra:
-    """What `jobs.extra` says."""
+def _common_extra(text: str) -> Extra:
     return _extra(text)
 
 
-@lru_cache(8192)
 def _rare_fields(text: str) -> dict[str, Any]:
     """What is rare about a job, as fields of a Job."""
-    extra = read_extra(text)
+    return _common_fields(text) if len(text) <= MOST_COMMON else _fields(_extra(text))
+
+
+@lru_cache(8192)
+def _common_fields(text: str) -> dict[str, Any]:
+    return _fields(_common_extra(text))
+
+
+def _fields(extra: Extra) -> dict[str, Any]:
     return {name: value for name in Extra.__struct_fields__ if (value := getattr(extra, name)) != getattr(NO_EXTRA, name)}
 
 
@@ -115,7 +147,11 @@ def job_row(job: Job) -> JobRow:
 def _rare(job: Job) -> bool:
     if job.run_at is not None or job.expires_at is not None or job.unique is not None or job.schedule is not None:
         return True
-    return job.timeout is not None or job.order_by is not None or bool(job.limits) or job.fair_by is not None
+    if job.timeout is not None or job.order_by is not None or bool(job.limits) or job.fair_by is not None:
+        return True
+    if job.workflow is not None or job.batch is not None or job.callback is not None:
+        return True
+    return bool(job.parents) or job.if_parent_fails != "cancel"
 
 
 def extra_text(job: Job) -> str:
@@ -132,6 +168,11 @@ def extra_text(job: Job) -> str:
             on_dead=job.on_dead,
             limits=job.limits,
             fair_by=job.fair_by,
+            workflow=None if job.workflow is None else Membership(job.workflow.id),
+            parents=job.parents,
+            if_parent_fails=job.if_parent_fails,
+            batch=job.batch,
+            callback=job.callback,
         )
     )
 
@@ -204,6 +245,9 @@ class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Whether it waits to be let in."""
     place: int
     """Its rank in its ready line."""
+    workflow: str | None
+    what: str | None
+    """What it waits for, where it is neither a key nor another's end: its parents, or its batch."""
 
     def job(self) -> Job:
         """The job."""
@@ -230,6 +274,11 @@ class JobColumns(msgspec.Struct, array_like=True, frozen=True, gc=False):
             on_dead=job.on_dead,
             limits=job.limits,
             fair_by=job.fair_by,
+            workflow=job.workflow,
+            parents=job.parents,
+            if_parent_fails=job.if_parent_fails,
+            batch=job.batch,
+            callback=job.callback,
             state=self.state,
             attempt=self.attempt,
             crashes=self.crashes,

@@ -10,14 +10,16 @@ import msgspec
 
 from offload.broker import Work
 from offload.brokers.postgres import locking
+from offload.brokers.postgres.books import related
 from offload.brokers.postgres.endings import Ending, let_go, record_ends
+from offload.brokers.postgres.enqueueing import store
 from offload.brokers.postgres.gating import Past
 from offload.brokers.postgres.keys import Keys, kept
 from offload.brokers.postgres.moves import Moves
 from offload.brokers.postgres.rows import jobs_by_number, seconds
 from offload.brokers.postgres.succeeding import distinct, plain, succeed, succeed_in_turn
 from offload.brokers.postgres.work import Doubt, Transaction, text
-from offload.errors import BrokerError
+from offload.errors import BatchClosed, BrokerError, IdConflict, ParentNotFound, UniqueConflict
 from offload.gates import gated
 from offload.job import Cancelled, Dead, Done, Job, Lease, Outcome, Release, Retried, State
 
@@ -50,7 +52,9 @@ _numbers = msgspec.json.Decoder(list[int]).decode
 
 def settle(tx: Transaction, session: str, settlements: Settlements, marked: AbstractSet[int]) -> Work[list[Lease]]:
     """Record outcomes; returns the leases that were lost."""
-    if (yield from succeed_in_turn(tx, session, settlements, marked)):
+    if any(related(lease.job) for lease, _ in settlements):
+        yield from locking.lock(tx, ())
+    elif (yield from succeed_in_turn(tx, session, settlements, marked)):
         return []
     easy: list[tuple[Lease, Outcome]] = []
     others: list[tuple[Lease, Outcome]] = []
@@ -75,8 +79,9 @@ def settle_on(tx: Transaction, session: str, lease: Lease, outcome: Outcome) -> 
     A worker that is frozen or cut off before the commit comes holds no lock for long that others need to rescue its jobs.
     """
     isolation = yield from tx.value("soon")
-    if isolation != "read committed" and gated(lease.job):
-        raise BrokerError(f"job {lease.job.id} has order_by or limits: its transaction must be READ COMMITTED, not {isolation.upper()}")
+    if isolation != "read committed" and (gated(lease.job) or related(lease.job)):
+        has = "has order_by or limits" if gated(lease.job) else "belongs to a workflow or batch"
+        raise BrokerError(f"job {lease.job.id} {has}: its transaction must be READ COMMITTED, not {isolation.upper()}")
     for _ in range(MOST_TRIES):
         yield from tx.post("savepoint")
         try:
@@ -84,8 +89,7 @@ def settle_on(tx: Transaction, session: str, lease: Lease, outcome: Outcome) -> 
             yield from tx.tell()
         except Doubt:
             yield from tx.post("rollback_to_savepoint")
-            tx.work = tx.ended = False
-            tx.locks.clear()
+            tx.undone()
         else:
             yield from tx.post("release_savepoint")
             return not lost
@@ -111,9 +115,30 @@ def _settle(tx: Transaction, session: str, settlements: Settlements) -> Work[lis
             del held[row.n]
             settled.append((row, lease, outcome))
     keys.check_claimed(lease.job for row, lease, _ in settled if row.cancel)  # some may have been asked to stop just now
+    if any(isinstance(outcome, Done) and outcome.added for _, _, outcome in settled):
+        for place, (row, lease, outcome) in enumerate(settled):
+            settled[place] = (row, lease, (yield from _grown(tx, lease, outcome)))
+        keys = Keys(tx)  # those that were added may have changed who comes after
+        yield from keys.lock_of_claimed(ending)
     if settled:
         yield from end_attempts(tx, keys, settled)
     return lost
+
+
+def _grown(tx: Transaction, lease: Lease, outcome: Outcome) -> Work[Outcome]:
+    """Store what a job adds by its success. Where it is refused, that is how the job ends, and nothing of it is stored."""
+    if not isinstance(outcome, Done) or not outcome.added:
+        return outcome
+    before = (tx.work, tx.ended, tx.locks.copy(), tx.books.copy())
+    yield from tx.post("savepoint")
+    try:
+        yield from store(tx, outcome.added, adder=lease.job)
+    except (IdConflict, UniqueConflict, ParentNotFound, BatchClosed) as error:
+        yield from tx.do("rollback_to_savepoint")  # alone: psycopg drops all that was prepared, and must know before it sends more
+        tx.work, tx.ended, tx.locks, tx.books = before
+        return Dead(f"the jobs that it added were refused: {error}")
+    yield from tx.post("release_savepoint")
+    return outcome
 
 
 def _asked_to_stop(tx: Transaction, settlements: Settlements) -> Work[set[int]]:

@@ -10,10 +10,11 @@ import msgspec
 
 from offload.broker import Work
 from offload.brokers.postgres import locking
-from offload.brokers.postgres.rows import seconds
+from offload.brokers.postgres.books import related
+from offload.brokers.postgres.endings import forget_succeeded_at, kept_if_succeeded
 from offload.brokers.postgres.work import Transaction, text
 from offload.gates import Succession, Want, depth_for, heirs, holds, lone_want, rules_of
-from offload.job import Done, Lease, Limit, Outcome
+from offload.job import Done, Lease, Limit, Outcome, State
 
 Settlements = Sequence[tuple[Lease, Outcome]]
 Success = tuple[Lease, Done]
@@ -32,8 +33,8 @@ def plain(lease: Lease, outcome: Outcome, marked: AbstractSet[int]) -> bool:
 
 
 def all_plain(settlements: Settlements, marked: AbstractSet[int]) -> bool:
-    """Whether one statement settles all."""
-    return all(plain(lease, outcome, marked) for lease, outcome in settlements) and distinct(settlements)
+    """Whether one statement settles all, and nothing is to be done for workflows and batches."""
+    return all(plain(lease, outcome, marked) and not related(lease.job) for lease, outcome in settlements) and distinct(settlements)
 
 
 def distinct(settlements: Settlements) -> bool:
@@ -44,26 +45,27 @@ def distinct(settlements: Settlements) -> bool:
 def _simple(lease: Lease, outcome: Outcome, marked: AbstractSet[int]) -> bool:
     """Whether a success leaves nothing to be done but to record it, or to forget the job, and to leave the gates that it holds."""
     job = lease.job
-    if type(outcome) is not Done or job.unique is not None or job.schedule is not None or type(lease.ref) is not int:
+    if type(outcome) is not Done or job.unique is not None or job.schedule is not None or type(lease.ref) is not int or outcome.added:
         return False
-    return job.keep > 0 or (lease.claim == 1 and lease.ref not in marked)
+    return kept_if_succeeded(job) or (lease.claim == 1 and lease.ref not in marked)
 
 
 def succeed(tx: Transaction, session: str, settlements: Settlements) -> Work[list[Lease]]:
     """Settle plain successes by one statement. Returns those that were lost."""
     held = yield from tx.value("succeed", **_values(tx, session, _successes(settlements)))
     settled = _numbers(held)
-    if len(settled) == len(settlements):
-        return []
     left = set(settled)
-    return [lease for lease, _ in settlements if lease.ref not in left]
+    for lease, _ in settlements:
+        if related(lease.job) and lease.ref in left:
+            tx.books.ended(lease.ref, lease.job, State.SUCCEEDED)
+    return [] if len(settled) == len(settlements) else [lease for lease, _ in settlements if lease.ref not in left]
 
 
 def succeed_in_turn(tx: Transaction, session: str, settlements: Settlements, marked: AbstractSet[int]) -> Work[bool]:
     """Settle successes of which some leave one gate each to the next who waits there. False, and nothing done, where it takes more care."""
     leaving: dict[int, Want] = {}
     for lease, outcome in settlements:
-        if not _simple(lease, outcome, marked):
+        if related(lease.job) or not _simple(lease, outcome, marked):
             return False
         if holds(lease.job):
             want = lone_want(lease.job)
@@ -101,8 +103,8 @@ def _successes(settlements: Settlements) -> list[Success]:
 
 
 def _values(tx: Transaction, session: str, successes: Sequence[Success]) -> dict[str, Any]:
-    forget = [str(tx.now + seconds(lease.job.keep)) if lease.job.keep > 0 else "null" for lease, _ in successes]
-    results = [None if done.result is None or lease.job.keep <= 0 else done.result.decode() for lease, done in successes]
+    forget = [str(forget_succeeded_at(lease.job, tx.now)) if kept_if_succeeded(lease.job) else "null" for lease, _ in successes]
+    results = [None if done.result is None or not kept_if_succeeded(lease.job) else done.result.decode() for lease, done in successes]
     return {
         "ns": _array(str(lease.ref) for lease, _ in successes),
         "claims": _array(str(lease.claim) for lease, _ in successes),

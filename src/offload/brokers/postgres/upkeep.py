@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Sequence
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 from psycopg.errors import LockNotAvailable
 
 from offload.broker import Work
-from offload.brokers.postgres import gating, locking, turns
+from offload.brokers.postgres import families, gating, locking, tallies, turns
+from offload.brokers.postgres.books import tallies_of
 from offload.brokers.postgres.cancelling import UNSTARTED, Turn, end_unstarted, in_turn
 from offload.brokers.postgres.endings import Ending, forget, let_go, record_ends
 from offload.brokers.postgres.gating import Gates, Own, Past
@@ -78,17 +79,18 @@ async def maintain(run: Runner, step: Runner, apart: Runner, dead: Sequence[tupl
             raise
         except BrokerError as error:
             log.warning("session %s is not rescued yet, which the next beat tries again: %s", session, error)
-    moments = await step(look)
+    moments, tasks = await step(look)
     if moments.come(moments.wakes):
         await run(_wake)
-    pieces = [
-        await run(promote) if moments.come(moments.due) else 0,
-        await run(_forget) if moments.come(moments.forgets) else 0,
-    ]
+    pieces = [await run(promote) if moments.come(moments.due) else 0]
     if moments.come(moments.expires):
         expired = await run(_expire)
         touched += expired
         pieces.append(len(expired))
+    if tasks.any:
+        await _go_on(run, tasks)
+    if moments.come(moments.forgets) or tasks.forgets:
+        pieces.append(await run(_forget))
     if any(pieces) or moments.come(moments.wakes) or moments.come(moments.fades):
         await run(gating.forget)
     if moments.set_back:
@@ -96,15 +98,44 @@ async def maintain(run: Runner, step: Runner, apart: Runner, dead: Sequence[tupl
     pruned = moments.prunes and await run(_prune)
     if WINDOW in pieces:
         return Upkeep(0.0, tuple(touched))
-    if any(pieces) or pruned:
-        moments = await step(look)
-    return Upkeep(moments.wait, tuple(touched))
+    if any(pieces) or pruned or tasks.any:
+        moments, tasks = await step(look)
+    return Upkeep(0.0 if tasks.owed or tasks.stopping else moments.wait, tuple(touched))
 
 
-def look(tx: Transaction) -> Work[Moments]:
+class Tasks(NamedTuple):
+    """What is to be done for workflows and batches."""
+
+    owed: bool
+    """Whether children are to be told of their parents."""
+    stopping: bool
+    """Whether any is being stopped."""
+    abandons: bool
+    """Whether any is to be given up."""
+    forgets: bool
+    """Whether any may be forgotten."""
+
+    @property
+    def any(self) -> bool:
+        """Whether a round would find anything to do but to forget."""
+        return self.owed or self.stopping or self.abandons
+
+
+def look(tx: Transaction) -> Work[tuple[Moments, Tasks]]:
     """What is next to do; reads only."""
-    due, expires, forgets, tick, pruned, wakes, fades = yield from tx.row("moments")
-    return Moments(due, expires, forgets, tick, pruned, wakes, fades, tx.now)
+    due, expires, forget, tick, pruned, wakes, fades, owed, stopping, abandons, forgets = yield from tx.row("moments")
+    found = Moments(due, expires, forget, tick, pruned, wakes, fades, tx.now)
+    return found, Tasks(owed, stopping, found.come(abandons), found.come(forgets))
+
+
+async def _go_on(run: Runner, tasks: Tasks) -> None:
+    """Do the next piece of what is too much for one operation, and give up what was left incomplete."""
+    if tasks.owed:
+        await run(families.pay_owed)
+    if tasks.stopping:
+        await run(tallies.go_on_stopping)
+    if tasks.abandons:
+        await run(tallies.abandon)
 
 
 def _look_again(tx: Transaction) -> Work[None]:
@@ -170,6 +201,9 @@ def _promote_by_key(tx: Transaction) -> Work[int]:
 def _expire(tx: Transaction) -> Work[list[Touched]]:
     def act(rows: Sequence[JobColumns]) -> Work[Turn]:
         late = [row for row in rows if row.state in UNSTARTED and row.claim == 0]
+        busy = yield from tallies.try_lock(tx, [row.job() for row in late])
+        if busy:  # who adds jobs there may take long
+            late = [row for row in late if busy.isdisjoint(tallies_of(row.job()))]
         return (yield from end_unstarted(tx, late, State.EXPIRED, "not started in time", patient=False))
 
     ids = _ids((yield from tx.value("expired", now=tx.now, limit=WINDOW)))
@@ -180,7 +214,7 @@ def _expire(tx: Transaction) -> Work[list[Touched]]:
 def _forget(tx: Transaction) -> Work[int]:
     ns = _numbers((yield from tx.value("take_forgettable", now=tx.now, limit=WINDOW)))
     yield from forget(tx, ns)
-    return len(ns)
+    return len(ns) + (yield from tallies.forget_finished(tx))
 
 
 def _rescue_of(session: str, beat: int) -> Operation[list[Touched]]:

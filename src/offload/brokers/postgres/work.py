@@ -15,11 +15,14 @@ import msgspec
 
 from offload.broker import Statement, Work
 from offload.brokers._sql import queries, script
+from offload.brokers.postgres.books import Books
 
 T = TypeVar("T")
 
 PACKAGE = "offload.brokers.postgres"
 """Where the SQL files lie."""
+FILES = ("queries.sql", "gates.sql", "control.sql", "families.sql", "tallies.sql")
+"""Those with statements by name."""
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 _encode = msgspec.json.Encoder().encode
 
@@ -37,7 +40,7 @@ def in_schema(sql: str, schema: str) -> str:
 @cache
 def statements(schema: str) -> Mapping[str, str]:
     """All statements by name, for the tables in `schema`."""
-    named = queries(PACKAGE, "queries.sql") | queries(PACKAGE, "gates.sql") | queries(PACKAGE, "control.sql")
+    named = {name: sql for file in FILES for name, sql in queries(PACKAGE, file).items()}
     named["add_new_strict"] = named["add_new"].replace("on conflict do nothing", "")  # a third faster; conflicts fail
     return {name: in_schema(_bare(sql), schema) for name, sql in named.items()}
 
@@ -65,8 +68,9 @@ class Doubt(Exception):
 class Transaction:
     """What an operation may do, and what it leaves to be told when it is done."""
 
-    def __init__(self, sql: Mapping[str, str], channel: str, now: int) -> None:
+    def __init__(self, sql: Mapping[str, str], channel: str, now: int, settle_up: Callable[[Transaction], Work[None]]) -> None:
         self._sql = sql
+        self._settle_up = settle_up
         self.channel = channel
         """The channel on which those who sleep are woken."""
         self.now = now
@@ -81,6 +85,8 @@ class Transaction:
         """The locks of gates that it has; see locking.py."""
         self.wanted: set[int] = set()
         """Those that it takes first of all, for lack of which it was undone before."""
+        self.books = Books()
+        """What is still to be done for workflows and batches."""
 
     def rows(self, name: str, /, **values: Any) -> Work[list[tuple[Any, ...]]]:
         """Run a statement; returns its rows."""
@@ -104,8 +110,16 @@ class Transaction:
         """Have a statement run whose rows are of no interest: on a connection of ours together with the next, in one round trip."""
         yield Statement(self._sql[name], values, answered=False)
 
+    def undone(self) -> None:
+        """All was rolled back, and the operation is run again."""
+        self.work = self.ended = False
+        self.locks.clear()
+        self.books.clear()
+
     def tell(self) -> Work[None]:
-        """Wake who sleeps, once this transaction commits. The last that every operation does."""
+        """Do what is still to be done, and wake who sleeps, once this transaction commits. The last that every operation does."""
+        if self.books.open:
+            yield from self._settle_up(self)
         if self.work or self.ended:
             yield from self.post("wake", channel=self.channel, work=self.work, ended=self.ended, joint=self.joint)
 

@@ -1,0 +1,194 @@
+"""What an operation has still to do for workflows and batches: children that are to be told, and counts that have changed.
+
+Plain data. Whatever ends a job, or revives one, notes it here; `tallies.settle_up` carries it out at the end of the operation.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from offload.job import KEEP_SUCCEEDED, KEEP_UNSUCCESSFUL, Callback, Job, State, TallyKind
+
+SECOND = 1_000_000
+ABANDONED_AFTER = 3_600 * SECOND
+"""Microseconds after which what is not complete, and to which no more jobs come, is taken for abandoned."""
+LEAST_KEEP = 60.0
+"""Seconds that a finished workflow is kept at least, so that who waits for it sees its end."""
+
+Key: TypeAlias = tuple[TallyKind, str]
+"""A workflow or batch: its kind and id."""
+Fate: TypeAlias = Literal["open", "done", "failed"]
+"""What a child knows of a parent."""
+
+
+def related(job: Job) -> bool:
+    """Whether the end of a job, or its coming, concerns a workflow or batch."""
+    return job.workflow is not None or job.batch is not None
+
+
+def tallies_of(job: Job) -> list[Key]:
+    """Where a job is counted."""
+    keys: list[Key] = []
+    if job.workflow is not None:
+        keys.append(("workflow", job.workflow.id))
+    if job.batch is not None and job.callback is None:
+        keys.append(("batch", job.batch))
+    return keys
+
+
+class News(NamedTuple):
+    """What became of a job, of which its children are to be told."""
+
+    workflow: str
+    parent: str
+    after: int
+    """The last child that knows."""
+    was: Fate
+    """What children go by so far, unless they know of a fate of their own."""
+    fate: Fate
+    n: int | None = None
+    """The job's number where its record has the result."""
+    result: str | None = None
+    why: str | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether its record says it all."""
+        return self.after == 0 and self.result is None and (self.fate == "open" or self.n is not None)
+
+
+class Count(msgspec.Struct, array_like=True):
+    """A row of `tallies`."""
+
+    kind: TallyKind
+    id: str
+    n: int
+    created_at: int
+    name: str
+    touched_at: int
+    keep: float
+    total: int
+    succeeded: int
+    dead: int
+    cancelled: int
+    expired: int
+    size: int
+    sealed: bool
+    stopped: bool
+    abandoned: bool
+    finished_at: int | None
+    forget_at: int | None
+    abandon_at: int | None
+    stopping: int | None
+    callbacks: dict[Callback, str]
+
+    @property
+    def key(self) -> Key:
+        """What it is known by."""
+        return (self.kind, self.id)
+
+    @property
+    def open(self) -> int:
+        """How many of its jobs have not ended."""
+        return self.total - self.succeeded - self.dead - self.cancelled - self.expired
+
+    @property
+    def complete(self) -> bool:
+        """Whether no more are to come."""
+        return self.sealed if self.kind == "batch" else self.total >= self.size
+
+    @property
+    def all_succeeded(self) -> bool:
+        """Whether every job that it has did."""
+        return self.succeeded == self.total
+
+    def due(self, callback: Callback) -> bool:
+        """Whether what a callback waits for has come."""
+        match callback:
+            case "failure":
+                return self.abandoned or self.dead + self.expired > 0
+            case "success":
+                return self.finished_at is not None and self.all_succeeded and not self.abandoned
+            case "complete":
+                return self.finished_at is not None
+
+    def add(self, state: State, number: int) -> None:
+        """Count jobs that have ended so, or, below zero, have not any more."""
+        name = state.value.lower()
+        setattr(self, name, getattr(self, name) + number)
+
+    def close(self, now: int) -> None:
+        """All have ended; or, where that is not so any more, they have not. And when it is given up, if nothing comes."""
+        if not self.complete or self.open > 0:
+            self.finished_at = self.forget_at = None
+        elif self.finished_at is None:
+            keep = KEEP_UNSUCCESSFUL
+            if self.all_succeeded and not self.abandoned:
+                keep = KEEP_SUCCEEDED if self.kind == "batch" else max(self.keep, LEAST_KEEP)
+            self.finished_at, self.forget_at = now, now + round(keep * SECOND)
+        idle = not self.complete and (self.kind == "workflow" or self.open == 0)
+        self.abandon_at = self.touched_at + ABANDONED_AFTER if idle else None
+
+    def row(self) -> tuple[Any, ...]:
+        """The columns of `tallies`."""
+        return (*(getattr(self, name) for name in self.__struct_fields__[:-1]), msgspec.json.encode(self.callbacks).decode())
+
+
+@dataclass(slots=True)
+class Books:
+    """What is noted of one operation."""
+
+    owed: dict[tuple[str, str], News] = field(default_factory=dict[tuple[str, str], News])
+    """By workflow and parent."""
+    changes: dict[Key, dict[State, int]] = field(default_factory=dict[Key, dict[State, int]])
+    """How many jobs have ended how, or, below zero, have not any more."""
+    counts: dict[Key, Count | None] = field(default_factory=dict[Key, "Count | None"])
+    """Those that were locked; None for those that there are not."""
+    touched: set[Key] = field(default_factory=set[Key])
+    """Those that are to be looked at, and written, at the end of the operation."""
+
+    @property
+    def open(self) -> bool:
+        """Whether anything is to be done."""
+        return bool(self.owed or self.changes or self.touched)
+
+    def ended(self, n: int, job: Job, state: State) -> None:
+        """A job has ended, and its record is written, or will be before all else that is done here."""
+        done = state is State.SUCCEEDED
+        self._owe(job, "open", "done" if done else "failed", n, None if done else f"parent {job.id} ended {state}")
+        self._count(job, state, 1)
+
+    def deleted(self, job: Job) -> None:
+        """A job was deleted that had not ended."""
+        self._owe(job, "open", "failed", None, f"parent {job.id} was deleted")
+        self._count(job, State.CANCELLED, 1)
+
+    def revived(self, job: Job, was: State) -> None:
+        """A job that had ended goes on."""
+        self._owe(job, "failed", "open", None, None)
+        self._count(job, was, -1)
+
+    def _owe(self, job: Job, was: Fate, fate: Fate, n: int | None, why: str | None) -> None:
+        if job.workflow is not None:
+            key = (job.workflow.id, job.id)
+            before = self.owed.get(key)
+            self.owed[key] = News(*key, 0, was if before is None else before.was, fate, n, None, why)
+
+    def _count(self, job: Job, state: State, number: int) -> None:
+        for key in tallies_of(job):
+            change = self.changes.setdefault(key, {})
+            change[state] = change.get(state, 0) + number
+
+    def clear(self) -> None:
+        """All is done, or undone."""
+        for noted in (self.owed, self.changes, self.counts, self.touched):
+            noted.clear()
+
+    def copy(self) -> Books:
+        """What is noted now, to go back to."""
+        changes = {key: dict(change) for key, change in self.changes.items()}
+        return Books(dict(self.owed), changes, {key: copy(count) for key, count in self.counts.items()}, set(self.touched))
