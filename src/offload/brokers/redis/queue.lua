@@ -3464,17 +3464,22 @@ function kin.write_off(entry)
   call('ZREM', our.owing, entry)
 end
 
--- The same of jobs that succeeded; those who have no children need not be asked in the end.
-function kin.owe_successes(jobs, results)
+-- The same of jobs that succeeded, where any has children. `of` are what they have in common with others.
+function kin.owe_successes(ids, of, results)
   local parents, places = {}, {}
-  for i, job in ipairs(jobs) do
-    if job.kin.workflow then
-      parents[#parents + 1] = kin.parent_of(job, job.id)
+  for i = 1, #ids do
+    local workflow = of[i].kin.workflow
+    if workflow then
+      parents[#parents + 1] = workflow .. '\0' .. ids[i]
       places[#places + 1] = i
     end
   end
   for i, heir in ipairs(#parents > 0 and call('HMGET', our.heirs, unpack(parents)) or {}) do
-    if heir then kin.owe(jobs[places[i]], DONE, results[places[i]]) end
+    if heir then
+      local place, parent = places[i], parents[i]
+      if not owed[parent] then order[#order + 1] = parent end
+      owed[parent] = { ids[place], DONE, results[place], '-inf' }
+    end
   end
 end
 
@@ -3688,24 +3693,28 @@ end
 
 -- The same of one that has nothing else rare, of which the row is given.
 function kin.note_claim(row)
+  kin.count(kin.common_of(row), 'running', 1)
+end
+
+-- What a job has in common with others, by its row.
+function kin.common_of(row)
   local _, q, t, r, at = read(LENGTHS, row, LENGTHS_AT)
   local words = sub(row, COMMON_AT, at + q + t + r - 1)
-  kin.count(commons[words] or fn.read_common(words), 'running', 1)
+  return commons[words] or fn.read_common(words)
 end
 
 -- Ends attempts that succeeded, of jobs of which all that needs care is that they belong to a workflow or a batch.
 function kin.succeed_plain(members, runs, results, worker, keep)
-  local ids, jobs, ends, done, forget_at = {}, {}, {}, {}, fn.integer(now + keep)
+  local ids, of, ends, done, forget_at = {}, {}, {}, {}, fn.integer(now + keep)
   local forever, of_commons, of_runs = fn.integer(FOREVER + now), {}, {}
   for i, member in ipairs(members) do ids[i] = sub(member, 7) end
   for i, row in ipairs(fn.rows_of(ids)) do
-    local id, run = ids[i], runs[i]
-    local job = fn.read_job(id, row or LOST) -- its row may be gone that was evicted or deleted by hand
-    jobs[i], ended[#ended + 1] = job, id
+    local id, run, common = ids[i], runs[i], kin.common_of(row or LOST) -- a row may be gone that was evicted or deleted by hand
+    of[i], ended[#ended + 1] = common, id
     run.head = run.head or fn.end_row('SUCCEEDED', run.claim, 1, run.started, worker, '', '')
     ends[2 * i - 1], ends[2 * i] = id, run.head .. results[i]
-    done[2 * i - 1], done[2 * i] = job.kin.workflow and forever or forget_at, members[i]
-    of_commons[job.common], of_runs[run] = (of_commons[job.common] or 0) + 1, (of_runs[run] or 0) + 1
+    done[2 * i - 1], done[2 * i] = common.kin.workflow and forever or forget_at, members[i]
+    of_commons[common], of_runs[run] = (of_commons[common] or 0) + 1, (of_runs[run] or 0) + 1
   end
   for run, number in pairs(of_runs) do
     fn.count('RUNNING', run.queue, -number)
@@ -3717,7 +3726,7 @@ function kin.succeed_plain(members, runs, results, worker, keep)
   end
   fn.many('HSET', our.ends, ends)
   fn.many('ZADD', each.done .. 'SUCCEEDED', done)
-  kin.owe_successes(jobs, results)
+  kin.owe_successes(ids, of, results)
 end
 
 -- Drops what is known of jobs that are forgotten, which stand among others.
