@@ -4003,7 +4003,7 @@ function kin.stop_some(name, from)
   local line, count, first = each.members .. name, kin.tally(name), 0
   if from then
     local rank = call('ZRANK', line, from[2])
-    first = rank and rank + 1 or call('ZCOUNT', line, '-inf', '(' .. from[1])
+    first = rank and rank + 1 or call('ZCARD', line) - fn.number_before(line, tonumber(from[1]), from[2])
   end
   local members = left > 0 and call('ZRANGE', line, first, first + MOST_LINKS - 1) or {}
   if left <= 0 then
