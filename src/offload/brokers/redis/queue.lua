@@ -41,7 +41,8 @@
 --   workflows, batches  ZSET  n and id, as in a member, by the time it was stored: every tally there is
 --   members:<tally>   ZSET   member by the time it was enqueued, of its jobs, callbacks too
 --   missing:<tally>   ZSET   ids of parents that jobs of a workflow wait for and that are not of it, or not yet
---   unfinished        ZSET   tally by when a job last came, of those that are given up an hour later; forgetting  tally by when it is forgotten
+--   unfinished        ZSET   tally by when a job last came, of those that are given up an hour later
+--   forgetting        ZSET   tally by when it is forgotten
 --   parents           HASH   id -> msgpack of the parents of a job, in their order, with where their results go
 --   links:<job>       HASH   parent -> how it ended, for one that waits for it: see LINK
 --   open              HASH   id -> how many parents of a job have not ended, where any has not
@@ -3431,7 +3432,7 @@ function kin.forget_child(parent, member)
   if heir == member or heir == '' and call('EXISTS', each.children .. parent) == 0 then call('HDEL', our.heirs, parent) end
 end
 
--- The next children of a parent who are to be told, where `heir` is what is known of them: from a number on, and no more than this call may.
+-- The next children of a parent who are to be told, where `heir` is what is known of them: from a number on, no more than this call may.
 function kin.next_children(parent, heir, from)
   if not heir or left <= 0 then return {} end
   if heir ~= '' then return from == '-inf' and { heir } or {} end
@@ -3493,7 +3494,8 @@ function kin.children_of(ids, debts)
   concerned = {}
   local heirs = {}
   for first = 1, #ids, WINDOW do
-    for i, heir in ipairs(call('HMGET', our.heirs, unpack(ids, first, math.min(first + WINDOW - 1, #ids)))) do heirs[first + i - 1] = heir end
+    local some = { unpack(ids, first, math.min(first + WINDOW - 1, #ids)) }
+    for i, heir in ipairs(call('HMGET', our.heirs, unpack(some))) do heirs[first + i - 1] = heir end
   end
   local owing = fn.has_any('owing')
   for i, id in ipairs(ids) do
@@ -3572,11 +3574,12 @@ function kin.reconsider(member)
       kin.let_go(job)
     end
   elseif job and may_have_fallen then
-    local standing = fn.read_end(call('HGET', our.ends, id))
-    if why then
-      fn.put(our.ends, id, fn.end_row(standing.state, standing.claim, standing.attempt, standing.started, standing.worker, why, '', standing.finished))
-    else
-      kin.revive(job, standing)
+    local row = call('HGET', our.ends, id)
+    local was = row and fn.read_end(row)
+    if was and why then
+      fn.put(our.ends, id, fn.end_row(was.state, was.claim, was.attempt, was.started, was.worker, why, '', was.finished))
+    elseif was then
+      kin.revive(job, was)
     end
   end
 end
@@ -3916,8 +3919,8 @@ function kin.missing_in(name, given)
   return first and { 'parent', sub(first, 7), parent }
 end
 
--- Why jobs that were stored cannot be, as somebody would wait for a parent that never comes. Parents may come after those who wait for them,
--- as long as more are to come.
+-- Why jobs that were stored cannot be, as somebody would wait for a parent that never comes. Parents may come after those who wait for
+-- them, as long as more are to come.
 function kin.missing_parent(ids)
   local given = {}
   for _, id in ipairs(ids) do given[id] = true end
@@ -4085,7 +4088,8 @@ function kin.going_with(name, count, most)
   return members
 end
 
--- Drops finished tallies whose time is over, with the records of a workflow's jobs. Returns how many records went, WINDOW when there is more.
+-- Drops finished tallies whose time is over, with the records of a workflow's jobs. Returns how many records went, or WINDOW when there
+-- is more to do.
 function kin.forget_old()
   local names = call('ZRANGEBYSCORE', our.forgetting, '-inf', fn.integer(now), 'LIMIT', 0, MOST_TALLIES)
   local gone = 0
