@@ -210,6 +210,8 @@ def bad_parts() -> dict[str, Any]:
         "enqueued alone": (lambda: take.enqueue(previous), "takes the output of another one"),
         "scheduled": (lambda: app.schedule("s", take.job(previous), every=60), "takes the output of another one"),
         "name": (lambda: Workflow(cast("Any", 3)), "takes a name"),
+        "no id": (lambda: Workflow(id=""), "takes a text that is not empty"),
+        "a long id": (lambda: Workflow(id="x" * 194), "of at most 200"),
     }
 
 

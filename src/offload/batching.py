@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from offload.broker import Feature
-from offload.errors import BadDeclaration, JobNotFound, ResultTimeout
+from offload.errors import BadDeclaration, BatchClosed, JobNotFound, ResultTimeout
 from offload.handle import Handle
 from offload.ids import new_ids
 from offload.job import MOST_ATOMIC, Callback, Draft, Job, Tally
@@ -29,8 +29,8 @@ LOOK_EVERY = 0.25
 class Batch:
     """Many jobs counted together; what `app.batch(...)` gives.
 
-    In a `with` or `async with` block it is opened, and sealed at the end; an exception that leaves the block cancels it. Jobs go out as
-    they are added, and run at once.
+    In a `with` or `async with` block it is opened, and sealed at the end; an exception that leaves the block cancels it, but for
+    BatchClosed: who comes late to a batch that others have sealed ends nothing of theirs. Jobs go out as they are added, and run at once.
     """
 
     def __init__(self, producer: Producer, name: str, id: str | None, callbacks: Mapping[Callback, Draft[Any] | None]) -> None:
@@ -120,14 +120,17 @@ class Batch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self.seal()
-        else:
+        elif kind is not BatchClosed:
             self.cancel()
 
     async def __aenter__(self) -> Self:
         return await self.aopen()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        await (self.aseal() if kind is None else self.acancel())
+        if kind is None:
+            await self.aseal()
+        elif kind is not BatchClosed:
+            await self.acancel()
 
     def _jobs(self) -> list[Job]:
         """The callbacks. They do not expire, and have no time: they are due when their batch says so."""

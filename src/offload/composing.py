@@ -11,9 +11,10 @@ from offload.errors import BadDeclaration, JobNotFound, ResultTimeout
 from offload.handle import Handle
 from offload.ids import new_ids
 from offload.job import Draft, Filter, IfParentFails, Job, Membership, Record, Tally
+from offload.options import short
 from offload.portal import sync
 from offload.producer import Producer
-from offload.workflow import Chained, Flow, Graph, Grouped, Leaf, Node, Output, Part, drafts_of, jobs_of
+from offload.workflow import MOST_LINKS, Chained, Flow, Graph, Grouped, Leaf, Node, Output, Part, drafts_of, jobs_of
 
 R = TypeVar("R")
 
@@ -72,12 +73,16 @@ class Run:
 
     async def arecord(self) -> WorkflowRecord:
         """All that is known of the workflow and its jobs. Raises JobNotFound once its record is forgotten."""
-        store = await self._needed().clients.store()
-        found = await store.tallies("workflow", [self.id])
+        found = await self.aprogress()
+        jobs = await (await self._needed().clients.store()).find(Filter(workflow=self.id), MOST_SHOWN)
+        return WorkflowRecord(**{name: getattr(found, name) for name in found.__struct_fields__}, jobs=tuple(jobs))
+
+    async def aprogress(self) -> Tally:
+        """Its numbers: total, waiting, running, succeeded, dead, cancelled, expired. Raises JobNotFound once its record is forgotten."""
+        found = await (await self._needed().clients.store()).tallies("workflow", [self.id])
         if not found:
             raise self._not_found()
-        jobs = await store.find(Filter(workflow=self.id), MOST_SHOWN)
-        return WorkflowRecord(**{name: getattr(found[0], name) for name in found[0].__struct_fields__}, jobs=tuple(jobs))
+        return found[0]
 
     async def await_(self, timeout: float | None = None) -> Tally:
         """Wait until all its jobs have ended, however they did. Returns their numbers; `state` tells how it went.
@@ -85,18 +90,13 @@ class Run:
         None waits for ever. Raises ResultTimeout when `timeout` seconds were not enough, JobNotFound once its record is forgotten.
         """
         clock = asyncio.get_running_loop().time
-        store = await self._needed().clients.store()
         deadline = math.inf if timeout is None else clock() + timeout
-        while True:
-            found = await store.tallies("workflow", [self.id])
-            if not found:
-                raise self._not_found()
-            if found[0].finished_at is not None:
-                return found[0]
+        while (found := await self.aprogress()).finished_at is None:
             left = deadline - clock()
             if left <= 0:
-                raise ResultTimeout(f"workflow {self.id} has not ended within {timeout:g} seconds; it goes on: {found[0].told}")
+                raise ResultTimeout(f"workflow {self.id} has not ended within {timeout:g} seconds; it goes on: {found.told}")
             await self._rest(min(left, LONGEST_WAIT))
+        return found
 
     async def _rest(self, seconds: float) -> None:
         """Wait for the job that was stored first, which nobody waits for, to end; or a moment, where it has."""
@@ -111,6 +111,7 @@ class Run:
         """Cancel all its jobs: at once where they have not begun, else by asking their workers. False when all had ended already."""
         return await (await self._needed().changing()).stop("workflow", self.id)
 
+    progress = sync(aprogress)
     wait = sync(await_)
     record = sync(arecord)
     cancel = sync(acancel)
@@ -181,13 +182,19 @@ class Workflow(Flow):
     """A graph of jobs. Add what it consists of, then enqueue it.
 
     Any directed graph without cycles can be built: whoever is added waits for those whose output its arguments hold, and for those named
-    by `after`. Enqueueing it again, as after an error, repeats the same jobs, which stores nothing twice.
+    by `after`. Enqueueing it again, as after an error, repeats the same jobs, which stores nothing twice. With an `id` that holds for
+    another one built by the same lines, too, as by a task that is run again; raises IdConflict where its jobs differ.
     """
 
-    def __init__(self, name: str = "") -> None:
+    def __init__(self, name: str = "", *, id: str | None = None) -> None:
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
             raise BadDeclaration(f"Workflow takes a name, as in Workflow('video'), not {name!r}")
+        if id is not None and not (isinstance(id, str) and id):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise BadDeclaration(f"Workflow(id=...) takes a text that is not empty, as in 'video-7', not {id!r}")
+        if id is not None:
+            short(_numbered(id, MOST_LINKS), "the id of a workflow with the number of a job")
         super().__init__(name)
+        self._id = id
         self._sending: Sending | None = None
 
     def __repr__(self) -> str:
@@ -223,26 +230,33 @@ class Workflow(Flow):
 
     def _sent(self) -> Sending:
         if self._sending is None:
-            self._sending = Sending(self.graph, self.name, producer_of([self]))
+            self._sending = Sending(self.graph, self.name, producer_of([self]), self._id)
         return self._sending
 
 
 class Sending:
     """A graph on its way to the broker: its jobs keep their ids however often they are sent."""
 
-    def __init__(self, graph: Graph, name: str, producer: Producer | None) -> None:
+    def __init__(self, graph: Graph, name: str, producer: Producer | None, id: str | None = None) -> None:
         self.graph = graph
         self.producer = producer
         self._name = name
         self._ids: list[str] = []
-        self.id = ""
-        if producer is not None:
+        self.id = id or ""
+        if id is not None:
+            self._ids = [_numbered(id, number) for number in range(len(graph.leaves))]
+        elif producer is not None:
             self.id, *self._ids = new_ids(len(graph.leaves) + 1, producer.clients.clock.now())
 
     def jobs(self) -> list[Job]:
         """The jobs, enqueued now."""
         assert self.producer is not None
         return jobs_of(self.graph, Membership(self.id, self._name, len(self.graph.leaves)), self._ids, self.producer.clients.clock.now())
+
+
+def _numbered(id: str, number: int) -> str:
+    """The id of a job of the workflow `id`, unless it has one of its own; so that by id they are in their order."""
+    return f"{id}:{number:06}"
 
 
 def producer_of(parts: Sequence[Part]) -> Producer | None:

@@ -75,7 +75,8 @@ class IdConflict(OffloadError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(
-            f"job id {job_id!r} was already used with another task or payload; an id is an idempotency key, so give this job its own"
+            f"job id {job_id!r} was already used with another task or payload, or in another workflow; an id is an idempotency key, "
+            "so give this job its own"
         )
         self.job_id = job_id
 

@@ -15,6 +15,7 @@ from offload import (
     BadDeclaration,
     BatchClosed,
     Concurrency,
+    IdConflict,
     JobCancelled,
     JobFailed,
     JobNotFound,
@@ -106,7 +107,7 @@ async def test_a_graph_runs_each_job_when_its_parents_have_ended(shop: Any) -> N
     assert {job.task for job in record.jobs} == {"plus", "total", "see"}
     assert record.state == "succeeded"
     assert [tally.id for tally in await shop.app.aworkflows()] == [run.id]
-    assert await shop.app.workflow(run.id).await_(1) == tally
+    assert await shop.app.workflow(run.id).await_(1) == await run.aprogress() == tally
 
 
 async def test_who_fails_cancels_those_after_it_and_others_run(shop: Any) -> None:
@@ -154,6 +155,26 @@ async def test_enqueueing_a_workflow_again_repeats_it_and_a_chain_makes_another(
     made = chain(shop.plus.job(5))
     assert await made.aenqueue() != await made.aenqueue()
     assert len(await shop.app.aworkflows()) == 3
+
+
+async def test_a_workflow_with_an_id_is_the_same_whoever_builds_it(shop: Any) -> None:
+    def built(n: int, *, other: int = 10) -> Workflow:
+        flow = Workflow("once", id="order-7")
+        flow.add(chain(group(shop.plus.job(n), shop.plus.job(other)), shop.total.job(previous)))
+        return flow
+
+    first, again = await built(1).aenqueue(), await built(1).aenqueue()
+    assert first.id == again.id == shop.app.workflow("order-7").id == "order-7"
+    await Worker(shop.app).drain()
+    assert (await (await built(1).aenqueue()).await_(1)).succeeded == 3
+    with pytest.raises(IdConflict, match="another task or payload, or in another workflow"):
+        await built(1, other=11).aenqueue()
+    assert shop.ran == [1, 10]
+    another = Workflow(id="order-8")
+    another.add(shop.plus.using(id="order-7:000000").job(1))
+    with pytest.raises(IdConflict):
+        await another.aenqueue()
+    assert [tally.total for tally in await shop.app.aworkflows()] == [3]
 
 
 async def test_a_workflow_can_be_cancelled_as_a_whole(shop: Any) -> None:
@@ -319,6 +340,26 @@ async def test_an_exception_in_the_block_cancels_the_batch(shop: Any) -> None:
     assert (tally.state, tally.cancelled, tally.stopped) == ("cancelled", 1, True)
     await Worker(shop.app).drain()
     assert shop.ran == ["complete"]
+
+
+async def test_who_comes_late_to_a_sealed_batch_cancels_nothing_of_it(shop: Any) -> None:
+    async def repeated(*words: str) -> None:
+        async with shop.app.batch(id="nightly") as batch:
+            await batch.aadd_many(shop.note.using(id=word).job(word) for word in words)
+
+    def repeated_by_sync_code() -> None:
+        with shop.app.batch(id="nightly") as batch:
+            batch.add(shop.note.job("three"))
+
+    await repeated("one", "two")
+    await repeated("one", "two")
+    with pytest.raises(BatchClosed, match="sealed"):
+        await repeated("one", "two", "three")
+    with pytest.raises(BatchClosed, match="sealed"):
+        await asyncio.to_thread(repeated_by_sync_code)
+    await Worker(shop.app).drain()
+    assert shop.ran == ["one", "two"]
+    assert (await shop.app.batch(id="nightly").await_(1)).state == "succeeded"
 
 
 async def test_a_sealed_batch_takes_jobs_from_its_own_alone(shop: Any) -> None:

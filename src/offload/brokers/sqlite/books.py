@@ -5,6 +5,7 @@ Plain data. Whatever ends a job, or revives one, notes it here; `tallies.settle_
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -33,14 +34,11 @@ class Fate(IntEnum):
     FAILED = 2
 
 
-class Debt(NamedTuple):
-    """That the children of a job are to be told what became of it."""
+class Debts(NamedTuple):
+    """Jobs of one workflow whose children are to be told the same."""
 
-    parent: str
     flow: str
     fate: Fate
-    result: str | None = None
-    why: str | None = None
     after: int = 0
     """The last child that knows."""
 
@@ -107,8 +105,12 @@ class Count(msgspec.Struct, array_like=True):
         name = state.value.lower()
         setattr(self, name, getattr(self, name) + number)
 
-    def close(self, now: int) -> None:
-        """All have ended; or, where that is not so any more, they have not. And when it is given up, if nothing comes."""
+    def close(self, now: int) -> bool:
+        """All have ended; or, where that is not so any more, they have not. And when it is given up, if nothing comes.
+
+        Returns whether that changed anything.
+        """
+        was = (self.finished_at, self.forget_at, self.abandon_at)
         if not self.complete or self.open > 0:
             self.finished_at = self.forget_at = None
         elif self.finished_at is None:
@@ -118,6 +120,7 @@ class Count(msgspec.Struct, array_like=True):
             self.finished_at, self.forget_at = now, now + timedelta(seconds=keep) // MICROSECOND
         idle = not self.complete and (self.kind == "workflow" or self.open == 0)
         self.abandon_at = self.touched_at + ABANDONED_AFTER if idle else None
+        return was != (self.finished_at, self.forget_at, self.abandon_at)
 
     def row(self) -> tuple[Any, ...]:
         """The columns of `tallies`."""
@@ -128,40 +131,61 @@ class Count(msgspec.Struct, array_like=True):
 class Books:
     """What is noted of one operation."""
 
-    owed: dict[tuple[str, str], Debt] = field(default_factory=dict[tuple[str, str], Debt])
-    """By parent and workflow."""
+    owed: dict[Debts, dict[str, str | None]] = field(default_factory=dict[Debts, "dict[str, str | None]"])
+    """The ids of parents, each with its result as JSON, or with the words that say how it failed."""
     changes: dict[Key, dict[State, int]] = field(default_factory=dict[Key, dict[State, int]])
     """How many jobs have ended how, or, below zero, have not any more."""
     counts: dict[Key, Count | None] = field(default_factory=dict[Key, "Count | None"])
     """Those that were looked up; None for those that there are not."""
-    touched: dict[Key, Count] = field(default_factory=dict[Key, Count])
-    """Those that are to be looked at, and written, at the end of the operation."""
-
-    @property
-    def open(self) -> bool:
-        """Whether anything is to be done."""
-        return bool(self.owed or self.changes or self.touched)
+    touched: set[Key] = field(default_factory=set[Key])
+    """Those that are to be written at the end of the operation."""
 
     def ended(self, job: Job, state: State, result: str | None = None) -> None:
         """A job has ended."""
         if job.workflow is not None:
-            done = state is State.SUCCEEDED
-            self._owe(job, Fate.DONE if done else Fate.FAILED, result, None if done else f"parent {job.id} ended {state}")
+            if state is State.SUCCEEDED:
+                self.owe(job.id, Debts(job.workflow.id, Fate.DONE), result)
+            else:
+                self.owe(job.id, Debts(job.workflow.id, Fate.FAILED), f"parent {job.id} ended {state}")
         self._count(job, state, 1)
+
+    def succeeded(self, jobs: Iterable[tuple[Job, str | None]]) -> None:
+        """Jobs have ended so, each with its result; most are of one workflow or batch."""
+        groups: dict[tuple[str | None, str | None], dict[str, str | None]] = {}
+        for job, result in jobs:
+            flow, batch = job.workflow, None if job.callback is not None else job.batch
+            groups.setdefault((None if flow is None else flow.id, batch), {})[job.id] = result
+        for (flow, batch), results in groups.items():
+            if flow is not None:
+                debts = Debts(flow, Fate.DONE)
+                self._forget(debts, results)
+                self.owed.setdefault(debts, {}).update(results)
+                self._change(("workflow", flow), State.SUCCEEDED, len(results))
+            if batch is not None:
+                self._change(("batch", batch), State.SUCCEEDED, len(results))
 
     def deleted(self, job: Job) -> None:
         """A job was deleted that had not ended."""
-        self._owe(job, Fate.FAILED, None, f"parent {job.id} was deleted")
+        if job.workflow is not None:
+            self.owe(job.id, Debts(job.workflow.id, Fate.FAILED), f"parent {job.id} was deleted")
         self._count(job, State.CANCELLED, 1)
 
     def revived(self, job: Job, was: State) -> None:
         """A job that had ended goes on."""
-        self._owe(job, Fate.OPEN, None, None)
+        if job.workflow is not None:
+            self.owe(job.id, Debts(job.workflow.id, Fate.OPEN), None)
         self._count(job, was, -1)
 
-    def _owe(self, job: Job, fate: Fate, result: str | None, why: str | None) -> None:
-        if job.workflow is not None:
-            self.owed[job.id, job.workflow.id] = Debt(job.id, job.workflow.id, fate, result, why)
+    def owe(self, parent: str, debts: Debts, told: str | None) -> None:
+        """Have the children of a job told, instead of what they were to be told before."""
+        self._forget(debts, [parent])
+        self.owed.setdefault(debts, {})[parent] = told
+
+    def _forget(self, debts: Debts, parents: Iterable[str]) -> None:
+        for each, others in self.owed.items():
+            if each.flow == debts.flow and each != debts:
+                for parent in parents:
+                    others.pop(parent, None)
 
     def _count(self, job: Job, state: State, number: int) -> None:
         if job.workflow is not None:
@@ -174,16 +198,14 @@ class Books:
         change[state] = change.get(state, 0) + number
 
     def touch(self, count: Count) -> None:
-        """Have it looked at, at the end of the operation."""
-        self.touched[count.key] = count
-
-    def clear(self) -> None:
-        """All is done."""
-        for noted in (self.owed, self.changes, self.counts, self.touched):
-            noted.clear()
+        """Have it written at the end of the operation."""
+        self.touched.add(count.key)
 
     def copy(self) -> Books:
         """What is noted now, to go back to."""
-        counts = {key: copy(count) for key, count in self.counts.items()}
-        touched = {key: found for key in self.touched if (found := counts[key]) is not None}
-        return Books(dict(self.owed), {key: dict(change) for key, change in self.changes.items()}, counts, touched)
+        return Books(
+            {debts: dict(parents) for debts, parents in self.owed.items()},
+            {key: dict(change) for key, change in self.changes.items()},
+            {key: copy(count) for key, count in self.counts.items()},
+            set(self.touched),
+        )

@@ -39,23 +39,13 @@ class Ending(NamedTuple):
     @property
     def kept(self) -> bool:
         """Whether it leaves a record."""
-        return self.state is not State.SUCCEEDED or is_kept(self.job)
+        return self.state is not State.SUCCEEDED or self.job.keep > 0 or self.job.workflow is not None
 
     def forget_at(self, now: int) -> int:
-        """When its record is forgotten, in microseconds since 1970."""
-        if self.state is State.SUCCEEDED:
-            return forget_at(self.job, now)
-        return NEVER if self.holds_on or self.job.workflow is not None else now + seconds(KEEP_UNSUCCESSFUL)
-
-
-def is_kept(job: Job) -> bool:
-    """Whether a job leaves a record that succeeds."""
-    return job.keep > 0 or job.workflow is not None
-
-
-def forget_at(job: Job, now: int) -> int:
-    """When the record of a job that succeeds is forgotten; those of a workflow go with it."""
-    return NEVER if job.workflow is not None else now + seconds(job.keep)
+        """When its record is forgotten, in microseconds since 1970; those of a workflow go together, see `tallies`."""
+        if self.holds_on or self.job.workflow is not None:
+            return NEVER
+        return now + seconds(self.job.keep if self.state is State.SUCCEEDED else KEEP_UNSUCCESSFUL)
 
 
 def finish(tx: Transaction, now: int, endings: Sequence[Ending], moves: Moves) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import assert_never
 
 from msgspec.structs import replace
@@ -12,7 +13,7 @@ from offload.brokers.sqlite.endings import Ending, finish
 from offload.brokers.sqlite.families import arrive, connect, wait
 from offload.brokers.sqlite.keys import Hold, held, hold_row, take
 from offload.brokers.sqlite.moves import NO_PAST, Moves, past_of, take_out
-from offload.brokers.sqlite.rows import extra_text, job_row, jobs_by_number, member_row, optional_stored, stored
+from offload.brokers.sqlite.rows import extra_text, job_row, jobs_by_number, member_row, optional_stored, stored, text
 from offload.brokers.sqlite.tallies import check_parents, incomplete, join, open_batch, settle_up
 from offload.brokers.sqlite.transaction import Doubt, Transaction
 from offload.errors import IdConflict, OffloadError, UniqueConflict
@@ -40,14 +41,20 @@ def store(tx: Transaction, now: int, jobs: Sequence[Job]) -> list[str]:
 
 def add(tx: Transaction, now: int, jobs: Sequence[Job], adder: Job) -> str | None:
     """Store the jobs that one adds by its success; what they change for others is settled with its end. Returns why that cannot be."""
+    if _all_new(tx, jobs):
+        with suppress(Doubt, OffloadError):  # the careful run meets it again
+            return tx.attempt(lambda: _store_new_members(tx, now, jobs, adder))
     try:
-        tx.attempt(lambda: _store_new_members(tx, now, jobs, adder))
-    except Exception:  # noqa: BLE001 - of whichever driver; the careful run meets it again
-        try:
-            tx.attempt(lambda: _store_with_care(tx, now, jobs, adder))
-        except OffloadError as error:
-            return f"the jobs that it added were refused: {error}"
+        tx.attempt(lambda: _store_with_care(tx, now, jobs, adder))
+    except OffloadError as error:
+        return f"the jobs that it added were refused: {error}"
     return None
+
+
+def _all_new(tx: Transaction, jobs: Sequence[Job]) -> bool:
+    """Whether no id and no key of these jobs can be taken."""
+    ids = list({job.id for job in jobs})
+    return len(ids) == len(jobs) and not any(keys_of(job) for job in jobs) and tx.value("numbers", ids=text(ids)) == "[]"
 
 
 def begin_batch(tx: Transaction, now: int, id: str, name: str, callbacks: Sequence[Job]) -> None:

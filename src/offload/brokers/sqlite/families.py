@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from offload.brokers.sqlite.books import Debt, Fate
+from offload.brokers.sqlite.books import Debts, Fate
 from offload.brokers.sqlite.endings import NEVER, Ending, let_go, record_ends
 from offload.brokers.sqlite.gating import Past
 from offload.brokers.sqlite.keys import any_held, take
@@ -46,47 +46,51 @@ class Ties(NamedTuple):
     why: str | None = None
 
 
-_pairs = msgspec.json.Decoder(list[tuple[int, int]]).decode
+_pairs = msgspec.json.Decoder(list[tuple[str, int]]).decode
+_names = msgspec.json.Decoder(list[str]).decode
+_numbers = msgspec.json.Decoder(list[int]).decode
 _children = msgspec.json.Decoder(list[Child]).decode
 _ends = msgspec.json.Decoder(list[tuple[str, str, State, str | None]]).decode
-_debts = msgspec.json.Decoder(list[tuple[int, str, str, Fate, str | None, str | None, int]]).decode
+_debts = msgspec.json.Decoder(list[tuple[int, str, str, Fate, str | None, int]]).decode
 
-LinkRow = tuple[int, int, str, str, bool, bool, int, str | None, str | None]
+LinkRow = tuple[int, int, str, int, bool, bool, int, str | None, str | None]
+End = tuple[Fate, str | None, str | None]
+"""How a parent ended: its result, or how it failed."""
 
 
 def connect(tx: Transaction, jobs: Sequence[tuple[int, Job]]) -> dict[int, Ties]:
-    """Tie new jobs to their parents, also those that have ended already, or are yet to come; by number, what those know that have any."""
+    """Tie new jobs to their parents, also those that have ended already, or are yet to come; by number, what those know that have any.
+
+    Their workflows are known to the books.
+    """
     having = [(n, job, job.workflow.id) for n, job in jobs if job.parents and job.workflow is not None]
     if not having:
         return {}
     new = {job.id for _, job in jobs}
-    ends = _ends_of(tx, {parent.id for _, job, _ in having for parent in job.parents if len(jobs) == 1 or parent.id not in new})
+    ends = _ends_of(tx, {parent.id for _, job, _ in having for parent in job.parents if parent.id not in new})
     rows: list[LinkRow] = []
     ties: dict[int, Ties] = {}
-    for n, job, flow in having:
-        fells = job.if_parent_fails == "cancel"
-        links = [ends.get((parent.id, flow), Debt(parent.id, flow, Fate.OPEN)) for parent in job.parents]
-        ties[n] = Ties(
-            any(link.fate is Fate.OPEN for link in links),
-            next((link.why for link in links if link.fate is Fate.FAILED), None) if fells else None,
-        )
+    for n, job, id in having:
+        count, fells = tx.books.counts["workflow", id], job.if_parent_fails == "cancel"
+        flow = 0 if count is None else count.n
+        links = [ends.get((parent.id, id), (Fate.OPEN, None, None)) for parent in job.parents]
+        failed = [why for fate, _, why in links if fate is Fate.FAILED] if fells else []
+        ties[n] = Ties(any(fate is Fate.OPEN for fate, _, _ in links), failed[0] if failed else None)
         rows += [
-            (n, place, parent.id, flow, bool(parent.at), fells, link.fate.value, link.result if parent.at else None, link.why)
-            for place, (parent, link) in enumerate(zip(job.parents, links, strict=True))
+            (n, place, parent.id, flow, bool(parent.at), fells, fate.value, result if parent.at else None, why)
+            for place, (parent, (fate, result, why)) in enumerate(zip(job.parents, links, strict=True))
         ]
     tx.add("add_links", rows)
     return ties
 
 
-def _ends_of(tx: Transaction, ids: Iterable[str]) -> Mapping[tuple[str, str], Debt]:
+def _ends_of(tx: Transaction, ids: Iterable[str]) -> Mapping[tuple[str, str], End]:
     """How those of these ids have ended that have, by id and workflow."""
     wanted = sorted(ids)
-    ends: dict[tuple[str, str], Debt] = {}
+    ends: dict[tuple[str, str], End] = {}
     for id, flow, state, result in _ends(tx.value("ends_of", ids=text(wanted))) if wanted else ():
-        if state is State.SUCCEEDED:
-            ends[id, flow] = Debt(id, flow, Fate.DONE, result)
-        else:
-            ends[id, flow] = Debt(id, flow, Fate.FAILED, None, f"parent {id} ended {state}")
+        done = state is State.SUCCEEDED
+        ends[id, flow] = (Fate.DONE, result, None) if done else (Fate.FAILED, None, f"parent {id} ended {state}")
     return ends
 
 
@@ -102,55 +106,68 @@ def children(tx: Transaction, ns: Sequence[int]) -> dict[int, Child]:
 
 
 def pay(tx: Transaction, now: int) -> None:
-    """Tell children how their parents ended; generation after generation, and in each in the order in which they were stored."""
+    """Tell children how their parents ended; generation after generation, and in each in the order in which they were stored.
+
+    The workflows are known to the books.
+    """
     left = MOST_LINKS
     while tx.books.owed:
-        owed, tx.books.owed = list(tx.books.owed.values()), {}
-        if left > 0:
-            left -= _tell(tx, now, owed, left)
-        else:
-            _put_off(tx, owed)
+        owed, tx.books.owed = tx.books.owed, {}
+        concerned: set[int] = set()
+        for debts, parents in owed.items():
+            count = tx.books.counts["workflow", debts.flow]
+            if not parents or count is None:
+                continue
+            if left <= 0:
+                having = _names(tx.value("having_children", owed=text(parents), flow=count.n))
+                _put_off(tx, debts, {id: parents[id] for id in having})
+                continue
+            told = _tell(tx, count.n, debts, parents, left)
+            left -= len(told)
+            concerned.update(told)
+        if concerned:
+            _reconsider(tx, now, sorted(concerned))
 
 
-def _tell(tx: Transaction, now: int, owed: Sequence[Debt], most: int) -> int:
-    """Pay debts, to at most so many children. Returns to how many."""
-    known = [(debt.parent, debt.flow, debt.after) for debt in owed]
-    older, found = tx.row("concerned", debts=text(known), limit=most + 1)
-    pairs = _pairs(found)
+def _tell(tx: Transaction, flow: int, debts: Debts, parents: Mapping[str, str | None], most: int) -> list[int]:
+    """Have the children of parents know what became of these, at most so many. Returns whom, once for each link."""
+    owed = text(parents)
+    older, found = tx.row("concerned", owed=owed, flow=flow, after=debts.after, limit=most + 1)
     if older:
-        tx.do("drop_owed", pairs=text([each[:2] for each in known]))
-    if not pairs:
-        return 0
-    last, upto = pairs[most - 1] if len(pairs) > most else (len(owed), NEVER)
-    del pairs[most:]
-    concerned = {which for which, _ in pairs}
-    told = [(*each[:3], upto if i == last else NEVER, *each[3:]) for i, each in enumerate(map(_told, owed)) if i in concerned]
-    tx.do("tell", debts=text(told))
-    if last < len(owed):
-        _put_off(tx, [owed[last]._replace(after=upto), *owed[last + 1 :]])
-    _reconsider(tx, now, sorted({n for _, n in pairs}))
-    return len(pairs)
+        tx.do("drop_owed", parents=text(list(parents)), flow=debts.flow)
+    fate, ns = debts.fate.value, _numbers(found)
+    if len(ns) <= most:
+        if ns:
+            tx.do("tell", owed=owed, flow=flow, fate=fate, after=debts.after, upto=NEVER)
+        return ns
+    pairs = _pairs(tx.value("concerned_first", owed=owed, flow=flow, after=debts.after, limit=most))
+    last, upto = pairs[-1]
+    ids = list(parents)
+    place = ids.index(last)
+    tx.do("tell", owed=text({id: parents[id] for id in ids[:place]}), flow=flow, fate=fate, after=debts.after, upto=NEVER)
+    tx.do("tell", owed=text({last: parents[last]}), flow=flow, fate=fate, after=debts.after, upto=upto)
+    _put_off(tx, debts._replace(after=upto), {last: parents[last]})
+    _put_off(tx, debts, {id: parents[id] for id in ids[place + 1 :]})
+    return [n for _, n in pairs]
 
 
-def _told(debt: Debt) -> tuple[str, str, int, int, str | None, str | None]:
-    return (debt.parent, debt.flow, debt.after, debt.fate.value, debt.result, debt.why)
-
-
-def _put_off(tx: Transaction, owed: Sequence[Debt]) -> None:
+def _put_off(tx: Transaction, debts: Debts, parents: Mapping[str, str | None]) -> None:
     """Leave debts to upkeep."""
-    tx.do("drop_owed", pairs=text([(debt.parent, debt.flow) for debt in owed]))
-    first = tx.numbers(len(owed))
-    tx.add("add_owed", [(n, *debt) for n, debt in enumerate(owed, start=first)])
+    if parents:
+        tx.do("drop_owed", parents=text(list(parents)), flow=debts.flow)
+        first = tx.numbers(len(parents))
+        rows = enumerate(parents.items(), start=first)
+        tx.add("add_owed", [(n, id, debts.flow, debts.fate.value, told, debts.after) for n, (id, told) in rows])
 
 
-def take_up(tx: Transaction) -> None:
-    """Owe again what was put off, as much as one operation may pay."""
+def take_up(tx: Transaction) -> list[str]:
+    """Owe again what was put off, as much as one operation may pay. Returns the workflows."""
     rows = _debts(tx.value("owed", limit=MOST_LINKS))
     if rows:
         tx.do("drop_owed_rows", ns=text([row[0] for row in rows]))
-    for row in rows:
-        debt = Debt(*row[1:])
-        tx.books.owed[debt.parent, debt.flow] = debt
+    for _, parent, flow, fate, told, after in rows:
+        tx.books.owe(parent, Debts(flow, fate, after), told)
+    return [row[2] for row in rows]
 
 
 def _reconsider(tx: Transaction, now: int, ns: Sequence[int]) -> None:

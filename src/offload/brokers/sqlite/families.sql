@@ -45,24 +45,30 @@ where c.workflow = :workflow and not exists (select 1 from jobs p where p.id = l
 order by c.n, link.place limit 1
 
 -- name: concerned
--- Whether anything is owed from before, and the first children, as [which, n], of debts, as [parent, flow, after]: debt by debt, and of
--- each by their numbers, which is the order of the index.
-select exists (select 1 from owed), (
-    select json_group_array(json_array(key, child)) from (
-        select d.key, link.child from json_each(:debts) d cross join links link
-            on link.parent = json_extract(d.value, '$[0]') and link.child > json_extract(d.value, '$[2]') and link.flow = json_extract(d.value, '$[1]')
-        limit :limit))
+-- Whether anything is owed from before, and for each link to parents, which are given as the names of an object, the job that has it.
+select exists (select 1 from owed), json_group_array(child) from (
+    select link.child from json_each(:owed) d cross join links link on link.parent = d.key and link.flow = :flow and link.child > :after
+    limit :limit)
+
+-- name: concerned_first
+-- The first of those links, as [parent, n of the job]: parent by parent, and of each by their numbers, which is the order of the index.
+select json_group_array(json_array(key, child)) from (
+    select d.key, link.child
+    from json_each(:owed) d cross join links link on link.parent = d.key and link.flow = :flow and link.child > :after
+    limit :limit)
+
+-- name: having_children
+-- Of parents, which are given as the names of an object, those that anybody waits for, or has waited for.
+select json_group_array(key) from json_each(:owed) d where exists (select 1 from links where parent = d.key and flow = :flow)
 
 -- name: tell
--- Debts, as [parent, flow, after, up to, fate, result, why].
-update links set
-    fate = json_extract(d.value, '$[4]'),
-    input = iif(wanted, json_extract(d.value, '$[5]'), null),
-    why = json_extract(d.value, '$[6]')
-from json_each(:debts) as d
-where links.parent = json_extract(d.value, '$[0]')
-    and links.child > json_extract(d.value, '$[2]') and links.child <= json_extract(d.value, '$[3]')
-    and links.flow = json_extract(d.value, '$[1]')
+-- Have the children of parents, which are given with their results, or how they failed, know that fate.
+update links indexed by links_parent set
+    fate = :fate,
+    input = iif(:fate = 1 and wanted, d.value, null),
+    why = iif(:fate = 2, d.value, null)
+from json_each(:owed) as d
+where links.parent = d.key and links.flow = :flow and links.child > :after and links.child <= :upto
 
 -- name: children
 -- Jobs, as families.Child: whether each waits for a parent, and why it falls, if it does. By the indexes of those links alone: a job may
@@ -92,14 +98,15 @@ select
     (select json_group_array(parent) from (select parent from links indexed by links_open where child = :n and fate = 0 order by place limit :most))
 
 -- name: owed
-select json_group_array(json_array(n, parent, flow, fate, result, why, after)) from (select * from owed order by n limit :limit)
+-- What is owed longest, as [n, parent, workflow, fate, what is to be told, the last child that knows].
+select json_group_array(json_array(n, parent, flow, fate, told, after)) from (select * from owed order by n limit :limit)
 
 -- name: add_owed
-insert into owed (n, parent, flow, fate, result, why, after)
+insert into owed (n, parent, flow, fate, told, after)
 
 -- name: drop_owed
--- Debts, as [parent, flow].
-delete from owed where (parent, flow) in (select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(:pairs))
+-- Of a workflow what is owed to the children of these parents.
+delete from owed where parent in (select value from json_each(:parents)) and flow = :flow
 
 -- name: drop_owed_rows
 delete from owed where n in (select value from json_each(:ns))
@@ -109,11 +116,20 @@ delete from owed where n in (select value from json_each(:ns))
 select exists (select 1 from owed) or exists (select 1 from tallies indexed by tallies_stopping where stopping is not null)
 
 -- name: tallies
--- Those of the given [kind, id] that there are, as counting.Count.
+-- Those of the given [kind, id] that there are, as books.Count.
 select json_group_array(json_array(
     n, kind, id, created_at, name, touched_at, keep, total, succeeded, dead, cancelled, expired, size, sealed, stopped, abandoned,
     finished_at, forget_at, abandon_at, stopping, json(callbacks)))
 from tallies where (kind, id) in (select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(:pairs))
+
+-- name: count
+-- Count jobs that have ended; gives what there is now, as books.Count.
+update tallies set
+    succeeded = succeeded + :succeeded, dead = dead + :dead, cancelled = cancelled + :cancelled, expired = expired + :expired
+where kind = :kind and id = :id
+returning json_array(
+    n, kind, id, created_at, name, touched_at, keep, total, succeeded, dead, cancelled, expired, size, sealed, stopped, abandoned,
+    finished_at, forget_at, abandon_at, stopping, json(callbacks))
 
 -- name: tally_page
 -- A page of them, newest first.

@@ -18,26 +18,25 @@ create table links (                -- that a job waits for a parent, and what i
     child integer not null,         -- the n of the job
     place integer not null,         -- which of its parents it is
     parent text not null,           -- the id of the parent, which may be yet to come, or be gone
-    flow text not null,             -- the workflow of both
+    flow integer not null,          -- the n of the workflow of both
     wanted integer not null,        -- 1 where its result is
     fells integer not null,         -- 1 where the child falls with it
     fate integer not null,          -- 0 open, 1 done, 2 failed
     input text,                     -- the result as JSON
     why text,                       -- how it failed, in words
-    primary key (child, place)
-) without rowid;
-create index links_parent on links (parent, child);
-create index links_open on links (child) where fate = 0;
-create index links_failed on links (child) where fate = 2 and fells;
+    unique (child, place)
+);
+create index links_parent on links (parent, flow, child);
+create index links_open on links (child, place) where fate = 0;
+create index links_failed on links (child, place) where fate = 2 and fells;
 
 create table owed (                 -- parents of whose end, or revival, not all children know yet
     n integer primary key,
     parent text not null,
-    flow text not null,
+    flow text not null,             -- the id of its workflow
     after integer not null,         -- the last child that knows
     fate integer not null,
-    result text,
-    why text,
+    told text,                      -- the result as JSON, or how it failed
     unique (parent, flow)
 );
 

@@ -7,17 +7,20 @@ from collections.abc import Set as AbstractSet
 
 import msgspec
 
-from offload.brokers.sqlite.endings import forget_at, is_kept
-from offload.brokers.sqlite.rows import text
+from offload.brokers.sqlite.endings import NEVER
+from offload.brokers.sqlite.rows import seconds, text
 from offload.brokers.sqlite.transaction import Doubt, Transaction
 from offload.gates import Succession, Want, depth_for, heirs, rules_of
-from offload.job import Done, Job, Lease, Limit, State
+from offload.job import Done, Job, Lease, Limit
 
 _successions = msgspec.json.Decoder(list[Succession]).decode
 _rules = msgspec.json.Decoder(dict[str, Limit]).decode
 
 MOST_GROUPS = 4
 """The most sets of plain successes that are recorded set by set before the careful way is cheaper."""
+
+WITH_WORKFLOW = float("inf")
+"""In place of the time to keep: the record goes with those of its workflow."""
 
 Leaving = tuple[int, Want]
 """A job, and the one gate that it is to leave."""
@@ -28,16 +31,16 @@ def simple(lease: Lease, marked: AbstractSet[int]) -> bool:
     job = lease.job
     if job.unique is not None or job.schedule is not None or type(lease.ref) is not int:
         return False
-    return is_kept(job) or (lease.claim == 1 and lease.ref not in marked)
+    return job.keep > 0 or job.workflow is not None or (lease.claim == 1 and lease.ref not in marked)
 
 
 def succeeded(tx: Transaction, now: int, session: str, successes: Sequence[tuple[Lease, Done]], leaving: Sequence[Leaving]) -> bool:
     """Record successes, of which some leave gates. False, and nothing done, where it takes more care. Raises Doubt when some are lost."""
-    groups: dict[tuple[int, int | None], list[tuple[int, str | None]]] = {}
+    groups: dict[tuple[int, float], list[tuple[int, str | None]]] = {}
     members: list[tuple[Job, str | None]] = []
     for lease, outcome in successes:
         job, result = lease.job, None if outcome.result is None else outcome.result.decode()
-        groups.setdefault((lease.claim, forget_at(job, now) if is_kept(job) else None), []).append((lease.ref, result))
+        groups.setdefault((lease.claim, job.keep if job.workflow is None else WITH_WORKFLOW), []).append((lease.ref, result))
         if job.workflow is not None or job.batch is not None:
             members.append((job, result))
     if len(groups) > MOST_GROUPS:
@@ -45,19 +48,20 @@ def succeeded(tx: Transaction, now: int, session: str, successes: Sequence[tuple
     passing = _heirs_of(tx, leaving) if leaving else []
     if passing is None:
         return False
-    for (claim, forgotten), results in groups.items():
-        _end(tx, now, session, claim, forgotten, results)
-    for job, result in members:
-        tx.books.ended(job, State.SUCCEEDED, result)
+    for (claim, keep), results in groups.items():
+        _end(tx, now, session, claim, keep, results)
+    if members:
+        tx.books.succeeded(members)
     if leaving:
         _hand_over(tx, now, leaving, passing)
     return True
 
 
-def _end(tx: Transaction, now: int, session: str, claim: int, forgotten: int | None, results: Sequence[tuple[int, str | None]]) -> None:
-    """End leases of one claim number whose records are forgotten together, or leave none. Raises Doubt when some are lost."""
+def _end(tx: Transaction, now: int, session: str, claim: int, keep: float, results: Sequence[tuple[int, str | None]]) -> None:
+    """End leases of one claim number and one time to keep. Raises Doubt when some are lost."""
     numbers = text([n for n, _ in results])
-    if forgotten is not None:
+    if keep > 0:
+        forgotten = NEVER if keep == WITH_WORKFLOW else now + seconds(keep)
         told = [each for each in results if each[1] is not None]
         if told:
             tx.do("keep_results", results=text(told), session=session, claim=claim, now=now, forget_at=forgotten)
@@ -66,7 +70,7 @@ def _end(tx: Transaction, now: int, session: str, claim: int, forgotten: int | N
             tx.do("keep_done", ns=untold, session=session, claim=claim, now=now, forget_at=forgotten)
     if tx.do("settle_plain", ns=numbers, session=session, claim=claim) != len(results):
         raise Doubt
-    if forgotten is None:
+    if keep <= 0:
         tx.do("drop_jobs", ns=numbers)
     tx.ended = True
 

@@ -15,7 +15,7 @@ from offload.brokers.sqlite.rows import SECOND, jobs_by_number, moment, optional
 from offload.brokers.sqlite.transaction import Transaction
 from offload.errors import BatchClosed, ParentNotFound
 from offload.gates import gated
-from offload.job import Job, State, Tally, TallyKind
+from offload.job import TERMINAL, Job, State, Tally, TallyKind
 
 POSTPONED = 86_400 * SECOND
 """How much longer a workflow is kept of which a dead job keeps its turn."""
@@ -23,11 +23,14 @@ PIECE = 1_000
 """The most jobs of one that are cancelled, or forgotten, at once."""
 MOST_AT_ONCE = 10
 """The most that one round of upkeep abandons."""
+ENDS = tuple((state, state.value.lower()) for state in TERMINAL)
+"""How jobs end, and the columns in which that is counted."""
 EVERYTHING = (1 << 62, 0)
 """Where the first page begins: after nobody."""
 NOTHING = (-1 << 62, 0)
 
 _counts = msgspec.json.Decoder(list[Count]).decode
+_counted = msgspec.json.Decoder(Count).decode
 _keys = msgspec.json.Decoder(list[Key]).decode
 _members = msgspec.json.Decoder(list[tuple[int, str]]).decode
 _numbers = msgspec.json.Decoder(list[int]).decode
@@ -148,31 +151,44 @@ def seal(tx: Transaction, id: str) -> bool:
 
 def settle_up(tx: Transaction, now: int) -> None:
     """What is to be done at the end of each operation: children learn how their parents ended, and callbacks that are due may go."""
-    if not tx.books.open:
-        tx.books.counts.clear()
+    if not tx.books_kept:
         return
-    pay(tx, now)
-    books = tx.books
-    counts = known(tx, books.changes)
-    for key, change in books.changes.items():
-        count = counts[key]
-        if count is not None:
-            books.touch(count)
-            for state, number in change.items():
-                count.add(state, number)
+    _count(tx)
+    if tx.books.owed:
+        pay(tx, now)
+        _count(tx)
     due, gone = _close(tx, now)
     if due or gone:
         _let_go(tx, now, due, gone)
-    books.clear()
+    tx.close_books()
+
+
+def _count(tx: Transaction) -> None:
+    """Count what has ended: by one statement where the workflow or batch was not looked up before."""
+    books = tx.books
+    changes, books.changes = books.changes, {}
+    for key, change in changes.items():
+        if key in books.counts:
+            count = books.counts[key]
+            if count is not None:
+                books.touch(count)
+                for state, number in change.items():
+                    count.add(state, number)
+        else:
+            row = tx.row("count", kind=key[0], id=key[1], **{name: change.get(state, 0) for state, name in ENDS})
+            books.counts[key] = None if row is None else _counted(row[0])
 
 
 def _close(tx: Transaction, now: int) -> tuple[list[str], list[str]]:
     """Write down what was counted. Returns the callbacks that are due, and those that never will be, if they still wait."""
     due: list[str] = []
     gone: list[str] = []
-    touched = tx.books.touched.values()
-    for count in touched:
-        count.close(now)
+    touched: list[Count] = []
+    for key, count in tx.books.counts.items():
+        if count is None:
+            continue
+        if count.close(now) or key in tx.books.touched:
+            touched.append(count)
         for which, id in count.callbacks.items():
             if count.due(which):
                 due.append(id)
@@ -262,7 +278,7 @@ def go_on(tx: Transaction, now: int) -> bool:
     for count in stopping:
         _go_on_stopping(tx, now, count)
     if not stopping:
-        take_up(tx)
+        known(tx, [("workflow", id) for id in take_up(tx)])
     settle_up(tx, now)
     return bool(tx.value("anything_owed"))
 
@@ -279,7 +295,7 @@ def forget_old(tx: Transaction, now: int) -> int:
         forgotten += _forget(tx, count, PIECE - forgotten)
         if forgotten < PIECE:
             tx.do("drop_tally", n=count.n)
-    tx.books.clear()
+    tx.close_books()
     return forgotten
 
 

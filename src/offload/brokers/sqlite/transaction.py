@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from offload.broker import Execute
 from offload.brokers._sql import queries
 from offload.brokers.sqlite.books import Books
+from offload.errors import OffloadError
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -41,8 +42,7 @@ class Transaction:
         """Set by what may have made jobs ready or changed what workers wait for."""
         self.ended = False
         """Set by what may have brought jobs to their end."""
-        self.books = Books()
-        """What the operation under way has still to do for workflows and batches."""
+        self._books: Books | None = None
 
     def do(self, name: str, /, **values: Any) -> int:
         """Run a statement. Returns the number of rows it changed."""
@@ -66,18 +66,35 @@ class Transaction:
             values.extend([None] * (width * (size - len(part))))
             self._execute(_insert(name, width, size), values)
 
+    @property
+    def books(self) -> Books:
+        """What the operation under way has still to do for workflows and batches; made when first asked for, as most have nothing."""
+        if self._books is None:
+            self._books = Books()
+        return self._books
+
+    @property
+    def books_kept(self) -> bool:
+        """Whether there is anything in the books."""
+        return self._books is not None
+
+    def close_books(self) -> None:
+        """All is done, or undone."""
+        self._books = None
+
     def attempt(self, act: Callable[[], T]) -> T:
-        """Do something, or, where it raises, nothing of it."""
-        noted = self.books.copy()
+        """Do something, or, where it raises Doubt or an error of ours, nothing of it. Other errors undo the whole operation."""
+        noted = None if self._books is None else self._books.copy()
         self._execute("savepoint attempt", ())
         try:
-            return act()
-        except Exception:
+            result = act()
+        except (Doubt, OffloadError):
             self._execute("rollback to attempt", ())
-            self.books = noted
-            raise
-        finally:
             self._execute("release attempt", ())
+            self._books = noted
+            raise
+        self._execute("release attempt", ())
+        return result
 
     def numbers(self, count: int) -> int:
         """Take `count` numbers of the sequence; returns the first."""

@@ -174,6 +174,6 @@ def _run_singly(tx: Transaction, connection: sqlite3.Connection, requests: Seque
             if not connection.in_transaction:  # SQLite undid the whole transaction: disk full, an I/O error
                 raise
             connection.execute("rollback to operation")
-            tx.books.clear()
+            tx.close_books()
             request.error = error
         connection.execute("release operation")
