@@ -41,10 +41,12 @@
 --   workflows, batches  ZSET  n and id, as in a member, by the time it was stored: every tally there is
 --   members:<tally>   ZSET   member by the time it was enqueued, of its jobs, callbacks too
 --   missing:<tally>   ZSET   ids of parents that jobs of a workflow wait for and that are not of it, or not yet
---   unfinished        ZSET   tally by when a job last came, of those that are given up an hour later; forgetting  tally by when it is forgotten
+--   unfinished        ZSET   tally by when a job last came, of those that are given up an hour later
+--   forgetting        ZSET   tally by when it is forgotten
 --   parents           HASH   id -> msgpack of the parents of a job, in their order, with where their results go
 --   links:<job>       HASH   parent -> how it ended, for one that waits for it: see LINK
---   open:<job>, failed:<job>  ZSET  parents by their place, of those that have not ended, or have without success
+--   open              HASH   id -> how many parents of a job have not ended, where any has not
+--   failed:<job>      ZSET   parents by their place, of those that have ended without success
 --   heirs             HASH   <workflow>\0<job> -> member of the one who waits for it; empty where there are several
 --   children:<workflow>\0<job>  ZSET  member by n, of those who wait for it, where there are several
 --   felled            HASH   ids of jobs that the end of a parent took down
@@ -981,7 +983,7 @@ function fn.store_keyless(ids, tails)
     local job = fn.read_job(id, pack(HEAD, number + i, number + i, now) .. tails[i])
     if fn.is_kin(job) then
       families = families or {}
-      job, families[i] = kin.admit(job, tails[i])
+      job, families[i] = kin.admit(job)
     end
     if not job or #fn.keys_of(job) > 0 then return families and kin.forget_read() or false end
     jobs[i], rows[2 * i - 1], rows[2 * i] = job, id, job.row
@@ -1035,7 +1037,7 @@ function fn.store(id, tail)
       behind = hold.holder
     end
   end
-  if fn.is_kin(job) then return kin.store(job, tail, behind) end
+  if fn.is_kin(job) then return kin.store(job, behind) end
   local number = fn.next_number() -- only now: who took over a key that was given up stands before this job
   fn.add(fn.read_job(id, pack(HEAD, number, number, now) .. tail), behind)
   return id
@@ -2147,7 +2149,7 @@ function operations.open()
   fn.insist()
   local types = {
     hash = 'jobs outlines past waiting ends errors steps progress counts keys seats lanes gates rules reviews beats orphans awaited '
-      .. 'tallies parents heirs felled owed',
+      .. 'tallies parents heirs open felled owed',
     zset = 'queues asides scheduled all expiring large freeing keyed wakes fading schedules calendar sessions asleep '
       .. 'workflows batches unfinished forgetting owing',
     set = 'paused',
@@ -2312,7 +2314,7 @@ function operations.standing()
   return {
     fn.known(job), call('SISMEMBER', our.paused, job.queue), state == 'READY' and standing.aside and 1 or 0,
     state == 'READY' and fn.ahead(job, standing.place) or 0, behind ~= '' and behind, limits, before,
-    behind == '' and call('ZRANGE', each.open .. job.id, 0, 9) or {}, behind == '' and call('ZCARD', each.open .. job.id) or 0,
+    behind == '' and kin.open_parents(job) or {}, behind == '' and tonumber(call('HGET', our.open, job.id) or 0) or 0,
   }
 end
 
@@ -3189,6 +3191,7 @@ local MOST_TALLIES = 100              -- the most tallies that one call gives up
 local ABANDONED_AFTER = 3600 * SECOND -- after the last job came, for what is not complete
 local DAY = 86400                     -- seconds
 local LEAST_KEEP = 60                 -- seconds for which a finished workflow is kept at least
+local LOST = pack(ROW, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0) -- stands for a row that is gone
 local LINES = { workflow = 'workflows', batch = 'batches' }
 local REFUSED = '\0'                  -- begins the reason of one whose additions were refused: msgpack of why follows
 
@@ -3359,7 +3362,7 @@ end
 
 -- Ties a new job to its parents, also those that have ended already, or are yet to come.
 function kin.connect(job, parents)
-  local ids, places, wanted = {}, {}, {}
+  local ids, places, wanted, open = {}, {}, {}, 0
   for i, parent in ipairs(parents) do
     if not places[parent.id] then
       ids[#ids + 1] = parent.id
@@ -3370,23 +3373,41 @@ function kin.connect(job, parents)
   for first = 1, #ids, WINDOW do
     local some = { unpack(ids, first, math.min(first + WINDOW - 1, #ids)) }
     local rows, ends = fn.rows_of(some), call('HMGET', our.ends, unpack(some))
-    for i, id in ipairs(some) do kin.tie(job, id, places[id], wanted[id] or 0, rows[i], ends[i]) end
+    for i, id in ipairs(some) do open = open + kin.tie(job, id, places[id], wanted[id] or 0, rows[i], ends[i]) end
   end
+  if open > 0 then fn.put(our.open, job.id, open) end
   fn.put(our.parents, job.id, cmsgpack.pack(parents))
 end
 
+-- Returns 1 where the parent has not ended.
 function kin.tie(job, parent, place, wanted, row, end_row)
   local is_mate = row and fn.read_job(parent, row).kin.workflow == job.kin.workflow
   local fate, data = kin.fate_of(parent, is_mate and end_row)
   if fate == DONE and wanted == 0 then data = '' end
   fn.put(each.links .. job.id, parent, pack(LINK, fate, wanted, place) .. data)
-  if fate ~= DONE then fn.stand((fate == OPEN and each.open or each.failed) .. job.id, place, parent) end
+  if fate == FAILED then fn.stand(each.failed .. job.id, place, parent) end
   kin.note_child(kin.parent_of(job, parent), job)
   if not is_mate then
     local name = 'workflow ' .. job.kin.workflow
     fn.stand(each.missing .. name, 0, parent)
     lacking[name] = true
   end
+  return fate == OPEN and 1 or 0
+end
+
+-- The first ten parents of a job that have not ended.
+function kin.open_parents(job)
+  local row, found = call('HGET', our.parents, job.id), {}
+  local parents = row and cmsgpack.unpack(row) or {}
+  for first = 1, #parents, WINDOW do
+    local ids = {}
+    for i = first, math.min(first + WINDOW - 1, #parents) do ids[#ids + 1] = parents[i].id end
+    for i, link in ipairs(kin.links_of(job.id, ids)) do
+      if link and read(LINK, link) == OPEN then found[#found + 1] = ids[i] end
+      if #found == 10 then return found end
+    end
+  end
+  return found
 end
 
 -- What a job of a workflow is called where it is known as a parent: one of the same id that belongs elsewhere is nobody's there.
@@ -3411,7 +3432,7 @@ function kin.forget_child(parent, member)
   if heir == member or heir == '' and call('EXISTS', each.children .. parent) == 0 then call('HDEL', our.heirs, parent) end
 end
 
--- The next children of a parent who are to be told, where `heir` is what is known of them: from a number on, and no more than this call may.
+-- The next children of a parent who are to be told, where `heir` is what is known of them: from a number on, no more than this call may.
 function kin.next_children(parent, heir, from)
   if not heir or left <= 0 then return {} end
   if heir ~= '' then return from == '-inf' and { heir } or {} end
@@ -3440,9 +3461,27 @@ function kin.postpone(entry, debt)
 end
 
 function kin.write_off(entry)
-  if not fn.has_any('owing') then return end
   call('HDEL', our.owed, entry)
   call('ZREM', our.owing, entry)
+end
+
+-- The same of jobs that succeeded, where any has children. `of` are what they have in common with others.
+function kin.owe_successes(ids, of, results)
+  local parents, places = {}, {}
+  for i = 1, #ids do
+    local workflow = of[i].kin.workflow
+    if workflow then
+      parents[#parents + 1] = workflow .. '\0' .. ids[i]
+      places[#places + 1] = i
+    end
+  end
+  for i, heir in ipairs(#parents > 0 and call('HMGET', our.heirs, unpack(parents)) or {}) do
+    if heir then
+      local place, parent = places[i], parents[i]
+      if not owed[parent] then order[#order + 1] = parent end
+      owed[parent] = { ids[place], DONE, results[place], '-inf' }
+    end
+  end
 end
 
 -- The children of jobs that are owed, each with what it is owed, as far as this call may look; and all of them in their order.
@@ -3455,12 +3494,15 @@ function kin.children_of(ids, debts)
   concerned = {}
   local heirs = {}
   for first = 1, #ids, WINDOW do
-    for i, heir in ipairs(call('HMGET', our.heirs, unpack(ids, first, math.min(first + WINDOW - 1, #ids)))) do heirs[first + i - 1] = heir end
+    local some = { unpack(ids, first, math.min(first + WINDOW - 1, #ids)) }
+    for i, heir in ipairs(call('HMGET', our.heirs, unpack(some))) do heirs[first + i - 1] = heir end
   end
+  local owing = fn.has_any('owing')
   for i, id in ipairs(ids) do
     local debt, heir = debts[id], heirs[i]
     local members = kin.next_children(id, heir, debt[4])
-    for _, member in ipairs(members) do
+    for k = 1, #members do
+      local member = members[k]
       local of = parents[member]
       if not of then
         of = {}
@@ -3469,8 +3511,12 @@ function kin.children_of(ids, debts)
       of[#of + 1] = debt
     end
     left = left - #members
-    if #members > 0 then debt[4] = '(' .. fn.integer(read('>I6', members[#members])) end
-    if left <= 0 and kin.has_more_children(id, heir, debt[4]) then kin.postpone('job ' .. id, debt) else kin.write_off('job ' .. id) end
+    if left <= 0 then
+      if #members > 0 then debt[4] = '(' .. fn.integer(read('>I6', members[#members])) end
+      if kin.has_more_children(id, heir, debt[4]) then kin.postpone('job ' .. id, debt) elseif owing then kin.write_off('job ' .. id) end
+    elseif owing then
+      kin.write_off('job ' .. id)
+    end
   end
   table.sort(children) -- by their numbers
   return children, parents
@@ -3478,27 +3524,25 @@ end
 
 -- Writes down what became of some of a job's parents.
 function kin.note_fates(id, debts)
-  local parents, links, opened, closed, failed, mended = {}, {}, {}, {}, {}, {}
+  local parents, links, failed, mended, opened = {}, {}, {}, {}, 0
   for i, debt in ipairs(debts) do parents[i] = debt[1] end
   for i, row in ipairs(#parents > 0 and kin.links_of(id, parents) or {}) do
     if row then
       local was, wanted, place = read(LINK, row)
-      local parent, fate, data = unpack(debts[i])
+      local parent, fate, data = parents[i], debts[i][2], debts[i][3]
       if fate == DONE and wanted == 0 then data = '' end
       links[#links + 1] = parent
       links[#links + 1] = pack(LINK, fate, wanted, place) .. data
-      if was == OPEN and fate ~= OPEN then closed[#closed + 1] = parent end
+      opened = opened + (fate == OPEN and 1 or 0) - (was == OPEN and 1 or 0)
       if was == FAILED and fate ~= FAILED then mended[#mended + 1] = parent end
-      local line = fate == OPEN and opened or fate == FAILED and failed
-      if line and was ~= fate then
-        line[#line + 1] = place
-        line[#line + 1] = parent
+      if was ~= FAILED and fate == FAILED then
+        failed[#failed + 1] = place
+        failed[#failed + 1] = parent
       end
     end
   end
   fn.many('HSET', each.links .. id, links)
-  fn.many('ZREM', each.open .. id, closed)
-  fn.many('ZADD', each.open .. id, opened)
+  if opened ~= 0 and call('HINCRBY', our.open, id, opened) == 0 then call('HDEL', our.open, id) end
   fn.many('ZREM', each.failed .. id, mended)
   fn.many('ZADD', each.failed .. id, failed)
 end
@@ -3517,7 +3561,7 @@ end
 -- Does what the fates of a job's parents ask for, if it still waits for them, or fell with them.
 function kin.reconsider(member)
   local id = sub(member, 7)
-  local waits = call('EXISTS', each.open .. id) == 1
+  local waits = call('HEXISTS', our.open, id) == 1
   local may_have_fallen = fn.has_any('felled') and call('HEXISTS', our.felled, id) == 1
   if waits and not may_have_fallen and call('EXISTS', each.failed .. id) == 0 then return end
   local job = fn.find_job(id)
@@ -3530,11 +3574,12 @@ function kin.reconsider(member)
       kin.let_go(job)
     end
   elseif job and may_have_fallen then
-    local standing = fn.read_end(call('HGET', our.ends, id))
-    if why then
-      fn.put(our.ends, id, fn.end_row(standing.state, standing.claim, standing.attempt, standing.started, standing.worker, why, '', standing.finished))
-    else
-      kin.revive(job, standing)
+    local row = call('HGET', our.ends, id)
+    local was = row and fn.read_end(row)
+    if was and why then
+      fn.put(our.ends, id, fn.end_row(was.state, was.claim, was.attempt, was.started, was.worker, why, '', was.finished))
+    elseif was then
+      kin.revive(job, was)
     end
   end
 end
@@ -3579,7 +3624,7 @@ end
 
 -- A job that was revived waits for its parents, or takes its place where they have ended.
 function kin.arrive(job, past)
-  if call('EXISTS', each.open .. job.id) == 0 then return fn.place(job, past, job.rare.run_at or NEVER) end
+  if call('HEXISTS', our.open, job.id) == 0 then return fn.place(job, past, job.rare.run_at or NEVER) end
   fn.note_past(job, past)
   fn.wait_behind(job, '')
 end
@@ -3651,35 +3696,40 @@ end
 
 -- The same of one that has nothing else rare, of which the row is given.
 function kin.note_claim(row)
+  kin.count(kin.common_of(row), 'running', 1)
+end
+
+-- What a job has in common with others, by its row.
+function kin.common_of(row)
   local _, q, t, r, at = read(LENGTHS, row, LENGTHS_AT)
   local words = sub(row, COMMON_AT, at + q + t + r - 1)
-  kin.count(commons[words] or fn.read_common(words), 'running', 1)
+  return commons[words] or fn.read_common(words)
 end
 
 -- Ends attempts that succeeded, of jobs of which all that needs care is that they belong to a workflow or a batch.
 function kin.succeed_plain(members, runs, results, worker, keep)
-  local ids, ends, done, numbers, forget_at = {}, {}, {}, {}, fn.integer(now + keep)
-  local forever = fn.integer(FOREVER + now)
+  local ids, of, ends, done, forget_at = {}, {}, {}, {}, fn.integer(now + keep)
+  local forever, of_commons, of_runs = fn.integer(FOREVER + now), {}, {}
   for i, member in ipairs(members) do ids[i] = sub(member, 7) end
   for i, row in ipairs(fn.rows_of(ids)) do
-    local id, run, job = ids[i], runs[i], row and fn.read_job(ids[i], row)
-    fn.count('RUNNING', run.queue, -1)
-    if job then
-      ended[#ended + 1] = id
-      run.head = run.head or fn.end_row('SUCCEEDED', run.claim, 1, run.started, worker, '', '')
-      ends[#ends + 1], ends[#ends + 2] = id, run.head .. results[i]
-      done[#done + 1], done[#done + 2] = job.kin.workflow and forever or forget_at, members[i]
-      fn.count('SUCCEEDED', run.queue, 1)
-      numbers[job.common] = (numbers[job.common] or 0) + 1
-      kin.owe(job, DONE, results[i])
-    end
+    local id, run, common = ids[i], runs[i], kin.common_of(row or LOST) -- a row may be gone that was evicted or deleted by hand
+    of[i], ended[#ended + 1] = common, id
+    run.head = run.head or fn.end_row('SUCCEEDED', run.claim, 1, run.started, worker, '', '')
+    ends[2 * i - 1], ends[2 * i] = id, run.head .. results[i]
+    done[2 * i - 1], done[2 * i] = common.kin.workflow and forever or forget_at, members[i]
+    of_commons[common], of_runs[run] = (of_commons[common] or 0) + 1, (of_runs[run] or 0) + 1
   end
-  for common, number in pairs(numbers) do
+  for run, number in pairs(of_runs) do
+    fn.count('RUNNING', run.queue, -number)
+    fn.count('SUCCEEDED', run.queue, number)
+  end
+  for common, number in pairs(of_commons) do
     kin.count(common, 'running', -number)
     kin.count(common, 'SUCCEEDED', number)
   end
   fn.many('HSET', our.ends, ends)
   fn.many('ZADD', each.done .. 'SUCCEEDED', done)
+  kin.owe_successes(ids, of, results)
 end
 
 -- Drops what is known of jobs that are forgotten, which stand among others.
@@ -3690,9 +3740,8 @@ function kin.drop(job)
   for _, parent in ipairs(call('HKEYS', each.links .. job.id)) do
     kin.forget_child(kin.parent_of(job, parent), job.member)
   end
-  call('UNLINK', each.links .. job.id, each.open .. job.id, each.failed .. job.id)
-  call('HDEL', our.parents, job.id)
-  call('HDEL', our.felled, job.id)
+  call('UNLINK', each.links .. job.id, each.failed .. job.id)
+  for _, key in ipairs({ our.parents, our.open, our.felled }) do call('HDEL', key, job.id) end
 end
 
 -- Drops jobs that have ended, or wait for their batch.
@@ -3746,32 +3795,31 @@ function kin.join(job)
   return nil, stopped
 end
 
--- The row of a job without what is kept elsewhere: its parents, and name and size of its workflow.
-function kin.trimmed(job, tail)
-  local of = job.kin
-  if not of.workflow then return tail end
-  local enqueued, keep, band, traits, q, t, r, at = read(TAIL, tail)
-  if not job.common.trimmed then
+-- A job without what is kept elsewhere: its parents, and name and size of its workflow.
+function kin.trimmed(job)
+  local common, of = job.common, job.kin
+  if not of.workflow then return job end
+  if not common.trimmed then
+    local band, traits, q, t, _, at = read(COMMON, common.words)
     local rare = {}
     for name, value in pairs(job.rare) do rare[name] = value end
     rare.kin = { workflow = of.workflow, linked = of.parents and true, fails = of.fails, batch = of.batch, callback = of.callback }
-    job.common.trimmed = cmsgpack.pack(rare)
+    local packed = cmsgpack.pack(rare)
+    common.trimmed = pack(COMMON, band, traits, q, t, #packed) .. sub(common.words, at, at + q + t - 1) .. packed
   end
-  local words, payload = sub(tail, at, at + q + t - 1) .. job.common.trimmed, sub(tail, at + q + t + r)
-  return pack(TAIL, enqueued, keep, band, traits, q, t, #job.common.trimmed) .. words .. payload
+  return fn.read_job(job.id, sub(job.row, 1, COMMON_AT - 1) .. common.trimmed .. sub(job.row, job.payload))
 end
 
--- Lets a new job of a workflow or a batch come: its row as it is stored from now on, and what `settle_in` needs. Nil and why, if it may not.
-function kin.admit(job, tail)
+-- Lets a new job of a workflow or a batch come: as it is stored from now on, and what `settle_in` needs. Nil and why, if it may not.
+function kin.admit(job)
   local refusal, stopped = kin.join(job)
   if refusal then return nil, refusal end
-  local row = sub(job.row, 1, ORIGIN_AT + 12) .. kin.trimmed(job, tail)
-  return fn.read_job(job.id, row), { parents = job.kin.parents, stopped = stopped }
+  return kin.trimmed(job), { parents = job.kin.parents, stopped = stopped }
 end
 
 -- Stores a new job of a workflow or a batch; see `fn.store`.
-function kin.store(job, tail, behind)
-  local admitted, family = kin.admit(job, tail)
+function kin.store(job, behind)
+  local admitted, family = kin.admit(job)
   if not admitted then return nil, family end
   local number = fn.next_number()
   fn.add(fn.read_job(job.id, pack(HEAD, number, number, now) .. sub(admitted.row, ORIGIN_AT + 13)), behind, family)
@@ -3780,7 +3828,9 @@ end
 
 -- Of new jobs that were admitted, whether all parents have come where no more jobs are to come. No also where that would be long to say.
 function kin.all_come(jobs, families)
-  local given, unknown = {}, {}
+  local given, unknown, complete = {}, {}, false
+  for _, name in ipairs(grown) do complete = complete or kin.is_complete(kin.tally(name)) end
+  if not complete then return true end
   for _, job in ipairs(jobs) do given[job.kin.workflow and kin.parent_of(job, job.id) or ''] = true end
   for _, name in ipairs(grown) do
     if kin.is_complete(kin.tally(name)) and kin.lacks(name) then
@@ -3844,7 +3894,7 @@ function kin.settle_in(job, behind, family)
     fn.wait_behind(job, behind or '')
   elseif why then
     kin.fell(job, why)
-  elseif family.parents and call('EXISTS', each.open .. job.id) == 1 then
+  elseif family.parents and call('HEXISTS', our.open, job.id) == 1 then
     fn.wait_behind(job, '')
   else
     fn.arrive(job)
@@ -3859,17 +3909,18 @@ function kin.missing_in(name, given)
     local heir = call('HGET', our.heirs, parent_name)
     for _, member in ipairs(heir == '' and call('ZRANGE', each.children .. parent_name, 0, -1) or { heir or nil }) do
       local child = sub(member, 7)
-      local at = (not given or given[child]) and call('HGET', our.waiting, member) == '' and call('ZSCORE', each.open .. child, id)
-      if at and (not first or member < first or member == first and tonumber(at) < place) then
-        first, place, parent = member, tonumber(at), id
+      local link = (not given or given[child]) and call('HGET', our.waiting, member) == '' and call('HGET', each.links .. child, id)
+      local fate, _, at = read(LINK, link or LOST)
+      if link and fate == OPEN and (not first or member < first or member == first and at < place) then
+        first, place, parent = member, at, id
       end
     end
   end
   return first and { 'parent', sub(first, 7), parent }
 end
 
--- Why jobs that were stored cannot be, as somebody would wait for a parent that never comes. Parents may come after those who wait for them,
--- as long as more are to come.
+-- Why jobs that were stored cannot be, as somebody would wait for a parent that never comes. Parents may come after those who wait for
+-- them, as long as more are to come.
 function kin.missing_parent(ids)
   local given = {}
   for _, id in ipairs(ids) do given[id] = true end
@@ -3955,7 +4006,7 @@ function kin.stop_some(name, from)
   local line, count, first = each.members .. name, kin.tally(name), 0
   if from then
     local rank = call('ZRANK', line, from[2])
-    first = rank and rank + 1 or call('ZCOUNT', line, '-inf', '(' .. from[1])
+    first = rank and rank + 1 or call('ZCARD', line) - fn.number_before(line, tonumber(from[1]), from[2])
   end
   local members = left > 0 and call('ZRANGE', line, first, first + MOST_LINKS - 1) or {}
   if left <= 0 then
@@ -4037,7 +4088,8 @@ function kin.going_with(name, count, most)
   return members
 end
 
--- Drops finished tallies whose time is over, with the records of a workflow's jobs. Returns how many records went, WINDOW when there is more.
+-- Drops finished tallies whose time is over, with the records of a workflow's jobs. Returns how many records went, or WINDOW when there
+-- is more to do.
 function kin.forget_old()
   local names = call('ZRANGEBYSCORE', our.forgetting, '-inf', fn.integer(now), 'LIMIT', 0, MOST_TALLIES)
   local gone = 0
