@@ -16,6 +16,7 @@ from offload.brokers.postgres import prepared
 from offload.brokers.postgres.address import address
 from offload.brokers.postgres.connections import Connection, Link, connected
 from offload.brokers.postgres.prepared import Prepared, numbered
+from offload.brokers.postgres.tallies import settle_up
 from offload.brokers.postgres.work import Transaction
 from offload.errors import BrokerError
 from offload.testing.servers import PostgresServer, postgres
@@ -147,7 +148,7 @@ class Ask:
     """One statement on a connection that is opened again when it broke."""
 
     def __init__(self, url: str, sql: str) -> None:
-        self.link = Link(address(url), lambda: Transaction({"ask": sql}, "channel", 0))
+        self.link = Link(address(url), lambda: Transaction({"ask": sql}, "channel", 0, settle_up))
 
     async def __call__(self) -> list[tuple[Any, ...]]:
         def operation(tx: Transaction) -> Work[list[tuple[Any, ...]]]:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from offload.broker import Work
 from offload.brokers.postgres.cancelling import Turn, in_turn
 from offload.brokers.postgres.endings import drop_expiring, forget
-from offload.brokers.postgres.families import forget_kin, keep_fates, kin_of, seat_of_revived, wait
+from offload.brokers.postgres.families import forget_kin, keep_fates, kin_of, seat_of_revived, wait, waiting_in_vain
 from offload.brokers.postgres.keys import Keys, taken_back
 from offload.brokers.postgres.moves import Moves, take_out
 from offload.brokers.postgres.rows import JobColumns, extra_text
@@ -31,8 +31,9 @@ def _revive(tx: Transaction, rows: Sequence[JobColumns], payload: bytes | None) 
     keys = Keys(tx)
     yield from keys.lock(row.job() for row in rows)
     kin = yield from kin_of(tx, rows)
-    fallen = {n for n, each in kin.items() if each.falls}
-    rows = [row for row in rows if row.n not in fallen and not keys.any_held(taken_back(row.job()))]
+    refused = {n for n, each in kin.items() if each.falls}
+    refused |= yield from waiting_in_vain(tx, [n for n, each in kin.items() if each.open and not each.falls])
+    rows = [row for row in rows if row.n not in refused and not keys.any_held(taken_back(row.job()))]
     taken = yield from take_out(tx, rows)
     revived = [row for row in rows if row.n in taken]
     if revived:

@@ -168,7 +168,8 @@ def _reconsider(tx: Transaction, children: Sequence[Kin]) -> Work[None]:
         return
     whys = yield from _failures(tx, [n for n, child in concerned.items() if child.falls])
     yield from _tell_again(tx, rows, concerned, whys)
-    turning = [rows[n] for n, child in concerned.items() if rows[n].what or not child.falls]
+    vain = yield from waiting_in_vain(tx, [n for n, child in concerned.items() if not rows[n].what and not child.falls and child.open])
+    turning = [rows[n] for n, child in concerned.items() if rows[n].what or (not child.falls and n not in vain)]
     generation = _Generation(Keys(tx), Moves(tx.now))
     yield from generation.keys.lock(row.job() for row in turning if not row.what or concerned[row.n].falls)
     generation.moves.seated({row.n: row.seat for row in turning})
@@ -202,6 +203,11 @@ def _tell_again(tx: Transaction, rows: Mapping[int, JobColumns], concerned: Mapp
     reasons = {n: whys[n] for n, child in concerned.items() if child.falls and not rows[n].what and rows[n].reason != whys[n]}
     if reasons:
         yield from tx.post("set_reasons", reasons=text(reasons))
+
+
+def waiting_in_vain(tx: Transaction, ns: Sequence[int]) -> Work[set[int]]:
+    """Those of which a parent is not there, while no more jobs are to come: so it is after a workflow was given up, or stopped."""
+    return set(_numbers((yield from tx.value("in_vain", ns=text(ns))))) if ns else set()
 
 
 def _revive(tx: Transaction, generation: _Generation, row: JobColumns, child: Kin) -> Work[None]:

@@ -84,6 +84,19 @@ from json_array_elements_text(%(ns)s::json) c cross join lateral (
 where (select what from offload.waiting where n = l.child) = 'parents'
 order by l.child, l.place limit 1
 
+-- name: in_vain
+-- Those of these jobs that wait for a parent which there is not, while no more of their workflow are to come.
+select coalesce(json_agg(j.n), '[]')::text
+from json_array_elements_text(%(ns)s::json) a cross join lateral (
+    select n, workflow from offload.jobs where n = a.value::bigint limit 1
+) as j cross join lateral (
+    select id from offload.tallies where kind = 'workflow' and id = j.workflow and total >= size limit 1
+) as t
+where exists (
+    select from offload.links l where l.child = j.n and l.fate is null
+        and not exists (select from offload.jobs p where p.id = l.parent and p.workflow = l.workflow)
+)
+
 -- name: tell
 -- Tell children that their :parents have ended, or are revived, by what that adds to their :opens and :fails. Not done where they are
 -- more than :most, where one has a fate of its own for a parent, or where anything is owed to any. Returns whether it was, how many there
