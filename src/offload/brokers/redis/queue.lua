@@ -3371,28 +3371,51 @@ function kin.connect(job, parents)
     if parent.at and #parent.at > 0 then wanted[parent.id] = 1 end
   end
   for first = 1, #ids, WINDOW do
-    local some = { unpack(ids, first, math.min(first + WINDOW - 1, #ids)) }
-    local rows, ends = fn.rows_of(some), call('HMGET', our.ends, unpack(some))
-    for i, id in ipairs(some) do open = open + kin.tie(job, id, places[id], wanted[id] or 0, rows[i], ends[i]) end
+    open = open + kin.tie(job, { unpack(ids, first, math.min(first + WINDOW - 1, #ids)) }, places, wanted)
   end
   if open > 0 then fn.put(our.open, job.id, open) end
   fn.put(our.parents, job.id, cmsgpack.pack(parents))
 end
 
--- Returns 1 where the parent has not ended.
-function kin.tie(job, parent, place, wanted, row, end_row)
-  local is_mate = row and fn.read_job(parent, row).kin.workflow == job.kin.workflow
-  local fate, data = kin.fate_of(parent, is_mate and end_row)
-  if fate == DONE and wanted == 0 then data = '' end
-  fn.put(each.links .. job.id, parent, pack(LINK, fate, wanted, place) .. data)
-  if fate == FAILED then fn.stand(each.failed .. job.id, place, parent) end
-  kin.note_child(kin.parent_of(job, parent), job)
-  if not is_mate then
-    local name = 'workflow ' .. job.kin.workflow
-    fn.stand(each.missing .. name, 0, parent)
-    lacking[name] = true
+-- Ties a new job to some of its parents. Returns how many of these have not ended.
+function kin.tie(job, ids, places, wanted)
+  local names, links, failed, missing, heirs, open = {}, {}, {}, {}, {}, 0
+  for i, id in ipairs(ids) do names[i] = kin.parent_of(job, id) end
+  local rows, ends, known = fn.rows_of(ids), call('HMGET', our.ends, unpack(ids)), call('HMGET', our.heirs, unpack(names))
+  for i, id in ipairs(ids) do
+    local is_mate = rows[i] and kin.common_of(rows[i]).kin.workflow == job.kin.workflow
+    local fate, data = kin.fate_of(id, is_mate and ends[i])
+    if fate == DONE and not wanted[id] then data = '' end
+    links[2 * i - 1], links[2 * i] = id, pack(LINK, fate, wanted[id] or 0, places[id]) .. data
+    if fate == OPEN then open = open + 1 end
+    if fate == FAILED then
+      failed[#failed + 1] = places[id]
+      failed[#failed + 1] = id
+    end
+    if known[i] then
+      kin.note_child(names[i], known[i], job)
+    else
+      heirs[#heirs + 1] = names[i]
+      heirs[#heirs + 1] = job.member
+    end
+    if not is_mate then
+      missing[#missing + 1] = 0
+      missing[#missing + 1] = id
+    end
   end
-  return fate == OPEN and 1 or 0
+  kin.write_all('HSET', each.links .. job.id, links)
+  kin.write_all('HSET', our.heirs, heirs)
+  kin.write_all('ZADD', each.failed .. job.id, failed)
+  local name = 'workflow ' .. job.kin.workflow
+  kin.write_all('ZADD', each.missing .. name, missing)
+  if #missing > 0 then lacking[name] = true end
+  return open
+end
+
+-- Writes at once, or, where it may be taken back, one after the other.
+function kin.write_all(command, key, words)
+  if not undo then return fn.many(command, key, words) end
+  for i = 1, #words, 2 do fn.write(command, key, words[i], words[i + 1]) end
 end
 
 -- The first ten parents of a job that have not ended.
@@ -3415,10 +3438,8 @@ function kin.parent_of(job, id)
   return job.kin.workflow .. '\0' .. id
 end
 
--- A job waits for a parent. Most parents have one child, or none.
-function kin.note_child(parent, job)
-  local heir = call('HGET', our.heirs, parent)
-  if not heir then return fn.put(our.heirs, parent, job.member) end
+-- A job waits for a parent for whom others wait already: `heir` is what is known of them. Most parents have one child, or none.
+function kin.note_child(parent, heir, job)
   if heir ~= '' then
     fn.stand(each.children .. parent, read('>I6', heir), heir)
     fn.put(our.heirs, parent, '')
