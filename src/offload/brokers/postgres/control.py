@@ -40,12 +40,12 @@ def _revive(tx: Transaction, rows: Sequence[JobColumns], payload: bytes | None) 
         yield from tx.post("drop_progress", ns=text([row.n for row in revived]))
         moves = Moves(tx.now)
         waits = {row.n for row in revived if row.n in kin and kin[row.n].open}
-        extras: list[tuple[int, str | None, bool]] = []
+        extras: list[tuple[int, str | None]] = []
         for row in revived:
             old = row.job()
             keys.take(row.n, old, taken_back(old))
             new = replace(old, run_at=None, expires_at=None)
-            extras.append((row.n, None if row.extra is None else extra_text(new), row.n in waits))
+            extras.append((row.n, None if row.extra is None else extra_text(new)))
             if gated(old):
                 moves.seated({row.n: (yield from seat_of_revived(tx, row, old))})
             if row.n not in waits:

@@ -190,9 +190,8 @@ with asked as (
 select coalesce(json_agg(n), '[]')::text from asked
 
 -- name: revive_jobs
--- Jobs, as [n, extra, whether they keep the due that they had], that start a new life.
-update offload.jobs j set payload = coalesce(%(payload)s, j.payload), due = case when (life.value ->> 2)::boolean then j.due end,
-    extra = life.value ->> 1
+-- Jobs, as [n, extra], that start a new life.
+update offload.jobs j set payload = coalesce(%(payload)s, j.payload), due = null, extra = life.value ->> 1
 from json_array_elements(%(extras)s::json) as life where j.n = (life.value ->> 0)::bigint
 
 -- name: plan_freely

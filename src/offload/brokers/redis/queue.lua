@@ -2034,7 +2034,7 @@ function operations.retry()
     local job = fn.find_job(ARGV[i])
     local at, standing = 'MISSING', nil
     if job then at, standing = fn.where(job) end
-    local free = at == 'ENDED' and standing.state ~= 'SUCCEEDED' and not (job.kin.linked and kin.fails_with(job))
+    local free = at == 'ENDED' and standing.state ~= 'SUCCEEDED' and not (job.kin.linked and (kin.fails_with(job) or kin.in_vain(job)))
     local wanted = {}
     for _, want in ipairs(free and fn.keys_of(job) or {}) do
       if want.covers ~= 'time' then
@@ -2051,7 +2051,7 @@ function operations.retry()
       call('HDEL', our.progress, job.id)
       if fn.is_gated(job) and not fn.holds_on(job, standing.state) then fn.take_seat(job) end -- who kept its turn keeps its place as well
       past.claim, past.attempt, past.crashes, past.started, past.worker = standing.claim, 0, 0, standing.started, standing.worker
-      past.bare = nil
+      past.bare, past.due = nil, NEVER
       if fn.is_kin(job) then kin.note_revival(job, standing.state) end
       if job.kin.linked then kin.arrive(job, past) else fn.place(job, past, NEVER) end
       found[#found + 1] = job.id
@@ -3352,6 +3352,23 @@ function kin.fails_with(job)
   return parent and sub(call('HGET', each.links .. job.id, parent), LINK_AT)
 end
 
+-- Whether it waits for a parent that is not there, though no more of its workflow are to come: given up, or stopped.
+function kin.in_vain(job)
+  local name = job.kin.workflow and 'workflow ' .. job.kin.workflow
+  local count = name and kin.tally(name)
+  if not count or not kin.is_complete(count) or not kin.lacks(name) then return false end
+  local parents = cmsgpack.unpack(call('HGET', our.parents, job.id))
+  for first = 1, #parents, WINDOW do
+    local ids = {}
+    for i = first, math.min(first + WINDOW - 1, #parents) do ids[#ids + 1] = parents[i].id end
+    local links = kin.links_of(job.id, ids)
+    for i, id in ipairs(ids) do
+      if links[i] and read(LINK, links[i]) == OPEN and call('ZSCORE', each.missing .. name, id) then return true end
+    end
+  end
+  return false
+end
+
 -- How a parent ended, and its result or how that reads.
 function kin.fate_of(id, row)
   if not row then return OPEN, '' end
@@ -3599,7 +3616,7 @@ function kin.reconsider(member)
     local was = row and fn.read_end(row)
     if was and why then
       fn.put(our.ends, id, fn.end_row(was.state, was.claim, was.attempt, was.started, was.worker, why, '', was.finished))
-    elseif was then
+    elseif was and not kin.in_vain(job) then
       kin.revive(job, was)
     end
   end
