@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar, cast, overload
 from offload.errors import BadDeclaration, JobNotFound, ResultTimeout
 from offload.handle import Handle
 from offload.ids import new_ids
-from offload.job import Draft, Filter, IfParentFails, Job, Membership, Record, Tally
+from offload.job import MOST_ATOMIC, Draft, Filter, IfParentFails, Job, Membership, Record, Tally
 from offload.options import short
 from offload.portal import sync
 from offload.producer import Producer
@@ -21,7 +21,7 @@ R = TypeVar("R")
 MOST_SHOWN = 1_000
 """The most jobs that the record of a workflow holds; `app.find(workflow=...)` gives the others, a page at a time."""
 LOOK_EVERY = 0.25
-"""Seconds between looks whether a workflow is finished whose last jobs have ended."""
+"""Seconds between looks whether a workflow is finished whose last jobs have ended, or are not known."""
 LONGEST_WAIT = 60.0
 
 Handles: TypeAlias = "Handle[Any] | Results"
@@ -56,9 +56,10 @@ class Results:
 class Run:
     """A workflow that was enqueued."""
 
-    def __init__(self, id: str, producer: Producer | None) -> None:
+    def __init__(self, id: str, producer: Producer | None, ends: Sequence[str] = ()) -> None:
         self.id = id
         self._producer = producer
+        self._ends = tuple(ends[:MOST_ATOMIC])
 
     def __repr__(self) -> str:
         return f"Run({self.id!r})"
@@ -99,13 +100,15 @@ class Run:
         return found
 
     async def _rest(self, seconds: float) -> None:
-        """Wait for the job that was stored first, which nobody waits for, to end; or a moment, where it has."""
-        store = await self._needed().clients.store()
-        last = await store.find(Filter(workflow=self.id), 1)
-        if last and not last[0].state.terminal:
-            await store.finished([last[0].id], min(seconds, LOOK_EVERY))
-        else:
+        """Wait for the jobs to end for whom nobody waits; where they have, or are not known here, a moment."""
+        if not self._ends:
             await asyncio.sleep(min(seconds, LOOK_EVERY))
+            return
+        clock = asyncio.get_running_loop().time
+        until = clock() + seconds
+        await (await self._needed().clients.store()).finished(self._ends, seconds)
+        if clock() < until:
+            self._ends = ()
 
     async def acancel(self) -> bool:
         """Cancel all its jobs: at once where they have not begun, else by asking their workers. False when all had ended already."""
@@ -219,14 +222,14 @@ class Workflow(Flow):
         sending = self._sent()
         if sending.producer is not None:
             await sending.producer.enqueue_jobs(sending.jobs, connection)
-        return Run(sending.id, sending.producer)
+        return Run(sending.id, sending.producer, self.graph.ends())
 
     def enqueue(self, *, connection: Any = None) -> Run:
         """As `aenqueue`, for sync code. Raises LoopRunning on a running event loop."""
         sending = self._sent()
         if sending.producer is not None:
             sending.producer.enqueue_jobs_blocking("enqueue", sending.jobs, connection)
-        return Run(sending.id, sending.producer)
+        return Run(sending.id, sending.producer, self.graph.ends())
 
     def _sent(self) -> Sending:
         if self._sending is None:

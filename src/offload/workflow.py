@@ -125,6 +125,11 @@ class Graph:
             raise BadDeclaration(f"a job of the workflow is named by what add() returned, its handle or its id, not by {id!r}")
         return self._known.setdefault(id, Leaf(self, Draft(task=f"job {id}", id=id), {}, "cancel"))
 
+    def ends(self) -> list[str]:
+        """The ids of the jobs for whom nobody waits, once they are planned."""
+        waited_for = {parent for leaf in self.leaves for parent in leaf.parents}
+        return [leaf.id for leaf in self.leaves if leaf not in waited_for and leaf.id is not None]
+
     def add(self, part: Part, after: Sequence[Node[Any]] = (), if_parent_fails: IfParentFails = "cancel") -> Node[Any]:
         """Add a part that begins when all of `after` have ended. Raises BadDeclaration."""
         if if_parent_fails not in get_args(IfParentFails):
