@@ -94,7 +94,7 @@ with news as materialized (
         json_array_elements_text(%(workflows)s::json), json_array_elements_text(%(parents)s::json),
         unnest(%(ns)s::bigint[], %(opens)s::integer[], %(fails)s::integer[])
     ) as i (workflow, parent, n, open, failed)
-    where not %(fresh)s::boolean or exists (select from offload.done d where d.n = i.n and d.xmin = pg_current_xact_id()::xid)
+    where not %(fresh)s::boolean or (select d.xmin from offload.done d where d.n = i.n) = pg_current_xact_id()::xid
 ), found as materialized (
     select l.child, l.fate, n.open, n.failed from news n cross join lateral (
         select child, fate from offload.links
