@@ -13,6 +13,7 @@ from tests.cli.project import Project
 
 from offload import BrokerUnusable, Offload, Worker
 from offload.brokers.postgres import migrating
+from offload.brokers.postgres import migrating
 from offload.brokers.sqlite.file import SCHEMA
 from offload.testing.servers import PostgresServer
 
@@ -85,9 +86,9 @@ def test_migrate_finds_nothing_in_an_empty_file(project: Project) -> None:
 def test_on_postgresql_migrate_says_so_too(project: Project, shared_postgres: Callable[[int | None], PostgresServer]) -> None:
     url = shared_postgres(None).database()
     assert [project.json("migrate", "--url", given) for given in (url, f"{url}?migrate=false", url)] == [
-        {"from": 0, "to": SCHEMA},
-        {"from": SCHEMA, "to": SCHEMA},
-        {"from": SCHEMA, "to": SCHEMA},
+        {"from": 0, "to": migrating.SCHEMA},
+        {"from": migrating.SCHEMA, "to": migrating.SCHEMA},
+        {"from": migrating.SCHEMA, "to": migrating.SCHEMA},
     ]
 
 
