@@ -13,7 +13,6 @@ from tests.cli.project import Project
 
 from offload import BrokerUnusable, Offload, Worker
 from offload.brokers.postgres import migrating
-from offload.brokers.postgres import migrating
 from offload.brokers.sqlite.file import SCHEMA
 from offload.testing.servers import PostgresServer
 
@@ -98,7 +97,7 @@ def test_an_app_that_may_not_make_its_schema_can_be_used_once_it_was_migrated(
     with closing(Offload(f"{shared_postgres(None).database()}?migrate=false")) as app:
         with pytest.raises(BrokerUnusable):
             app.enqueue("greet")
-        assert app.migrate() == (0, SCHEMA)
+        assert app.migrate() == (0, migrating.SCHEMA)
         app.enqueue("greet")
 
 
