@@ -85,9 +85,9 @@ def test_migrate_finds_nothing_in_an_empty_file(project: Project) -> None:
 def test_on_postgresql_migrate_says_so_too(project: Project, shared_postgres: Callable[[int | None], PostgresServer]) -> None:
     url = shared_postgres(None).database()
     assert [project.json("migrate", "--url", given) for given in (url, f"{url}?migrate=false", url)] == [
-        {"from": 0, "to": SCHEMA},
-        {"from": SCHEMA, "to": SCHEMA},
-        {"from": SCHEMA, "to": SCHEMA},
+        {"from": 0, "to": migrating.SCHEMA},
+        {"from": migrating.SCHEMA, "to": migrating.SCHEMA},
+        {"from": migrating.SCHEMA, "to": migrating.SCHEMA},
     ]
 
 
@@ -97,7 +97,7 @@ def test_an_app_that_may_not_make_its_schema_can_be_used_once_it_was_migrated(
     with closing(Offload(f"{shared_postgres(None).database()}?migrate=false")) as app:
         with pytest.raises(BrokerUnusable):
             app.enqueue("greet")
-        assert app.migrate() == (0, SCHEMA)
+        assert app.migrate() == (0, migrating.SCHEMA)
         app.enqueue("greet")
 
 

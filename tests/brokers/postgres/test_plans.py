@@ -14,15 +14,20 @@ import psycopg
 import pytest
 from tests.brokers.postgres.conftest import Ask, Opens
 
-from offload.broker import Session
-from offload.brokers.postgres import PostgresBroker, gating, reading
+from offload.broker import Session, Work
+from offload.brokers.postgres import PostgresBroker, families, gating, reading, tallies
 from offload.brokers.postgres.connections import SETTINGS
+from offload.brokers.postgres.control import delete, retry
 from offload.brokers.postgres.database import Database
-from offload.brokers.postgres.enqueueing import store
+from offload.brokers.postgres.enqueueing import open_batch, store
+from offload.brokers.postgres.rows import jobs_by_id
 from offload.brokers.postgres.session import PostgresSession
-from offload.brokers.postgres.work import Operation
-from offload.job import Done, Filter, Job, Outcome, Retried, SlotLimit
+from offload.brokers.postgres.work import Operation, Transaction, told
+from offload.job import Dead, Done, Filter, Job, Outcome, Retried, SlotLimit
 from offload.testing.clock import TestClock
+from offload.testing.contract.batches import part
+from offload.testing.contract.families import node as kin
+from offload.testing.contract.families import takes
 from offload.testing.contract.fixtures import ROOM, claim, info, job
 from offload.testing.servers import PostgresServer
 
@@ -31,7 +36,7 @@ T = TypeVar("T")
 
 LARGE = {
     "jobs", "ready", "scheduled", "waiting", "running", "done", "expiring", "uniques", "errors", "steps",
-    "parked", "slots", "lanes", "rounds",
+    "parked", "slots", "lanes", "rounds", "links", "children", "tallies",
 }  # fmt: skip
 LINE = 1_200
 BATCH = 100
@@ -56,6 +61,16 @@ SPREAD = (
     "insert into slots (gate, n, cost) select 'slot of old-' || n % 1000, n, 1 from jobs where due is null and n % 2 = 0",
     "insert into rounds (queue, rank, key, round) select 'default', 0, id, n from jobs where due is null",
     "insert into lanes (id, gate, seat) select 'lane ' || n, 'slot of far-' || n % 100, n from jobs where due is null and n % 8 = 1",
+    "update jobs set workflow = 'flow-' || n % 100, batch = 'batch-' || n % 100 where due is null",
+    "insert into children (n, open, failed, brave, felled) select n, 2, 0, false, false from jobs where due is null and n % 2 = 1",
+    """insert into links (child, place, parent, workflow, wanted)
+        select c.n, place, 'old-' || c.n + place, j.workflow, true
+        from children c join jobs j on j.n = c.n, generate_series(0, 1) as place""",
+    """insert into tallies (kind, id, n, created_at, name, touched_at, keep, total, succeeded, dead, cancelled, expired, size, sealed,
+            stopped, abandoned, forget_at, abandon_at, callbacks)
+        select case when n % 2 = 0 then 'workflow' else 'batch' end, id, n, enqueued_at, '', enqueued_at, 0, 1, 0, 0, 0, 0, 1, false, false,
+            false, case when n % 4 < 2 then enqueued_at + 1000000000000 end, case when n % 4 > 1 then enqueued_at + 1000000000000 end, '{}'
+        from jobs where due is null""",
 )
 
 
@@ -111,7 +126,7 @@ class ExplainingLink:
             return self._carried_out(operation)
 
     def _carried_out(self, operation: Operation[T]) -> T:
-        work = operation(self.database.transaction())
+        work = told(self.database.transaction(), operation)
         try:
             statement = next(work)
             while True:
@@ -200,6 +215,54 @@ async def costs(broker: PostgresBroker, clock: TestClock, connection: psycopg.Co
             found["claim in turn"] = link.cost()
             assert await session.settle([(lease, Retried(0)) for lease in leases]) == []
             found["retry in turn"] = link.cost()
+            found |= await costs_of_families(broker, session, clock, link)
+    return found
+
+
+async def costs_of_families(broker: PostgresBroker, session: Session, clock: TestClock, link: ExplainingLink) -> dict[str, int]:
+    """The same of what is done for workflows and batches."""
+    found: dict[str, int] = {}
+    parts = [f"p{n}" for n in range(2 * BATCH)]
+    children = [kin(clock, f"c{n}", takes(parts[n], "x"), queue="flow") for n in range(BATCH)]
+    jobs = [*(kin(clock, id, queue="flow") for id in parts), *children, kin(clock, "join", *parts, "c0", queue="flow")]
+    await link.run(lambda tx: store(tx, jobs))
+    found["enqueue workflow"] = link.cost()
+    leases = await session.fetch(["flow"], BATCH, ROOM)
+    link.cost()
+    assert await session.settle([(lease, Done(b"1")) for lease in leases]) == []
+    found["settle in workflow"] = link.cost()
+    leases = await session.fetch(["flow"], 2 * BATCH, ROOM)
+    assert len([lease for lease in leases if lease.inputs == (b"1",)]) == BATCH
+    found["claim with inputs"] = link.cost()
+    mixed: list[Outcome] = [Dead("no"), Retried(0), Done()]
+    assert await session.settle([(lease, mixed[n % 3]) for n, lease in enumerate(leases)]) == []
+    found["settle mixed in workflow"] = link.cost()
+    await link.run(lambda tx: retry(tx, ["p100", "c0", "join"], None))
+    found["retry in workflow"] = link.cost()
+    more = [kin(clock, f"d{n}", parts[n], "c0", queue="flow") for n in range(BATCH)]
+    await link.run(lambda tx: store(tx, more))
+    found["enqueue with parents that are there"] = link.cost()
+    await link.run(lambda tx: delete(tx, parts[:10]))
+    found["delete in workflow"] = link.cost()
+    await link.run(lambda tx: open_batch(tx, "batch", "", [job(clock, "on end", queue="batch", batch="batch", callback="complete")]))
+    await link.run(lambda tx: store(tx, [part(clock, f"b{n}", queue="batch") for n in range(BATCH)]))
+    found["enqueue in batch"] = link.cost()
+    leases = await session.fetch(["batch"], BATCH // 2, ROOM)
+    link.cost()
+    assert await session.settle([(lease, Done(b"1")) for lease in leases]) == []
+    found["settle in batch"] = link.cost()
+    await link.run(lambda tx: tallies.begin_to_stop(tx, "batch", "batch"))
+    await link.run(tallies.go_on_stopping)
+    found["stop"] = link.cost()
+    await session.maintain()
+    found["nothing to maintain of workflows"] = link.cost()
+
+    def ask_for_parents(tx: Transaction) -> Work[tuple[tuple[str, ...], int]]:
+        (row,) = (yield from jobs_by_id(tx, ["d50"])).values()
+        return (yield from families.open_parents(tx, row))
+
+    await link.run(ask_for_parents)
+    found["parents that are waited for"] = link.cost()
     return found
 
 

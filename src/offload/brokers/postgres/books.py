@@ -5,6 +5,8 @@ Plain data. Whatever ends a job, or revives one, notes it here; `tallies.settle_
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -59,6 +61,21 @@ class News(NamedTuple):
     def plain(self) -> bool:
         """Whether its record says it all."""
         return self.after == 0 and self.result is None and (self.fate == "open" or self.n is not None)
+
+
+class Kin(NamedTuple):
+    """A row of `children`."""
+
+    n: int
+    open: int
+    failed: int
+    brave: bool
+    felled: bool
+
+    @property
+    def falls(self) -> bool:
+        """Whether a parent's end takes it down."""
+        return self.failed > 0 and not self.brave
 
 
 class Count(msgspec.Struct, array_like=True):
@@ -150,17 +167,26 @@ class Books:
     """Those that were locked; None for those that there are not."""
     touched: set[Key] = field(default_factory=set[Key])
     """Those that are to be looked at, and written, at the end of the operation."""
+    told: list[Kin] = field(default_factory=list["Kin"])
+    """Children that were told already, and may ask something."""
 
     @property
     def open(self) -> bool:
         """Whether anything is to be done."""
-        return bool(self.owed or self.changes or self.touched)
+        return bool(self.owed or self.changes or self.touched or self.told)
 
     def ended(self, n: int, job: Job, state: State) -> None:
         """A job has ended, and its record is written, or will be before all else that is done here."""
         done = state is State.SUCCEEDED
         self._owe(job, "open", "done" if done else "failed", n, None if done else f"parent {job.id} ended {state}")
         self._count(job, state, 1)
+
+    def succeeded(self, jobs: Iterable[Job]) -> None:
+        """Jobs have succeeded, and their children know."""
+        keys = Counter[Key](key for job in jobs for key in tallies_of(job))
+        for key, number in keys.items():
+            change = self.changes.setdefault(key, {})
+            change[State.SUCCEEDED] = change.get(State.SUCCEEDED, 0) + number
 
     def deleted(self, job: Job) -> None:
         """A job was deleted that had not ended."""
@@ -185,10 +211,10 @@ class Books:
 
     def clear(self) -> None:
         """All is done, or undone."""
-        for noted in (self.owed, self.changes, self.counts, self.touched):
+        for noted in (self.owed, self.changes, self.counts, self.touched, self.told):
             noted.clear()
 
     def copy(self) -> Books:
         """What is noted now, to go back to."""
         changes = {key: dict(change) for key, change in self.changes.items()}
-        return Books(dict(self.owed), changes, {key: copy(count) for key, count in self.counts.items()}, set(self.touched))
+        return Books(dict(self.owed), changes, {key: copy(count) for key, count in self.counts.items()}, set(self.touched), [*self.told])

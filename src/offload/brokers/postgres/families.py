@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from offload.broker import Work
-from offload.brokers.postgres.books import Fate, News
+from offload.brokers.postgres.books import Fate, Kin, News
 from offload.brokers.postgres.endings import Ending, let_go, record_ends
 from offload.brokers.postgres.gating import Past
 from offload.brokers.postgres.keys import Keys, taken_back
@@ -24,7 +24,7 @@ from offload.brokers.postgres.moves import Moves, take_out
 from offload.brokers.postgres.rows import JobColumns, jobs_by_number, optional_stored, stored
 from offload.brokers.postgres.work import Doubt, Transaction, text
 from offload.gates import gated, holds_on
-from offload.job import Job, Lease, State
+from offload.job import Job, Lease, Membership, State
 
 MOST_LINKS = 1_000
 """The most children that one operation tells of their parents."""
@@ -45,21 +45,6 @@ Mate = tuple[str, str]
 """A workflow, and the id of a job of it."""
 
 
-class Kin(NamedTuple):
-    """A row of `children`."""
-
-    n: int
-    open: int
-    failed: int
-    brave: bool
-    felled: bool
-
-    @property
-    def falls(self) -> bool:
-        """Whether a parent's end takes it down."""
-        return self.failed > 0 and not self.brave
-
-
 class Told(NamedTuple):
     """How far children were told of their parents."""
 
@@ -78,6 +63,9 @@ _kin = msgspec.json.Decoder(list[Kin]).decode
 def pay(tx: Transaction) -> Work[None]:
     """Tell children how their parents ended; generation after generation, and in each in the order in which they were stored."""
     left = MOST_LINKS
+    if tx.books.told:
+        children, tx.books.told = tx.books.told, []
+        yield from _reconsider(tx, children)
     while tx.books.owed:
         news, tx.books.owed = list(tx.books.owed.values()), {}
         if left <= 0:
@@ -92,24 +80,48 @@ def pay(tx: Transaction) -> Work[None]:
 def _tell(tx: Transaction, news: Sequence[News], most: int) -> Work[tuple[list[Kin], int]]:
     """Tell children what became of their parents. Returns those who may ask something, and how many were told."""
     if all(each.plain for each in news):
-        opens = [(each.fate == "open") - (each.was == "open") for each in news]
-        fails = [(each.fate == "failed") - (each.was == "failed") for each in news]
-        simple, number, children = yield from tx.row(
-            "tell",
-            workflows=text([each.workflow for each in news]),
-            parents=text([each.parent for each in news]),
-            opens=_array(opens),
-            fails=_array(fails),
-            most=most,
-        )
-        if simple:
-            return _kin(children), number
+        told = yield from _tell_plainly(tx, news, most)
+        if told is not None:
+            return told
     owed = yield from _owed_of(tx, news)
     news = [each._replace(was=owed.get(key_of(each), each.was)) for each in news]
     told = Told(*(yield from tx.row("tell_with_care", news=text(news), most=most)))
     left = [news[told.last - 1]._replace(after=told.child), *news[told.last :]] if told.number >= most else []
     yield from _leave(tx, left, owed.keys() - map(key_of, left))
     return _kin(told.children), told.number
+
+
+def _tell_plainly(tx: Transaction, news: Sequence[News], most: int) -> Work[tuple[list[Kin], int] | None]:
+    """The same by what their records say alone. None, and nothing done, where that is not enough."""
+    values = {
+        "workflows": text([each.workflow for each in news]),
+        "parents": text([each.parent for each in news]),
+        "ns": _array(each.n or 0 for each in news),
+        "opens": _array((each.fate == "open") - (each.was == "open") for each in news),
+        "fails": _array((each.fate == "failed") - (each.was == "failed") for each in news),
+    }
+    simple, number, children, _ = yield from tx.row("tell", most=most, fresh=False, **values)
+    return (_kin(children), number) if simple else None
+
+
+def tell_of_successes(tx: Transaction, jobs: Mapping[int, tuple[Job, Membership]]) -> Work[set[int]]:
+    """Tell children of jobs whose success may just have been recorded, by the statement before. Returns the numbers of those whose was."""
+    values = {
+        "workflows": text([workflow.id for _, workflow in jobs.values()]),
+        "parents": text([job.id for job, _ in jobs.values()]),
+        "ns": _array(jobs),
+        "opens": _array([-1] * len(jobs)),
+        "fails": _array([0] * len(jobs)),
+    }
+    simple, _, children, ended = yield from tx.row("tell", most=MOST_LINKS, fresh=True, **values)
+    succeeded = set(_numbers(ended))
+    if simple:
+        tx.books.told = _kin(children)
+        tx.books.succeeded(job for n, (job, _) in jobs.items() if n in succeeded)
+    else:
+        for n in succeeded:
+            tx.books.ended(n, jobs[n][0], State.SUCCEEDED)
+    return succeeded
 
 
 def _owe(tx: Transaction, news: Sequence[News]) -> Work[None]:

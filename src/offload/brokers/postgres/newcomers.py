@@ -9,9 +9,9 @@ import msgspec
 
 from offload.broker import Work
 from offload.brokers.postgres import locking, tallies
-from offload.brokers.postgres.books import Fate, Key, related, tallies_of
+from offload.brokers.postgres.books import Fate, Key, Kin, related, tallies_of
 from offload.brokers.postgres.endings import Ending, record_ends
-from offload.brokers.postgres.families import Kin, Mate, wait
+from offload.brokers.postgres.families import Mate, wait
 from offload.brokers.postgres.gating import Past
 from offload.brokers.postgres.work import Transaction, text
 from offload.errors import ParentNotFound

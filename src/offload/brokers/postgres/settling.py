@@ -17,7 +17,7 @@ from offload.brokers.postgres.gating import Past
 from offload.brokers.postgres.keys import Keys, kept
 from offload.brokers.postgres.moves import Moves
 from offload.brokers.postgres.rows import jobs_by_number, seconds
-from offload.brokers.postgres.succeeding import distinct, plain, succeed, succeed_in_turn
+from offload.brokers.postgres.succeeding import distinct, plain, succeed, succeed_in_turn, succeed_in_workflows
 from offload.brokers.postgres.work import Doubt, Transaction, text
 from offload.errors import BatchClosed, BrokerError, IdConflict, ParentNotFound, UniqueConflict
 from offload.gates import gated
@@ -62,6 +62,8 @@ def settle(tx: Transaction, session: str, settlements: Settlements, marked: Abst
         (easy if plain(lease, outcome, marked) else others).append((lease, outcome))
     if not distinct(settlements):
         easy, others = [], list(settlements)
+    if not others and all(lease.job.workflow is not None for lease, _ in easy):
+        return (yield from succeed_in_workflows(tx, session, easy))
     lost: list[Lease] = []
     if others:
         lost += yield from _settle(tx, session, others)

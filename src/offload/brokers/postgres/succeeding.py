@@ -12,6 +12,7 @@ from offload.broker import Work
 from offload.brokers.postgres import locking
 from offload.brokers.postgres.books import related
 from offload.brokers.postgres.endings import forget_succeeded_at, kept_if_succeeded
+from offload.brokers.postgres.families import tell_of_successes
 from offload.brokers.postgres.work import Transaction, text
 from offload.gates import Succession, Want, depth_for, heirs, holds, lone_want, rules_of
 from offload.job import Done, Lease, Limit, Outcome, State
@@ -59,6 +60,14 @@ def succeed(tx: Transaction, session: str, settlements: Settlements) -> Work[lis
         if related(lease.job) and lease.ref in left:
             tx.books.ended(lease.ref, lease.job, State.SUCCEEDED)
     return [] if len(settled) == len(settlements) else [lease for lease, _ in settlements if lease.ref not in left]
+
+
+def succeed_in_workflows(tx: Transaction, session: str, settlements: Settlements) -> Work[list[Lease]]:
+    """The same of jobs that all belong to workflows, and tell their children, in one round trip. Returns those that were lost."""
+    yield from tx.post("succeed", **_values(tx, session, _successes(settlements)))
+    jobs = {lease.ref: (job, job.workflow) for lease, _ in settlements for job in [lease.job] if job.workflow is not None}
+    left = yield from tell_of_successes(tx, jobs)
+    return [lease for lease, _ in settlements if lease.ref not in left]
 
 
 def succeed_in_turn(tx: Transaction, session: str, settlements: Settlements, marked: AbstractSet[int]) -> Work[bool]:

@@ -11,15 +11,15 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from offload.broker import Work
-from offload.brokers.postgres.books import Count, Key, tallies_of
+from offload.brokers.postgres.books import ABANDONED_AFTER, LEAST_KEEP, Count, Key, tallies_of
 from offload.brokers.postgres.cancelling import end
 from offload.brokers.postgres.endings import forget
 from offload.brokers.postgres.families import forget_kin, pay
 from offload.brokers.postgres.moves import Moves, take_out
-from offload.brokers.postgres.rows import JobColumns, jobs_by_id, moment, optional_moment, optional_stored, read_extra, stored
+from offload.brokers.postgres.rows import JobColumns, jobs_by_id, moment, optional_moment, optional_stored, read_extra, seconds, stored
 from offload.brokers.postgres.work import Transaction, text
 from offload.errors import BatchClosed
-from offload.job import DAY, Job, State, Tally, TallyKind
+from offload.job import DAY, KEEP_UNSUCCESSFUL, Job, State, Tally, TallyKind
 
 POSTPONED = round(DAY * 1_000_000)
 """Microseconds for which a workflow is kept on of which a dead job keeps its turn."""
@@ -28,6 +28,8 @@ WINDOW = 1_000
 
 MOST_ABANDONED = 20
 """The most that one round gives up."""
+
+ENDS = (State.SUCCEEDED, State.DEAD, State.CANCELLED, State.EXPIRED)
 
 _counts = msgspec.json.Decoder(list[Count]).decode
 _shown = msgspec.json.Decoder(list[tuple[Count, int]]).decode
@@ -102,6 +104,10 @@ def settle_up(tx: Transaction) -> Work[None]:
     books = tx.books
     yield from pay(tx)
     keys = sorted(books.changes.keys() | books.touched)
+    if not books.counts and all(kind == "workflow" for kind, _ in keys):
+        yield from _count_workflows(tx)
+        books.clear()
+        return
     yield from lock(tx, keys)
     changed = [count for key in keys if (count := books.counts[key]) is not None]
     for count in changed:
@@ -112,6 +118,14 @@ def settle_up(tx: Transaction) -> Work[None]:
         yield from tx.post("put_tallies", tallies=text([count.row() for count in changed]))
     yield from _call_back(tx, changed)
     books.clear()
+
+
+def _count_workflows(tx: Transaction) -> Work[None]:
+    """Count what has ended in workflows that nothing else is to be done for."""
+    if tx.books.changes:
+        changes = {id: [change.get(state, 0) for state in ENDS] for (_, id), change in tx.books.changes.items()}
+        fixed = {"least": LEAST_KEEP, "unsuccessful": seconds(KEEP_UNSUCCESSFUL), "abandoned": ABANDONED_AFTER}
+        yield from tx.post("count_workflows", changes=text(changes), now=tx.now, **fixed)
 
 
 def _call_back(tx: Transaction, changed: Sequence[Count]) -> Work[None]:
