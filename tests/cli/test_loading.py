@@ -9,6 +9,7 @@ from contextlib import closing
 import pytest
 from tests.cli.project import SHOP, Project
 
+from offload.brokers.sqlite.file import SCHEMA
 from offload.testing.servers import PostgresServer
 
 
@@ -44,7 +45,7 @@ def test_commands_that_look_leave_an_older_schema_to_the_programs_that_use_it(pr
         connection.execute("pragma user_version=1")
         result = project.run(*args)
         assert (result.exit_code, result.stdout) == (1, "")
-        assert "shop.db has schema 1 where 2 is needed, and may not be changed here; `offload migrate`" in result.stderr
+        assert f"shop.db has schema 1 where {SCHEMA} is needed, and may not be changed here; `offload migrate`" in result.stderr
         assert connection.execute("pragma user_version").fetchone() == (1,)
 
 

@@ -119,7 +119,9 @@ def _settle(tx: Transaction, session: str, settlements: Settlements) -> Work[lis
     keys.check_claimed(lease.job for row, lease, _ in settled if row.cancel)  # some may have been asked to stop just now
     if any(isinstance(outcome, Done) and outcome.added for _, _, outcome in settled):
         for place, (row, lease, outcome) in enumerate(settled):
-            settled[place] = (row, lease, (yield from _grown(tx, lease, outcome)))
+            grown = yield from _grown(tx, lease, outcome)
+            if grown is not outcome:  # it did succeed: what it is told now is no cancelling
+                settled[place] = (row._replace(cancel=False), lease, grown)
         keys = Keys(tx)  # those that were added may have changed who comes after
         yield from keys.lock_of_claimed(ending)
     if settled:

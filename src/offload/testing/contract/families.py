@@ -271,6 +271,17 @@ class Families(Fixtures):
         assert await states(store, "x", "child") == [None, State.CANCELLED]
 
     @needs(Feature.PARENTS)
+    async def test_who_succeeds_although_it_was_to_be_cancelled_is_dead_all_the_same_where_its_additions_are_refused(
+        self, store: Store, clock: TestClock
+    ) -> None:
+        await store.enqueue([node(clock, "a"), job(clock, "taken", delay=60)])
+        async with store.session(info()) as session:
+            lease = await claim_one(session)
+            await store.cancel(["a"])
+            await settle(session, lease, Done(b"1", (node(clock, "taken"),)))
+        assert await state(store, "a") is State.DEAD
+
+    @needs(Feature.PARENTS)
     async def test_nobody_waits_for_a_parent_that_never_comes(self, store: Store, clock: TestClock) -> None:
         with pytest.raises(ParentNotFound, match="job c is to wait for job ghost"):
             await store.enqueue([node(clock, "a", size=2), node(clock, "c", "a", "ghost")])
