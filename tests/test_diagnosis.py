@@ -9,23 +9,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from offload.diagnosis import Finding, diagnose, p95, why
-from offload.job import (
-    Draft,
-    Facts,
-    Failure,
-    Limit,
-    LimitRecord,
-    RateLimit,
-    Record,
-    Schedule,
-    ScheduleRecord,
-    SessionRecord,
-    SlotLimit,
-    Standing,
-    State,
-    UniqueKey,
-    WorkerInfo,
-)
+from offload.job import Draft, Failure, Limit, RateLimit, Schedule, SlotLimit, State, UniqueKey, WorkerInfo
+from offload.records import Facts, LimitRecord, Record, ScheduleRecord, SessionRecord, Standing
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 

@@ -18,7 +18,8 @@ from offload.brokers.redis import RedisBroker
 from offload.brokers.sqlite import SqliteBroker
 from offload.gates import Ledger, Member, Steps, Want
 from offload.gates.rules import slots_at
-from offload.job import Filter, Isolation, Job, Lease, LimitRecord, Outcome, Record, SlotLimit, State, WorkerInfo
+from offload.job import Isolation, Job, Lease, Outcome, SlotLimit, State, WorkerInfo
+from offload.records import Filter, LimitRecord, Record
 from offload.testing.clock import START, TestClock
 from offload.testing.contract.fixtures import job
 from offload.testing.contract.keyed import slot

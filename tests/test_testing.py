@@ -11,7 +11,8 @@ import pytest
 
 from offload import Offload, Rate, Retry, Worker
 from offload.errors import LoopRunning, ResultTimeout
-from offload.job import Record, State
+from offload.job import State
+from offload.records import Record
 from offload.testing.clock import START, TestClock
 
 app = Offload("memory://")

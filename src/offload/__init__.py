@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     )
     from offload.events import Event
     from offload.handle import Handle
-    from offload.job import Draft, Failure, Job, Progress, Record, State, Tally
+    from offload.job import Draft, Failure, Job, Progress, State
     from offload.limits import Concurrency, Rate, Unique
+    from offload.records import Record, Tally
     from offload.retry import Retry
     from offload.task import AsyncTask, Task
     from offload.worker import Worker
@@ -117,7 +118,8 @@ _ELSEWHERE = {
     "offload.current": ("current",),
     "offload.events": ("Event",),
     "offload.handle": ("Handle",),
-    "offload.job": ("Draft", "Failure", "Job", "Progress", "Record", "State", "Tally"),
+    "offload.job": ("Draft", "Failure", "Job", "Progress", "State"),
+    "offload.records": ("Record", "Tally"),
     "offload.limits": ("Concurrency", "Rate", "Unique"),
     "offload.retry": ("Retry",),
     "offload.task": ("AsyncTask", "Task"),

@@ -11,9 +11,10 @@ from offload.composing import producer_of
 from offload.errors import BadDeclaration
 from offload.handle import Handle
 from offload.ids import new_ids
-from offload.job import MOST_ATOMIC, Draft, IfParentFails, Job, Membership, Tally
+from offload.job import MOST_ATOMIC, Draft, IfParentFails, Job, Membership
 from offload.portal import sync
 from offload.producer import Producer
+from offload.records import Tally
 from offload.workflow import Graph, Leaf, Node, Part, jobs_of
 
 R = TypeVar("R")

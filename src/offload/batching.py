@@ -15,10 +15,11 @@ from offload.broker import Feature
 from offload.errors import BadDeclaration, BatchClosed, JobNotFound, ResultTimeout
 from offload.handle import Handle
 from offload.ids import new_ids
-from offload.job import MOST_ATOMIC, Callback, Draft, Job, Tally
+from offload.job import MOST_ATOMIC, Callback, Draft, Job
 from offload.options import short
 from offload.portal import portal, refuse_inside_loop, sync
 from offload.producer import Producer
+from offload.records import Tally
 
 R = TypeVar("R")
 

@@ -16,29 +16,8 @@ from urllib.parse import urlsplit
 
 from offload.clock import Clock
 from offload.errors import BadDeclaration, BrokerNotInstalled, Unsupported
-from offload.job import (
-    Beat,
-    Due,
-    Facts,
-    Filter,
-    Isolation,
-    Job,
-    Lease,
-    LimitChange,
-    LimitRecord,
-    Outcome,
-    Pulse,
-    Record,
-    Schedule,
-    ScheduleRecord,
-    SessionRecord,
-    Standing,
-    State,
-    Tally,
-    TallyKind,
-    Upkeep,
-    WorkerInfo,
-)
+from offload.job import Beat, Due, Isolation, Job, Lease, LimitChange, Outcome, Pulse, Schedule, State, TallyKind, Upkeep, WorkerInfo
+from offload.records import Facts, Filter, LimitRecord, Record, ScheduleRecord, SessionRecord, Standing, Tally
 
 T = TypeVar("T")
 

@@ -10,10 +10,11 @@ from typing import Any, TypeAlias, TypeVar, cast, overload
 from offload.errors import BadDeclaration, JobNotFound, ResultTimeout
 from offload.handle import Handle
 from offload.ids import new_ids
-from offload.job import MOST_ATOMIC, Draft, Filter, IfParentFails, Job, Membership, Record, Tally
+from offload.job import MOST_ATOMIC, Draft, IfParentFails, Job, Membership
 from offload.options import short
 from offload.portal import sync
 from offload.producer import Producer
+from offload.records import Filter, Record, Tally
 from offload.workflow import MOST_LINKS, Chained, Flow, Graph, Grouped, Leaf, Node, Output, Part, drafts_of, jobs_of
 
 R = TypeVar("R")

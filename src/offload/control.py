@@ -9,10 +9,11 @@ from msgspec import UNSET, UnsetType
 
 from offload.codec import HoldsOutputs, encode_plain
 from offload.errors import BadDeclaration, BadPayload, JobNotFound
-from offload.job import Filter, LimitRecord, Record, SessionRecord, State, Tally
+from offload.job import State
 from offload.limits import change_of
 from offload.portal import sync
 from offload.producer import Producer
+from offload.records import Filter, LimitRecord, Record, SessionRecord, Tally
 
 if TYPE_CHECKING:
     from offload.diagnosis import Finding

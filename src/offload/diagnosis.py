@@ -10,7 +10,8 @@ from datetime import datetime
 from typing import assert_never
 
 from offload import keys
-from offload.job import Facts, Record, ScheduleRecord, SessionRecord, Standing, State, keys_of
+from offload.job import State, keys_of
+from offload.records import Facts, Record, ScheduleRecord, SessionRecord, Standing
 from offload.wording import SEVERITIES, Finding, moment, number, span, whole
 
 _FELL = re.compile(r"parent (.+) (ended [A-Z]+|was deleted)")

@@ -35,7 +35,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offload.job import Record
+    from offload.records import Record
 
 
 class OffloadError(Exception):

@@ -12,9 +12,10 @@ import msgspec
 
 from offload.broker import Store
 from offload.errors import JobCancelled, JobExpired, JobFailed, JobNotFound, ResultTimeout
-from offload.job import Record, State
+from offload.job import State
 from offload.portal import sync
 from offload.producer import Producer
+from offload.records import Record
 
 R = TypeVar("R", covariant=True)
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 
-from offload.job import Facts, Kind, Limit, LimitRecord, SessionRecord, SlotLimit, Standing
+from offload.job import Kind, Limit, SlotLimit
 from offload.limits import spec_of
+from offload.records import Facts, LimitRecord, SessionRecord, Standing
 from offload.wording import Finding, moment, number, span
 
 NAMED = 3

@@ -14,10 +14,11 @@ from offload.duration import Duration, seconds
 from offload.errors import BadDeclaration, BadPayload
 from offload.handle import Handle
 from offload.ids import new_ids
-from offload.job import Draft, Missed, Overlap, Schedule, ScheduleRecord
+from offload.job import Draft, Missed, Overlap, Schedule
 from offload.limits import given_key
 from offload.portal import portal, refuse_inside_loop, sync
 from offload.producer import Producer
+from offload.records import ScheduleRecord
 from offload.schedule import next_tick, validate
 from offload.task import Task
 

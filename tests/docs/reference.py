@@ -17,7 +17,7 @@ import click
 import msgspec
 
 import offload
-from offload import events, job
+from offload import events, records
 from offload.cli import COMMANDS, main
 from offload.current import Current
 from offload.task import Bound
@@ -200,8 +200,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "handle": lambda: methods(offload.Handle),
     "current": lambda: methods(Current),
     "worker": lambda: methods(offload.Worker),
-    "record": lambda: fields(job.Record),
-    "limit": lambda: fields(job.LimitRecord),
+    "record": lambda: fields(records.Record),
+    "limit": lambda: fields(records.LimitRecord),
     "event": lambda: fields(events.Event),
     "errors": errors,
     "commands": commands,

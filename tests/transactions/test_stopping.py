@@ -15,7 +15,7 @@ from tests.transactions.conftest import Shop
 from tests.transactions.kinds import KINDS, Kind
 
 from offload import Retry, State, current
-from offload.job import Record
+from offload.records import Record
 from offload.worker import executor
 
 NEVER = Retry(max_retries=0)

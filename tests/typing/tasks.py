@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any, assert_type
 
 from offload import AsyncTask, Concurrency, Draft, Handle, Offload, Rate, Retry, Task, Unique, current
-from offload.job import LimitRecord
+from offload.records import LimitRecord
 
 app = Offload("memory://")
 

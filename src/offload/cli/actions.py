@@ -10,8 +10,9 @@ import click
 
 from offload.cli import output
 from offload.cli.confirm import CHUNK, ask, in_chunks
-from offload.job import Record, State
+from offload.job import State
 from offload.portal import portal
+from offload.records import Record
 
 if TYPE_CHECKING:
     from offload.app import Offload

@@ -10,7 +10,7 @@ from offload.cli import output
 from offload.cli.confirm import ask, yes_option
 from offload.cli.groups import ListingGroup
 from offload.cli.loading import app_argument, takes_app
-from offload.cli.tallies import bar, plain, show_tallies, state_of
+from offload.cli.tallies import bar, plain, show_page, state_of, takes_page
 from offload.cli.values import Name
 from offload.errors import JobNotFound
 from offload.job import State
@@ -28,19 +28,12 @@ def batches() -> None:
 
 @batches.command("list")
 @app_argument
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="The most to list.")
-@click.option("--after", metavar="ID", help="Go on after this batch: the last one of the page before.")
+@takes_page
 @output.json_option
 @takes_app
 def list_batches(app: Offload, limit: int, after: str | None, as_json: bool) -> None:
     """List batches, newest first, with how far each is."""
-    found = app.batches(limit=limit, after=after)
-    if as_json:
-        output.emit([plain(tally) for tally in found])
-        return
-    show_tallies("batch", found, app.clock.now())
-    if len(found) == limit:
-        output.note(f"There may be more: --after {found[-1].id}")
+    show_page("batch", app.batches(limit=limit, after=after), limit, app.clock.now(), as_json=as_json)
 
 
 @batches.command()

@@ -14,7 +14,8 @@ from offload.cli.confirm import yes_option
 from offload.cli.groups import ListingGroup
 from offload.cli.loading import app_argument, takes_app
 from offload.cli.tables import Column, show_table
-from offload.job import Filter, Record, State
+from offload.job import State
+from offload.records import Filter, Record
 
 if TYPE_CHECKING:
     from offload.app import Offload

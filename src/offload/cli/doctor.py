@@ -11,8 +11,8 @@ from offload.cli.loading import app_argument, takes_app
 from offload.cli.tables import STYLES
 from offload.cli.workers import plain
 from offload.diagnosis import Finding, diagnose
-from offload.job import Facts
 from offload.portal import portal
+from offload.records import Facts
 
 if TYPE_CHECKING:
     from offload.app import Offload

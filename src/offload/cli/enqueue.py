@@ -13,8 +13,9 @@ from offload.cli.values import Seconds, arguments
 from offload.diagnosis import unserved
 from offload.errors import JobEnded, JobNotFound, ResultTimeout
 from offload.ids import new_ids
-from offload.job import TERMINAL, Standing, State
+from offload.job import TERMINAL, State
 from offload.portal import portal
+from offload.records import Standing
 
 if TYPE_CHECKING:
     from offload.app import Offload

@@ -11,7 +11,8 @@ import click
 import msgspec
 
 from offload.cli import records
-from offload.job import Filter, Record, State
+from offload.job import State
+from offload.records import Filter, Record
 
 if TYPE_CHECKING:
     from offload.app import Offload

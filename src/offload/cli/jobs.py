@@ -18,8 +18,9 @@ from offload.cli.loading import app_argument, takes_app
 from offload.cli.tables import Column, show_table
 from offload.cli.values import json_object
 from offload.errors import JobNotFound
-from offload.job import Filter, Record, State
+from offload.job import State
 from offload.portal import portal
+from offload.records import Filter, Record
 
 if TYPE_CHECKING:
     from offload.app import Offload

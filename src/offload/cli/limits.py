@@ -15,9 +15,10 @@ from offload.cli.groups import ListingGroup, near
 from offload.cli.loading import app_argument, takes_app
 from offload.cli.tables import Column, show_table
 from offload.cli.values import Name
-from offload.job import Kind, LimitRecord
+from offload.job import Kind
 from offload.keys import allows, command, few
 from offload.limits import Rate, fits
+from offload.records import LimitRecord
 from offload.wording import moment
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from offload.cli.groups import ListingGroup, near
 from offload.cli.loading import app_argument, takes_app
 from offload.cli.tables import Column, show_table
 from offload.cli.values import Name
-from offload.job import Facts, SessionRecord, State
+from offload.job import State
 from offload.portal import portal
+from offload.records import Facts, SessionRecord
 
 if TYPE_CHECKING:
     from offload.app import Offload

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, assert_never
 import msgspec
 
 from offload.cli.output import iso
-from offload.job import Progress, Record, State
+from offload.job import Progress, State
 from offload.keys import allows
+from offload.records import Record
 
 if TYPE_CHECKING:
     from offload.app import Offload

@@ -12,7 +12,8 @@ from offload.cli.confirm import ask, yes_option
 from offload.cli.groups import ListingGroup, near
 from offload.cli.loading import app_argument, takes_app
 from offload.cli.tables import Column, show_table
-from offload.job import Schedule, ScheduleRecord
+from offload.job import Schedule
+from offload.records import ScheduleRecord
 from offload.schedule import next_tick, preview
 
 if TYPE_CHECKING:

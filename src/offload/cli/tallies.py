@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
 
 from offload.cli import output
 from offload.cli.tables import Column, show_table
-from offload.job import Tally
+from offload.job import TallyKind
+from offload.records import Tally
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+R = TypeVar("R")
 
 BAR = 20
 """Characters of a progress bar."""
@@ -25,7 +30,7 @@ _PARTS = (
 """How the jobs in each state are drawn; what waits is drawn as dots."""
 
 
-def columns(kind: str) -> tuple[Column, ...]:
+def columns(kind: TallyKind) -> tuple[Column, ...]:
     """The columns of a list of workflows or batches."""
     return (
         Column(kind, whole=True),
@@ -39,22 +44,34 @@ def columns(kind: str) -> tuple[Column, ...]:
     )
 
 
-def show_tallies(kind: str, found: Sequence[Tally], now: datetime) -> None:
-    """Print a list of workflows or batches."""
-    rows = [
-        (
-            tally.id,
-            tally.name,
-            state_of(tally),
-            plain_bar(tally),
-            f"{tally.total:,}",
-            f"{tally.dead + tally.expired:,}",
-            output.ago(tally.created_at, now),
-            output.ago(tally.finished_at, now),
-        )
-        for tally in found
-    ]
-    show_table(columns(kind), rows, empty=f"There is no {kind}.")
+def takes_page(function: Callable[..., R]) -> Callable[..., R]:
+    """Give a command that lists workflows or batches the options --limit and --after."""
+    after = click.option("--after", metavar="ID", help="Go on after this one: the last of the page before.")
+    limit = click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="The most to list.")
+    return limit(after(function))
+
+
+def show_page(kind: TallyKind, found: Sequence[Tally], limit: int, now: datetime, *, as_json: bool) -> None:
+    """Print a page of at most `limit` workflows or batches, and how to go on where there may be more."""
+    if as_json:
+        output.emit([plain(tally) for tally in found])
+        return
+    show_table(columns(kind), [_row(tally, now) for tally in found], empty=f"There is no {kind}.")
+    if len(found) == limit:
+        output.note(f"There may be more: --after {found[-1].id}")
+
+
+def _row(tally: Tally, now: datetime) -> tuple[str, ...]:
+    return (
+        tally.id,
+        tally.name,
+        state_of(tally),
+        plain_bar(tally),
+        f"{tally.total:,}",
+        f"{tally.dead + tally.expired:,}",
+        output.ago(tally.created_at, now),
+        output.ago(tally.finished_at, now),
+    )
 
 
 def state_of(tally: Tally) -> str:

@@ -11,7 +11,7 @@ from offload.cli import output
 from offload.cli.loading import app_argument, takes_app
 from offload.cli.tables import Column, show_table
 from offload.diagnosis import quiet, silent
-from offload.job import SessionRecord
+from offload.records import SessionRecord
 
 if TYPE_CHECKING:
     from offload.app import Offload

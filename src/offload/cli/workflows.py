@@ -12,7 +12,7 @@ from offload.cli.confirm import ask, yes_option
 from offload.cli.groups import ListingGroup
 from offload.cli.loading import app_argument, takes_app
 from offload.cli.tables import STYLES
-from offload.cli.tallies import bar, plain, show_tallies, state_of
+from offload.cli.tallies import bar, plain, show_page, state_of, takes_page
 from offload.cli.values import Name
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from offload.app import Offload
     from offload.composing import WorkflowRecord
-    from offload.job import Record
+    from offload.records import Record
 
 MOST_DRAWN = 200
 """The most jobs that a tree shows."""
@@ -35,19 +35,12 @@ def workflows() -> None:
 
 @workflows.command("list")
 @app_argument
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="The most to list.")
-@click.option("--after", metavar="ID", help="Go on after this workflow: the last one of the page before.")
+@takes_page
 @output.json_option
 @takes_app
 def list_workflows(app: Offload, limit: int, after: str | None, as_json: bool) -> None:
     """List workflows, newest first, with how far each is."""
-    found = app.workflows(limit=limit, after=after)
-    if as_json:
-        output.emit([plain(tally) for tally in found])
-        return
-    show_tallies("workflow", found, app.clock.now())
-    if len(found) == limit:
-        output.note(f"There may be more: --after {found[-1].id}")
+    show_page("workflow", app.workflows(limit=limit, after=after), limit, app.clock.now(), as_json=as_json)
 
 
 @workflows.command()

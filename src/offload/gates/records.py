@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from offload.gates.rules import Rules, allowed
 from offload.gates.state import Gate
 from offload.gates.wants import Want, key_of, kind_of
-from offload.job import LimitRecord
+from offload.records import LimitRecord
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -10,7 +10,7 @@ from offload.gates.records import limit_record
 from offload.gates.rules import Rules
 from offload.gates.state import Gate, Place
 from offload.gates.wants import Keyed, Member, kind_of, wants_of
-from offload.job import LimitRecord
+from offload.records import LimitRecord
 
 Told: TypeAlias = tuple[int | None, int | None, int | None, bool, int, int, int, int | None]
 """What is known of a gate besides: n, interval, burst, paused, shut_until, tat, owed, wake_at."""

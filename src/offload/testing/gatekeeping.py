@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from offload.brokers.memory.gating import Gating
 from offload.gates import Ledger, Member, answered
 from offload.gates.rules import slots_of
-from offload.job import Kind, Limit, LimitRecord, RateLimit, Record, SlotLimit, State
+from offload.job import Kind, Limit, RateLimit, SlotLimit, State
+from offload.records import LimitRecord, Record
 
 _AT_WORK = frozenset({State.READY, State.RUNNING})
 

@@ -13,7 +13,6 @@ from offload.job import (
     Done,
     Draft,
     Failure,
-    Filter,
     Isolation,
     Limit,
     LimitChange,
@@ -28,6 +27,7 @@ from offload.job import (
     State,
     UniqueKey,
 )
+from offload.records import Filter
 from offload.testing.clock import START
 from offload.testing.moves import (
     Advance,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from offload.job import Record, State, Tally
+from offload.job import State
+from offload.records import Record, Tally
 
 _ENDS = (State.SUCCEEDED, State.DEAD, State.CANCELLED, State.EXPIRED)
 

@@ -8,7 +8,6 @@ from typing import TypeAlias
 
 from offload.job import (
     Callback,
-    Filter,
     IfParentFails,
     Isolation,
     Job,
@@ -22,6 +21,7 @@ from offload.job import (
     TallyKind,
     UniqueKey,
 )
+from offload.records import Filter
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import pytest
 
 if TYPE_CHECKING:
     from offload.app import Offload
-    from offload.job import Record
+    from offload.records import Record
     from offload.testing.clock import TestClock
     from offload.testing.rehearsal import Rehearsal
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from offload.app import Offload
 from offload.broker import Feature
-from offload.job import Record, State
+from offload.job import State
 from offload.portal import sync
+from offload.records import Record
 from offload.task import Task
 from offload.testing.clock import TestClock
 from offload.worker import Worker

@@ -283,7 +283,7 @@ class Executor:
             lane.ended += 1
             if attempt.completed is not None:
                 outcome = self._news.completed(attempt, attempt.completed, outcome)
-            elif type(outcome) is Done:
+            elif type(outcome) is Done and (attempt.additions is not None or attempt.added):  # few do: most are spared the call
                 outcome = attempt.with_additions(outcome)
             attempt.sink.put(attempt, outcome)
         self.freed.set()

@@ -22,7 +22,8 @@ from offload.brokers.postgres import PostgresBroker, health, reading, upkeep
 from offload.brokers.postgres.migrating import SCHEMA
 from offload.brokers.postgres.work import Transaction
 from offload.errors import SessionLost, UniqueConflict
-from offload.job import Dead, Done, Filter, Lease, Progress, Pulse, Release, Retried, State, UniqueKey
+from offload.job import Dead, Done, Lease, Progress, Pulse, Release, Retried, State, UniqueKey
+from offload.records import Filter
 from offload.testing.clock import START, TestClock
 from offload.testing.contract.fixtures import claim, claim_one, ids, info, job, rule, tick_job
 from offload.testing.servers import PostgresServer

@@ -15,7 +15,8 @@ from tests.brokers.postgres.conftest import SOON, Ask, Caller, Crowd, carried_ou
 from offload.broker import Session
 from offload.brokers.postgres import PostgresBroker
 from offload.errors import BatchClosed, BrokerError
-from offload.job import Dead, Done, Job, Lease, Outcome, State, Tally
+from offload.job import Dead, Done, Job, Lease, Outcome, State
+from offload.records import Tally
 from offload.testing.clock import TestClock
 from offload.testing.contract.batches import part
 from offload.testing.contract.families import FLOW, node, states, takes, tally

@@ -23,7 +23,8 @@ from offload.brokers.postgres.enqueueing import open_batch, store
 from offload.brokers.postgres.rows import jobs_by_id
 from offload.brokers.postgres.session import PostgresSession
 from offload.brokers.postgres.work import Operation, Transaction, told
-from offload.job import Dead, Done, Filter, Job, Outcome, Retried, SlotLimit
+from offload.job import Dead, Done, Job, Outcome, Retried, SlotLimit
+from offload.records import Filter
 from offload.testing.clock import TestClock
 from offload.testing.contract.batches import part
 from offload.testing.contract.families import node as kin

@@ -22,7 +22,8 @@ from offload.brokers.redis import RedisBroker
 from offload.brokers.redis.connections import Link
 from offload.clock import SystemClock
 from offload.errors import BrokerError
-from offload.job import Filter, Isolation, Job, State, WorkerInfo
+from offload.job import Isolation, Job, State, WorkerInfo
+from offload.records import Filter
 from offload.testing.clock import TestClock
 from offload.testing.servers import RedisServer
 from offload.worker import Worker

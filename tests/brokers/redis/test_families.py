@@ -7,7 +7,8 @@ from tests.brokers.redis.conftest import stored
 
 from offload.brokers.redis import RedisBroker
 from offload.errors import BatchClosed, ParentNotFound
-from offload.job import KEEP_UNSUCCESSFUL, Cancelled, Dead, Done, Filter, Job, Lease, State
+from offload.job import KEEP_UNSUCCESSFUL, Cancelled, Dead, Done, Job, Lease, State
+from offload.records import Filter
 from offload.testing.clock import TestClock
 from offload.testing.contract.families import end, node, states, takes
 from offload.testing.contract.fixtures import claim, ids, info, job, record, settle

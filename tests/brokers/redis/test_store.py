@@ -13,7 +13,8 @@ from offload import Offload
 from offload.brokers.redis import RedisBroker
 from offload.clock import SystemClock
 from offload.errors import BrokerUnusable, SchemaTooNew
-from offload.job import Dead, Done, Filter, Progress, Pulse, Retried, State, UniqueKey
+from offload.job import Dead, Done, Progress, Pulse, Retried, State, UniqueKey
+from offload.records import Filter
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import claim, failure, ids, info, job, live, rule, tick_job
 from offload.testing.servers import RedisServer, valkey

@@ -20,24 +20,8 @@ from offload.brokers.memory.shelf import Shelf
 from offload.clock import Clock
 from offload.errors import BadDeclaration
 from offload.gates import page_of
-from offload.job import (
-    Facts,
-    Filter,
-    Job,
-    LimitChange,
-    LimitRecord,
-    Record,
-    Schedule,
-    ScheduleRecord,
-    SessionRecord,
-    Standing,
-    State,
-    Tally,
-    TallyKind,
-    Touched,
-    Upkeep,
-    WorkerInfo,
-)
+from offload.job import Job, LimitChange, Schedule, State, TallyKind, Touched, Upkeep, WorkerInfo
+from offload.records import Facts, Filter, LimitRecord, Record, ScheduleRecord, SessionRecord, Standing, Tally
 
 LONGEST_WAIT = 60.0
 

@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 
 from offload.brokers.memory.enqueueing import store
 from offload.brokers.memory.shelf import Shelf
-from offload.job import Due, Job, Schedule, ScheduleRecord
+from offload.job import Due, Job, Schedule
+from offload.records import ScheduleRecord
 
 ABSENCE = timedelta(minutes=10)
 """How long live sessions must all have been without a declared schedule before it is removed."""

@@ -7,7 +7,8 @@ from copy import copy
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from offload.job import KEEP_SUCCEEDED, KEEP_UNSUCCESSFUL, Callback, Job, State, Tally, TallyKind
+from offload.job import KEEP_SUCCEEDED, KEEP_UNSUCCESSFUL, Callback, Job, State, TallyKind
+from offload.records import Tally
 
 LEAST_KEEP = 60.0
 """Seconds that a finished workflow is kept at least, so that who waits for it sees its end."""

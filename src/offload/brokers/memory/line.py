@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from offload.job import Failure, Job, Lease, Progress, Record, State
+from offload.job import Failure, Job, Lease, Progress, State
+from offload.records import Record
 
 if TYPE_CHECKING:
     from offload.brokers.memory.families import Link

@@ -10,7 +10,8 @@ from offload.brokers.memory.line import Entry
 from offload.brokers.memory.moves import member
 from offload.brokers.memory.shelf import Shelf
 from offload.gates import MOST_HOLDERS, MOST_STRIKING, Gate, by_rule, kind_of, limit_record
-from offload.job import Facts, Filter, Job, LimitRecord, Record, ScheduleRecord, SessionRecord, Standing, State
+from offload.job import Job, State
+from offload.records import Facts, Filter, LimitRecord, Record, ScheduleRecord, SessionRecord, Standing
 
 LARGE_PAYLOAD_BYTES = 16 * 1024
 MOST_LARGE = 20

@@ -14,7 +14,8 @@ from offload.brokers.memory.line import UNSTARTED, Entry
 from offload.brokers.memory.moves import place
 from offload.brokers.memory.shelf import Shelf, holds_turn
 from offload.errors import BatchClosed
-from offload.job import Callback, Job, State, Tally, TallyKind
+from offload.job import Callback, Job, State, TallyKind
+from offload.records import Tally
 
 ABANDONED_AFTER = timedelta(hours=1)
 """How long after its last job came what is not complete is taken for abandoned."""

@@ -12,7 +12,7 @@ from typing import TypeVar
 from offload.brokers.postgres.database import Database
 from offload.brokers.postgres.reading import ended, get
 from offload.errors import BrokerError, BrokerUnusable
-from offload.job import Record
+from offload.records import Record
 
 T = TypeVar("T")
 

@@ -23,24 +23,8 @@ from offload.brokers.postgres.work import T, Transaction
 from offload.clock import Clock, ServerClock
 from offload.errors import BrokerError
 from offload.gates import changed_by, page_of
-from offload.job import (
-    Facts,
-    Filter,
-    Job,
-    Lease,
-    LimitChange,
-    LimitRecord,
-    Outcome,
-    Record,
-    Schedule,
-    ScheduleRecord,
-    SessionRecord,
-    Standing,
-    State,
-    Tally,
-    TallyKind,
-    WorkerInfo,
-)
+from offload.job import Job, Lease, LimitChange, Outcome, Schedule, State, TallyKind, WorkerInfo
+from offload.records import Facts, Filter, LimitRecord, Record, ScheduleRecord, SessionRecord, Standing, Tally
 
 
 class PostgresBroker(SqlStore):

@@ -49,7 +49,8 @@ from offload.gates.rows import (
     unread_lanes,
     written,
 )
-from offload.job import Job, Limit, LimitRecord, State
+from offload.job import Job, Limit, State
+from offload.records import LimitRecord
 
 DEPTH = 2
 """How many lanes of a gate are read at first: hardly ever more pass at once."""

@@ -14,7 +14,8 @@ from offload.broker import Work
 from offload.brokers.postgres.enqueueing import store
 from offload.brokers.postgres.rows import SECOND, moment, optional_moment, optional_stored, stored
 from offload.brokers.postgres.work import Transaction, text
-from offload.job import Due, Job, Schedule, ScheduleRecord, WorkerInfo
+from offload.job import Due, Job, Schedule, WorkerInfo
+from offload.records import ScheduleRecord
 from offload.upkeep import LOOK_EVERY
 
 ABSENCE = 600 * SECOND

@@ -12,7 +12,8 @@ from offload.broker import Work
 from offload.brokers.postgres import families, gating, planning
 from offload.brokers.postgres.rows import JobColumns, jobs_by_id, jobs_by_number, moment
 from offload.brokers.postgres.work import Transaction, text
-from offload.job import Facts, Filter, Record, SessionRecord, Standing, State, WorkerInfo
+from offload.job import State, WorkerInfo
+from offload.records import Facts, Filter, Record, SessionRecord, Standing
 
 LARGE_PAYLOAD_BYTES = 16 * 1024
 MOST_LARGE = 20

@@ -12,21 +12,8 @@ from msgspec.structs import replace
 
 from offload.broker import Work
 from offload.brokers.postgres.work import Transaction, text
-from offload.job import (
-    Callback,
-    Failure,
-    IfParentFails,
-    Job,
-    Limit,
-    Membership,
-    OnDead,
-    Overlap,
-    Parent,
-    Progress,
-    Record,
-    State,
-    UniqueKey,
-)
+from offload.job import Callback, Failure, IfParentFails, Job, Limit, Membership, OnDead, Overlap, Parent, Progress, State, UniqueKey
+from offload.records import Record
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)

@@ -19,7 +19,8 @@ from offload.brokers.postgres.moves import Moves, take_out
 from offload.brokers.postgres.rows import JobColumns, jobs_by_id, moment, optional_moment, optional_stored, read_extra, seconds, stored
 from offload.brokers.postgres.work import Transaction, text
 from offload.errors import BatchClosed
-from offload.job import DAY, KEEP_UNSUCCESSFUL, Job, State, Tally, TallyKind
+from offload.job import DAY, KEEP_UNSUCCESSFUL, Job, State, TallyKind
+from offload.records import Tally
 
 POSTPONED = round(DAY * 1_000_000)
 """Microseconds for which a workflow is kept on of which a dead job keeps its turn."""

@@ -18,22 +18,8 @@ from offload.brokers.redis.script import Script, refuse
 from offload.brokers.redis.session import RedisSession
 from offload.clock import Clock
 from offload.errors import BrokerUnusable, SchemaTooNew
-from offload.job import (
-    Facts,
-    Filter,
-    Job,
-    LimitChange,
-    LimitRecord,
-    Record,
-    Schedule,
-    ScheduleRecord,
-    SessionRecord,
-    Standing,
-    State,
-    Tally,
-    TallyKind,
-    WorkerInfo,
-)
+from offload.job import Job, LimitChange, Schedule, State, TallyKind, WorkerInfo
+from offload.records import Facts, Filter, LimitRecord, Record, ScheduleRecord, SessionRecord, Standing, Tally
 
 PAGE = 200
 """Jobs that one call cancels, revives or deletes; the server does nothing else meanwhile."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import msgspec
 
 from offload.brokers.redis.rows import moment
-from offload.job import Schedule, ScheduleRecord
+from offload.job import Schedule
+from offload.records import ScheduleRecord
 
 _encode = msgspec.json.Encoder().encode
 rule_of = msgspec.json.Decoder(Schedule).decode

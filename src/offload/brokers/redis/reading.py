@@ -15,7 +15,8 @@ from offload.brokers.redis.rows import MEMBER, MICROSECOND, Known, failures_of, 
 from offload.brokers.redis.script import Script
 from offload.brokers.redis.tallies import name_of
 from offload.gates import KINDS, MOST_STRIKING, by_rule, gate_of, key_of, kind_of, page_of
-from offload.job import Facts, Filter, Kind, Limit, LimitRecord, Record, SessionRecord, Standing, State, WorkerInfo
+from offload.job import Kind, Limit, State, WorkerInfo
+from offload.records import Facts, Filter, LimitRecord, Record, SessionRecord, Standing
 
 SCHEMA = 1
 PAGE = 200

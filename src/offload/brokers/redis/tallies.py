@@ -8,7 +8,8 @@ import msgspec
 
 from offload.brokers.redis.rows import moment, optional_moment
 from offload.brokers.redis.script import Script
-from offload.job import Callback, Tally, TallyKind
+from offload.job import Callback, TallyKind
+from offload.records import Tally
 
 PAGE = 500
 """Tallies that one call reads."""

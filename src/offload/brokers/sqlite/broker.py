@@ -29,24 +29,8 @@ from offload.brokers.sqlite.wake import Ear
 from offload.clock import Clock
 from offload.errors import BadDeclaration, BrokerError
 from offload.gates import page_of
-from offload.job import (
-    Facts,
-    Filter,
-    Job,
-    Lease,
-    LimitChange,
-    LimitRecord,
-    Outcome,
-    Record,
-    Schedule,
-    ScheduleRecord,
-    SessionRecord,
-    Standing,
-    State,
-    Tally,
-    TallyKind,
-    WorkerInfo,
-)
+from offload.job import Job, Lease, LimitChange, Outcome, Schedule, State, TallyKind, WorkerInfo
+from offload.records import Facts, Filter, LimitRecord, Record, ScheduleRecord, SessionRecord, Standing, Tally
 
 FIXED = (3, 51, 3)
 """The first SQLite in which two checkpoints that race cannot corrupt the database."""

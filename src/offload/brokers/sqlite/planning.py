@@ -10,7 +10,8 @@ import msgspec
 from offload.brokers.sqlite.enqueueing import store
 from offload.brokers.sqlite.rows import SECOND, moment, optional_moment, optional_stored, stored, text
 from offload.brokers.sqlite.transaction import Transaction
-from offload.job import Due, Job, Schedule, ScheduleRecord, WorkerInfo
+from offload.job import Due, Job, Schedule, WorkerInfo
+from offload.records import ScheduleRecord
 
 ABSENCE = 600 * SECOND
 """How long live sessions must all have been without a declared schedule before it is removed."""

@@ -11,7 +11,8 @@ from offload.brokers.sqlite import gating, planning
 from offload.brokers.sqlite.file import SCHEMA
 from offload.brokers.sqlite.rows import jobs_by_id, jobs_by_number, moment, stored, text
 from offload.brokers.sqlite.transaction import Transaction
-from offload.job import Facts, Filter, Record, SessionRecord, Standing, State, WorkerInfo
+from offload.job import State, WorkerInfo
+from offload.records import Facts, Filter, Record, SessionRecord, Standing
 
 LARGE_PAYLOAD_BYTES = 16 * 1024
 MOST_LARGE = 20

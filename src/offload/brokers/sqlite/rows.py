@@ -23,10 +23,10 @@ from offload.job import (
     Parent,
     Progress,
     RateLimit,
-    Record,
     State,
     UniqueKey,
 )
+from offload.records import Record
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)

@@ -16,7 +16,8 @@ from offload.brokers.sqlite.rows import SECOND, jobs_by_number, moment, optional
 from offload.brokers.sqlite.transaction import Transaction
 from offload.errors import BatchClosed, ParentNotFound
 from offload.gates import gated
-from offload.job import TERMINAL, Job, State, Tally, TallyKind
+from offload.job import TERMINAL, Job, State, TallyKind
+from offload.records import Tally
 
 POSTPONED = 86_400 * SECOND
 """How much longer a workflow is kept of which a dead job keeps its turn."""

@@ -30,11 +30,12 @@ from offload.testing.contract.slots import Slots
 from offload.testing.contract.tokens import Tokens
 from offload.testing.contract.turns import Turns
 from offload.testing.contract.unique import Uniqueness
+from offload.testing.contract.workflows import Workflows
 
 __all__ = ["BrokerContract"]
 
 
 class BrokerContract(
-    Delivery, Lines, Outcomes, Sessions, Uniqueness, Orders, Slots, Tokens, Turns, Schedules, Families, Batches, Control, Records
+    Delivery, Lines, Outcomes, Sessions, Uniqueness, Orders, Slots, Tokens, Turns, Schedules, Families, Workflows, Batches, Control, Records
 ):
     """Every sentence of the contract. Give it an async fixture `broker`."""

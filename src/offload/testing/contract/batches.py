@@ -9,7 +9,8 @@ import pytest
 
 from offload.broker import Feature, Store
 from offload.errors import BatchClosed
-from offload.job import KEEP_SUCCEEDED, KEEP_UNSUCCESSFUL, Cancelled, Dead, Done, Filter, Job, Retried, State, Tally
+from offload.job import KEEP_SUCCEEDED, KEEP_UNSUCCESSFUL, Cancelled, Dead, Done, Job, Retried, State
+from offload.records import Filter, Tally
 from offload.testing.clock import TestClock
 from offload.testing.contract.families import end, node, states
 from offload.testing.contract.fixtures import Fixtures, claim, claim_one, ids, info, job, needs, record, settle, state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -10,22 +9,19 @@ import pytest
 from offload.broker import Feature, Session, Store
 from offload.errors import IdConflict, ParentNotFound
 from offload.job import (
-    KEEP_UNSUCCESSFUL,
     Cancelled,
     Dead,
     Done,
-    Filter,
     IfParentFails,
     Job,
-    Lease,
     Membership,
     Outcome,
     Parent,
     Retried,
     State,
-    Tally,
     UniqueKey,
 )
+from offload.records import Filter, Tally
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import Fixtures, claim, claim_one, ids, info, job, live, needs, record, settle, state
 from offload.testing.contract.keyed import run, slot, turn, waits
@@ -63,14 +59,6 @@ async def states(store: Store, *of: str) -> list[State | None]:
     """The states of some jobs, None for those that are not there."""
     found = await store.get(of)
     return [found[id].state if id in found else None for id in of]
-
-
-async def wound_up(session: Session, store: Store, id: str = FLOW) -> Tally:
-    """A workflow once it is finished, with the upkeep that wide ones need."""
-    async with asyncio.timeout(60):
-        while (found := await tally(store, id)).finished_at is None:
-            await session.maintain()
-    return found
 
 
 class Families(Fixtures):
@@ -373,165 +361,3 @@ class Families(Fixtures):
         async with store.session(info()) as session:
             await end(session)
             assert await run(session) == ["c4", "c1", "c3", "c2"]
-
-    @needs(Feature.PARENTS)
-    async def test_a_workflow_is_counted(self, store: Store, clock: TestClock) -> None:
-        await store.enqueue([node(clock, "a", size=3), node(clock, "b", "a"), node(clock, "c", "a")])
-        begun = clock.now()
-        expected = Tally(kind="workflow", id=FLOW, name="the flow", created_at=begun, total=3, size=3)
-        assert await store.tallies("workflow") == [expected]
-        assert (await record(store, "b")).workflow == Membership(FLOW)
-        async with store.session(info()) as session:
-            lease = await claim_one(session)
-            assert lease.job.workflow == Membership(FLOW)
-            shown = await tally(store)
-            assert (shown.running, shown.waiting) == (1, 2)
-            clock.advance(1)
-            await settle(session, lease, Done())
-            await end(session, b=Dead("no"))
-        shown = await tally(store)
-        assert (shown.succeeded, shown.dead, shown.running, shown.waiting, shown.finished_at) == (2, 1, 0, 0, clock.now())
-        assert ids(await store.find(Filter(workflow=FLOW), 10)) == ["c", "b", "a"]
-        assert await store.tallies("workflow", ["none"]) == []
-
-    @needs(Feature.PARENTS)
-    async def test_workflows_are_told_of_a_page_at_a_time(self, store: Store, clock: TestClock) -> None:
-        for n in range(5):
-            await store.enqueue([node(clock, f"j{n}", flow=f"f{n}")])
-            clock.advance(n % 2)
-        assert [each.id for each in await store.tallies("workflow", None, 2)] == ["f4", "f3"]
-        assert [each.id for each in await store.tallies("workflow", None, 2, "f3")] == ["f2", "f1"]
-        assert [each.id for each in await store.tallies("workflow", None, 2, "f1")] == ["f0"]
-        assert [each.id for each in await store.tallies("workflow", ["f1", "none", "f3", "f1"])] == ["f1", "f3"]
-
-    @needs(Feature.PARENTS)
-    async def test_a_workflow_is_stopped_as_a_whole(self, store: Store, clock: TestClock) -> None:
-        await store.enqueue([node(clock, "a", size=5), node(clock, "runs"), node(clock, "b", "a"), node(clock, "brave", "a", fails="run")])
-        async with store.session(info()) as session:
-            (first,) = await claim(session, limit=1)
-            assert first.job.id == "a"
-            assert await store.stop("workflow", FLOW)
-            assert await states(store, "a", "runs", "b", "brave") == [State.RUNNING, *[State.CANCELLED] * 3]
-            assert {(await record(store, id)).reason for id in ("runs", "b", "brave")} == {"its workflow was cancelled"}
-            await store.enqueue([node(clock, "late", size=5)])
-            assert (await record(store, "late")).reason == "its workflow was cancelled"
-            assert (await tally(store)).finished_at is None
-            await settle(session, first, Retried(0))
-        shown = await tally(store)
-        assert (shown.finished_at, shown.stopped, shown.cancelled, shown.total) == (clock.now(), True, 5, 5)
-        assert not await store.stop("workflow", FLOW)
-        assert not await store.stop("workflow", "none")
-
-    @needs(Feature.PARENTS)
-    async def test_a_workflow_whose_producer_went_away_is_given_up_after_an_hour(self, store: Store, clock: TestClock) -> None:
-        await store.enqueue([node(clock, "c", "never came", size=3)])
-        clock.advance(1_800)
-        await store.enqueue([node(clock, "a")])
-        async with store.session(info()) as session:
-            clock.advance(3_599)
-            await session.maintain()
-            assert await states(store, "a", "c") == [State.READY, State.WAITING]
-            clock.advance(1)
-            await session.maintain()
-            assert await states(store, "a", "c") == [State.CANCELLED, State.CANCELLED]
-            shown = await tally(store)
-            assert (shown.abandoned, shown.stopped, shown.finished_at) == (True, True, clock.now())
-
-    @needs(Feature.PARENTS)
-    async def test_who_would_wait_for_a_parent_that_never_comes_is_not_revived(self, store: Store, clock: TestClock) -> None:
-        await store.enqueue([node(clock, "a", size=9), node(clock, "b", "a", "ghost"), node(clock, "c", "ghost"), node(clock, "d", "c")])
-        async with store.session(info()) as session:
-            await end(session, a=Dead("no"))
-            clock.advance(3_600)
-            await session.maintain()
-            assert (await tally(store)).finished_at == clock.now()
-            assert await store.retry(["a", "b", "c"]) == {"a"}
-            await end(session, a=Done())
-            assert await states(store, "b", "c") == [State.CANCELLED, State.CANCELLED]
-            assert (await tally(store)).finished_at == clock.now()
-
-    @needs(Feature.PARENTS)
-    async def test_the_records_of_a_workflow_are_kept_together(self, store: Store, clock: TestClock) -> None:
-        await store.enqueue([node(clock, "a", keep=0), node(clock, "b", "a", keep=100), node(clock, "plain", flow="f0", keep=0)])
-        async with store.session(info()) as session:
-            await end(session)
-            clock.advance(1_000)
-            await session.maintain()
-            assert await states(store, "a", "b", "plain") == [State.SUCCEEDED, State.READY, None]
-            assert await run(session) == ["b"]
-            clock.advance(99)
-            await session.maintain()
-            assert await states(store, "a", "b") == [State.SUCCEEDED] * 2
-            clock.advance(1)
-            await session.maintain()
-            assert await states(store, "a", "b") == [None, None]
-            assert await store.tallies("workflow") == []
-
-    @needs(Feature.PARENTS)
-    async def test_a_workflow_with_a_failure_is_kept_for_as_long_as_dead_jobs(self, store: Store, clock: TestClock) -> None:
-        await store.enqueue([node(clock, "a", keep=0), node(clock, "b", "a", keep=0), node(clock, "c", keep=0)])
-        async with store.session(info()) as session:
-            await end(session, a=Dead("no"))
-            clock.advance(KEEP_UNSUCCESSFUL - 1)
-            await session.maintain()
-            assert await store.retry(["a"]) == {"a"}
-            assert await waits(store, "b") == WAITS
-            await end(session, a=Dead("no"))
-            clock.advance(KEEP_UNSUCCESSFUL)
-            await session.maintain()
-        assert await store.find(Filter(), 10) == []
-        assert await store.tallies("workflow") == []
-
-    @needs(Feature.PARENTS)
-    async def test_a_wide_join_starts_with_the_last_of_its_parents(self, store: Store, clock: TestClock) -> None:
-        width = 3_000
-        parts = [f"p{n:04}" for n in range(width)]
-        await store.enqueue([node(clock, "join", *(takes(id, "all", n) for n, id in enumerate(parts)), size=width + 1)])
-        for start in range(0, width, 1_000):
-            await store.enqueue([node(clock, id) for id in parts[start : start + 1_000]])
-        async with store.session(info()) as session:
-            leases: list[Lease] = []
-            while more := await claim(session):
-                leases += more
-            assert len(leases) == width
-            done = [(lease, Done(str(int(lease.job.id[1:])).encode())) for lease in leases]
-            for start in range(0, width - 1, 500):
-                assert await session.settle(done[start : min(start + 500, width - 1)]) == []
-            assert await waits(store, "join") == WAITS
-            assert await session.settle(done[-1:]) == []
-            lease = await claim_one(session)
-            assert lease.inputs == tuple(str(n).encode() for n in range(width))
-            await settle(session, lease, Done())
-        assert (await tally(store)).succeeded == width + 1
-
-    @needs(Feature.PARENTS)
-    async def test_wide_falls_and_revivals_come_in_pieces_and_whole(self, store: Store, clock: TestClock) -> None:
-        width = 2_500
-        children = [node(clock, f"c{n}", "a", size=2 * width + 1) for n in range(width)]
-        for start in range(0, width, 1_000):
-            await store.enqueue(children[start : start + 1_000])
-        for start in range(0, width, 1_000):
-            await store.enqueue([node(clock, f"d{n}", f"c{n}") for n in range(start, min(start + 1_000, width))])
-        await store.enqueue([node(clock, "a")])
-        async with store.session(info()) as session:
-            await end(session, a=Dead("no"))
-            shown = await wound_up(session, store)
-            assert (shown.dead, shown.cancelled) == (1, 2 * width)
-            assert await store.retry(["a"]) == {"a"}
-            await end(session, a=Done())
-            ran = 0
-            async with asyncio.timeout(60):
-                while (await tally(store)).finished_at is None:
-                    ran += len(await run(session))
-                    await session.maintain()
-            assert ran == 2 * width
-        assert (await tally(store)).succeeded == 2 * width + 1
-
-    @needs(Feature.PARENTS)
-    async def test_a_wide_workflow_is_stopped_whole(self, store: Store, clock: TestClock) -> None:
-        width = 2_500
-        for start in range(0, width, 1_000):
-            await store.enqueue([node(clock, f"p{n}", size=width) for n in range(start, min(start + 1_000, width))])
-        async with store.session(info()) as session:
-            assert await store.stop("workflow", FLOW)
-            assert (await wound_up(session, store)).cancelled == width

@@ -11,7 +11,8 @@ import pytest
 
 from offload.broker import Broker, Feature, Session, Store, check
 from offload.errors import Unsupported
-from offload.job import Draft, Failure, Isolation, Job, Lease, Outcome, Overlap, Pulse, Record, Schedule, State, Touched, WorkerInfo
+from offload.job import Draft, Failure, Isolation, Job, Lease, Outcome, Overlap, Pulse, Schedule, State, Touched, WorkerInfo
+from offload.records import Record
 from offload.testing.clock import TestClock
 
 Test = TypeVar("Test", bound=Callable[..., object])

@@ -5,17 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from offload.broker import Session, Store
-from offload.job import (
-    Done,
-    Job,
-    Limit,
-    LimitRecord,
-    Outcome,
-    RateLimit,
-    SlotLimit,
-    State,
-    WorkerInfo,
-)
+from offload.job import Done, Job, Limit, Outcome, RateLimit, SlotLimit, State, WorkerInfo
+from offload.records import LimitRecord
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import claim, ids, info, job, record
 

@@ -9,20 +9,8 @@ import pytest
 from offload.broker import Feature, Store
 from offload.diagnosis import why
 from offload.errors import UniqueConflict
-from offload.job import (
-    Cancelled,
-    Dead,
-    Done,
-    Filter,
-    LimitChange,
-    LimitRecord,
-    Outcome,
-    Release,
-    Retried,
-    SlotLimit,
-    State,
-    UniqueKey,
-)
+from offload.job import Cancelled, Dead, Done, LimitChange, Outcome, Release, Retried, SlotLimit, State, UniqueKey
+from offload.records import Filter, LimitRecord
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import Fixtures, claim, claim_one, ids, info, job, live, needs, settle, state
 from offload.testing.contract.keyed import run, slot, token, turn, waits

@@ -9,7 +9,8 @@ import pytest
 
 from offload.broker import Broker, Feature, Store, check
 from offload.errors import Unsupported
-from offload.job import Cancelled, Dead, Done, Filter, Record, Retried, State, UniqueKey
+from offload.job import Cancelled, Dead, Done, Retried, State, UniqueKey
+from offload.records import Filter, Record
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import PATIENCE, Fixtures, claim, claim_one, failure, ids, info, job, needs, record, settle
 

@@ -8,7 +8,8 @@ import pytest
 
 from offload.broker import Feature, Session, Store
 from offload.errors import IdConflict
-from offload.job import Cancelled, Done, Due, Overlap, Pulse, Retried, Schedule, ScheduleRecord, State
+from offload.job import Cancelled, Done, Due, Overlap, Pulse, Retried, Schedule, State
+from offload.records import ScheduleRecord
 from offload.testing.clock import START, TestClock
 from offload.testing.contract.fixtures import Fixtures, claim, claim_one, ids, info, job, needs, rule, settle, state, tick_job
 

@@ -9,17 +9,8 @@ from msgspec.structs import replace
 from offload.broker import Feature, Store
 from offload.diagnosis import diagnose, why
 from offload.gates import MOST_PASSED
-from offload.job import (
-    Done,
-    Job,
-    LimitChange,
-    LimitRecord,
-    RateLimit,
-    Retried,
-    SlotLimit,
-    State,
-    UniqueKey,
-)
+from offload.job import Done, Job, LimitChange, RateLimit, Retried, SlotLimit, State, UniqueKey
+from offload.records import LimitRecord
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import Fixtures, claim, claim_one, ids, info, job, live, needs, settle, state
 from offload.testing.contract.keyed import SECOND, declaring, limit, run, slot, token, turn, waits

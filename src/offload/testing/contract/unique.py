@@ -9,7 +9,8 @@ import pytest
 
 from offload.broker import Feature, Session, Store
 from offload.errors import UniqueConflict
-from offload.job import Cancelled, Conflict, Dead, Done, Filter, Job, Outcome, Release, Retried, State, UniqueKey, Until
+from offload.job import Cancelled, Conflict, Dead, Done, Job, Outcome, Release, Retried, State, UniqueKey, Until
+from offload.records import Filter
 from offload.testing.clock import TestClock
 from offload.testing.contract.fixtures import Fixtures, claim, claim_one, ids, info, job, live, needs, record, rule, settle, state, tick_job
 
