@@ -14,6 +14,7 @@ from offload.brokers.memory.endings import finish, take_back
 from offload.brokers.memory.line import Entry
 from offload.brokers.memory.moves import join, place
 from offload.brokers.memory.shelf import Shelf
+from offload.counting import is_complete
 from offload.job import State
 
 Fate: TypeAlias = Literal["open", "done", "failed"]
@@ -67,7 +68,7 @@ def free_to_wait(shelf: Shelf, entry: Entry) -> bool:
 def _waits_in_vain(shelf: Shelf, entry: Entry) -> bool:
     """Whether a parent is not there, and no more jobs are to come: so it is after a workflow was given up, or stopped."""
     count = next((count for count in shelf.counts.of(entry.job) if count.kind == "workflow"), None)
-    return count is not None and count.complete and any(link.fate == "open" and shelf.mate(link.parent) is None for link in entry.links)
+    return count is not None and is_complete(count) and any(link.fate == "open" and shelf.mate(link.parent) is None for link in entry.links)
 
 
 def pay(shelf: Shelf) -> None:

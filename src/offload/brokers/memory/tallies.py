@@ -13,12 +13,11 @@ from offload.brokers.memory.families import pay
 from offload.brokers.memory.line import UNSTARTED, Entry
 from offload.brokers.memory.moves import place
 from offload.brokers.memory.shelf import Shelf, holds_turn
+from offload.counting import ABANDONED_AFTER, is_complete, is_due, may_be_given_up
 from offload.errors import BatchClosed
 from offload.job import Callback, Job, State, TallyKind
 from offload.records import Tally
 
-ABANDONED_AFTER = timedelta(hours=1)
-"""How long after its last job came what is not complete is taken for abandoned."""
 POSTPONED = timedelta(days=1)
 """How much longer a workflow is kept of which a dead job keeps its turn."""
 WINDOW = 1_000
@@ -68,7 +67,7 @@ def incomplete(shelf: Shelf, jobs: Sequence[Job]) -> dict[str, bool]:
     """The workflows of jobs that are to be stored, and whether more of each are to come than are there so far."""
     ids = {job.workflow.id: job.workflow for job in jobs if job.workflow is not None}
     counts = {id: shelf.counts.all.get(("workflow", id)) for id in ids}
-    return {id: count is None or not count.complete for id, count in counts.items()}
+    return {id: count is None or not is_complete(count) for id, count in counts.items()}
 
 
 def to_be_checked(shelf: Shelf, jobs: Sequence[Job], growing: Mapping[str, bool]) -> Iterator[Entry]:
@@ -79,7 +78,7 @@ def to_be_checked(shelf: Shelf, jobs: Sequence[Job], growing: Mapping[str, bool]
     given = {job.id for job in jobs}
     for id, grew in growing.items():
         count = shelf.counts.all.get(("workflow", id))
-        if count is not None and count.complete:
+        if count is not None and is_complete(count):
             yield from (entry for entry in members(shelf, count) if grew or entry.job.id in given)
 
 
@@ -137,9 +136,9 @@ def settle_up(shelf: Shelf) -> None:
         shelf.undo.by(count.snapshot())
         count.finish(shelf.clock.now())
         for which, entry in _waiting(shelf, count):
-            if count.due(which):
+            if is_due(count, which):
                 due.append(entry)
-            elif count.due("success"):  # nothing is left that could be retried, and fail
+            elif is_due(count, "success"):  # nothing is left that could be retried, and fail
                 shelf.remove(entry)
     for entry in sorted(due, key=lambda entry: entry.n):
         shelf.remember(entry)
@@ -156,8 +155,8 @@ def _waiting(shelf: Shelf, count: Count) -> list[tuple[Callback, Entry]]:
 def abandon(shelf: Shelf) -> None:
     """Give up what its producer left incomplete."""
     now = shelf.clock.now()
-    due = [count for count in shelf.counts.all.values() if not count.complete and now >= count.touched_at + ABANDONED_AFTER]
-    for count in [count for count in due if count.kind == "workflow" or count.open == 0]:
+    after = timedelta(seconds=ABANDONED_AFTER)
+    for count in [count for count in shelf.counts.all.values() if may_be_given_up(count) and now >= count.touched_at + after]:
         count.abandoned = True
         if count.kind == "workflow":
             _stop(shelf, count)

@@ -14,6 +14,7 @@ from offload.brokers.postgres.endings import Ending, record_ends
 from offload.brokers.postgres.families import Mate, wait
 from offload.brokers.postgres.gating import Past
 from offload.brokers.postgres.work import Transaction, text
+from offload.counting import is_complete
 from offload.errors import ParentNotFound
 from offload.job import Job, State, TallyKind
 
@@ -192,4 +193,4 @@ class Newcomers:
 
 def _complete(tx: Transaction, key: Key) -> bool:
     count = tx.books.counts[key]
-    return count is not None and count.complete
+    return count is not None and is_complete(count)

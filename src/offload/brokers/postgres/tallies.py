@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from offload.broker import Work
-from offload.brokers.postgres.books import ABANDONED_AFTER, LEAST_KEEP, Count, Key, tallies_of
+from offload.brokers.postgres.books import ABANDONED_AFTER, Count, Key, tallies_of
 from offload.brokers.postgres.cancelling import end
 from offload.brokers.postgres.endings import forget
 from offload.brokers.postgres.families import forget_kin, pay
 from offload.brokers.postgres.moves import Moves, take_out
 from offload.brokers.postgres.rows import JobColumns, jobs_by_id, moment, optional_moment, optional_stored, read_extra, seconds, stored
 from offload.brokers.postgres.work import Transaction, text
+from offload.counting import LEAST_KEEP, is_due, tally_of
 from offload.errors import BatchClosed
 from offload.job import DAY, KEEP_UNSUCCESSFUL, Job, State, TallyKind
 from offload.records import Tally
@@ -131,8 +132,8 @@ def _count_workflows(tx: Transaction) -> Work[None]:
 
 def _call_back(tx: Transaction, changed: Sequence[Count]) -> Work[None]:
     """Let callbacks go that are due, in the order in which they were stored; those that can never come due are deleted."""
-    due = {id for count in changed for which, id in count.callbacks.items() if count.due(which)}
-    void = {id for count in changed if count.due("success") for id in count.callbacks.values()} - due
+    due = {id for count in changed for which, id in count.callbacks.items() if is_due(count, which)}
+    void = {id for count in changed if is_due(count, "success") for id in count.callbacks.values()} - due
     if not due | void:
         return
     rows = [row for row in (yield from jobs_by_id(tx, [*due, *void])).values() if row.what == "batch"]
@@ -286,21 +287,4 @@ def tallies(tx: Transaction, kind: TallyKind, ids: Sequence[str] | None, limit: 
 
 def tally(count: Count, running: int) -> Tally:
     """What people see of one."""
-    return Tally(
-        kind=count.kind,
-        id=count.id,
-        name=count.name,
-        created_at=moment(count.created_at),
-        finished_at=optional_moment(count.finished_at),
-        total=count.total,
-        running=running,
-        succeeded=count.succeeded,
-        dead=count.dead,
-        cancelled=count.cancelled,
-        expired=count.expired,
-        size=count.size,
-        sealed=count.sealed,
-        stopped=count.stopped,
-        abandoned=count.abandoned,
-        callbacks=tuple(count.callbacks.items()),
-    )
+    return tally_of(count, moment(count.created_at), optional_moment(count.finished_at), running)

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
-from offload.job import KEEP_SUCCEEDED, KEEP_UNSUCCESSFUL, Callback, Job, State, TallyKind
+from offload import counting
+from offload.counting import is_over, kept_for, may_be_given_up
+from offload.job import Callback, Job, State, TallyKind
 
 MICROSECOND = timedelta(microseconds=1)
-ABANDONED_AFTER = 3_600 * 1_000_000
-"""How long after its last job came what is not complete is taken for abandoned."""
-LEAST_KEEP = 60.0
-"""Seconds that a finished workflow is kept at least, so that who waits for it sees its end."""
+ABANDONED_AFTER = round(counting.ABANDONED_AFTER * 1_000_000)
+"""Microseconds after which what is not complete, and to which no more jobs come, is taken for abandoned."""
 
 Key: TypeAlias = tuple[TallyKind, str]
 """A workflow or batch: its kind and id."""
@@ -75,31 +75,6 @@ class Count(msgspec.Struct, array_like=True):
         """What it is known by."""
         return (self.kind, self.id)
 
-    @property
-    def open(self) -> int:
-        """How many of its jobs have not ended."""
-        return self.total - self.succeeded - self.dead - self.cancelled - self.expired
-
-    @property
-    def complete(self) -> bool:
-        """Whether no more are to come."""
-        return bool(self.sealed) if self.kind == "batch" else self.total >= self.size
-
-    @property
-    def all_succeeded(self) -> bool:
-        """Whether every job that it has did."""
-        return self.succeeded == self.total
-
-    def due(self, callback: Callback) -> bool:
-        """Whether what a callback waits for has come."""
-        match callback:
-            case "failure":
-                return bool(self.abandoned) or self.dead + self.expired > 0
-            case "success":
-                return self.finished_at is not None and self.all_succeeded and not self.abandoned
-            case "complete":
-                return self.finished_at is not None
-
     def add(self, state: State, number: int) -> None:
         """Count jobs that have ended so, or, below zero, have not any more."""
         name = state.value.lower()
@@ -111,15 +86,11 @@ class Count(msgspec.Struct, array_like=True):
         Returns whether that changed anything.
         """
         was = (self.finished_at, self.forget_at, self.abandon_at)
-        if not self.complete or self.open > 0:
+        if not is_over(self):
             self.finished_at = self.forget_at = None
         elif self.finished_at is None:
-            keep = KEEP_UNSUCCESSFUL
-            if self.all_succeeded and not self.abandoned:
-                keep = KEEP_SUCCEEDED if self.kind == "batch" else max(self.keep, LEAST_KEEP)
-            self.finished_at, self.forget_at = now, now + timedelta(seconds=keep) // MICROSECOND
-        idle = not self.complete and (self.kind == "workflow" or self.open == 0)
-        self.abandon_at = self.touched_at + ABANDONED_AFTER if idle else None
+            self.finished_at, self.forget_at = now, now + timedelta(seconds=kept_for(self)) // MICROSECOND
+        self.abandon_at = self.touched_at + ABANDONED_AFTER if may_be_given_up(self) else None
         return was != (self.finished_at, self.forget_at, self.abandon_at)
 
     def row(self) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ from offload.brokers.sqlite.keys import any_held, take
 from offload.brokers.sqlite.moves import NO_PAST, Moves, past_of
 from offload.brokers.sqlite.rows import JobColumns, jobs_by_number, optional_stored, stored, text
 from offload.brokers.sqlite.transaction import Transaction
+from offload.counting import is_complete
 from offload.gates import gated
 from offload.job import Job, State, UniqueKey, keys_of
 
@@ -110,7 +111,7 @@ def waiting_in_vain(tx: Transaction, rows: Iterable[JobColumns]) -> set[int]:
     """Those of which a parent is not there, while no more jobs are to come: so it is after a workflow was given up, or stopped."""
     flows = {row.n: flow.id for row in rows if (flow := row.job().workflow) is not None}
     counts = known(tx, [("workflow", id) for id in flows.values()])
-    ns = [n for n, id in flows.items() if (count := counts["workflow", id]) is not None and count.complete]
+    ns = [n for n, id in flows.items() if (count := counts["workflow", id]) is not None and is_complete(count)]
     return set(_numbers(tx.value("in_vain", ns=text(ns)))) if ns else set()
 
 

@@ -14,6 +14,7 @@ from offload.brokers.sqlite.families import pay, take_up
 from offload.brokers.sqlite.moves import Moves, past_of
 from offload.brokers.sqlite.rows import SECOND, jobs_by_number, moment, optional_moment, optional_stored, stored, text
 from offload.brokers.sqlite.transaction import Transaction
+from offload.counting import is_complete, is_due, tally_of
 from offload.errors import BatchClosed, ParentNotFound
 from offload.gates import gated
 from offload.job import TERMINAL, Job, State, TallyKind
@@ -94,7 +95,7 @@ def incomplete(tx: Transaction, jobs: Sequence[Job]) -> dict[str, bool]:
     """The workflows of jobs that are to be stored, and whether more of each are to come than are there so far."""
     counts = known(tx, [key for job in jobs for key in of(job)])
     ids = {job.workflow.id: None for job in jobs if job.workflow is not None}
-    return {id: (count := counts["workflow", id]) is None or not count.complete for id in ids}
+    return {id: (count := counts["workflow", id]) is None or not is_complete(count) for id in ids}
 
 
 def check_parents(tx: Transaction, jobs: Sequence[Job], growing: Mapping[str, bool]) -> None:
@@ -106,7 +107,7 @@ def check_parents(tx: Transaction, jobs: Sequence[Job], growing: Mapping[str, bo
     given: str | None = None
     for id, grew in growing.items():
         count = tx.books.counts["workflow", id]
-        if count is None or not count.complete:
+        if count is None or not is_complete(count):
             continue
         if grew:
             missing = tx.row("unknown_parent", workflow=id)
@@ -181,9 +182,9 @@ def _close(tx: Transaction, now: int) -> tuple[list[str], list[str]]:
         if count.close(now) or key in tx.books.touched:
             touched.append(count)
         for which, id in count.callbacks.items():
-            if count.due(which):
+            if is_due(count, which):
                 due.append(id)
-            elif count.due("success"):  # nothing is left that could be retried, and fail
+            elif is_due(count, "success"):  # nothing is left that could be retried, and fail
                 gone.append(id)
     tx.add("add_tallies", [count.row() for count in touched if count.is_new])
     if old := [count for count in touched if not count.is_new]:
@@ -320,21 +321,4 @@ def tallies(tx: Transaction, kind: TallyKind, ids: Sequence[str] | None, limit: 
 
 
 def _tally(count: Count, running: int) -> Tally:
-    return Tally(
-        kind=count.kind,
-        id=count.id,
-        name=count.name,
-        created_at=moment(count.created_at),
-        finished_at=optional_moment(count.finished_at),
-        total=count.total,
-        running=running,
-        succeeded=count.succeeded,
-        dead=count.dead,
-        cancelled=count.cancelled,
-        expired=count.expired,
-        size=count.size,
-        sealed=bool(count.sealed),
-        stopped=bool(count.stopped),
-        abandoned=bool(count.abandoned),
-        callbacks=tuple(count.callbacks.items()),
-    )
+    return tally_of(count, moment(count.created_at), optional_moment(count.finished_at), running)
