@@ -8,6 +8,8 @@ from typing import Any, TypeAlias, TypeVar, overload
 import msgspec
 
 from offload.composing import producer_of
+from offload.counted import tally_of
+from offload.drafts import thousands
 from offload.errors import BadDeclaration
 from offload.handle import Handle
 from offload.ids import new_ids
@@ -41,6 +43,11 @@ class Additions:
         workflow = jobs_of(self.graph, Membership(self.job.workflow.id), new_ids(len(self.graph.leaves), now), now)
         return (*workflow, *batch)
 
+    def own(self, parts: Sequence[Part]) -> None:
+        """Raise BadDeclaration where parts belong to another app, whose broker may be another one."""
+        if producer_of(parts) not in (None, self.producer):
+            raise BadDeclaration(f"what job {self.job.id} adds belongs to another app: add jobs of its own, or enqueue those of the other")
+
     def check(self) -> None:
         """Raise BadDeclaration where there are more than one operation stores."""
         if len(self.graph.leaves) + len(self.drafts) > MOST_ATOMIC:
@@ -67,11 +74,12 @@ class OwnWorkflow:
 
         `after` may also name jobs that are in the workflow already, by their handles or ids. Raises BadDeclaration.
         """
-        producer_of([part])
-        graph = self._additions.graph
+        additions = self._additions
+        additions.own([part])
+        graph = additions.graph
         known = [each if isinstance(each, Node) else graph.known(each.id if isinstance(each, Handle) else each) for each in after]
         node = graph.add(part, known, if_parent_fails)
-        self._additions.check()
+        additions.check()
         return node
 
     def node(self, job: Handle[R] | str) -> Leaf[R]:
@@ -98,17 +106,23 @@ class OwnBatch:
         additions = self._additions
         if additions.job.callback is not None:
             raise BadDeclaration(f"job {additions.job.id} is a callback of its batch, to which it can add no more")
-        given = list(drafts)
-        producer_of(given)
+        given = [draft for chunk in thousands(drafts, "current.batch.add_many") for draft in chunk]
+        additions.own(given)
+        for draft in given:
+            if draft.outputs:
+                raise BadDeclaration(f"the job of {draft.task} takes the output of another one: add both by current.workflow.add(...)")
+            if draft.unique is not None and draft.unique.on_conflict != "raise":
+                raise BadDeclaration(
+                    f"the job of {draft.task} has a unique key with on_conflict={draft.unique.on_conflict!r}, so that another job might "
+                    "stand for it, which is not of the batch: use .using(unique=Unique(..., on_conflict='raise'))"
+                )
         ids = [draft.id or id for draft, id in zip(given, new_ids(len(given), additions.producer.clients.clock.now()), strict=True)]
         additions.drafts += zip(ids, given, strict=True)
         additions.check()
         return [Handle(id, additions.producer) for id in ids]
 
     async def aprogress(self) -> Tally:
-        """Its numbers: total, waiting, running, succeeded, dead, cancelled, expired."""
-        store = await self._additions.producer.clients.store()
-        [tally] = await store.tallies("batch", [self.id])
-        return tally
+        """Its numbers: total, waiting, running, succeeded, dead, cancelled, expired. Raises JobNotFound once its record is forgotten."""
+        return await tally_of(self._additions.producer, "batch", self.id)
 
     progress = sync(aprogress)

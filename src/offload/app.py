@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import datetime
-from itertools import islice
 from types import TracebackType
 from typing import Any, ParamSpec, Protocol, Self, TypeAlias, TypeVar, cast, overload
 
@@ -19,11 +18,12 @@ from offload.clock import Clock, SystemClock
 from offload.codec import HoldsOutputs, encode_plain, without_outputs
 from offload.composing import Run
 from offload.control import Control
+from offload.drafts import thousands
 from offload.duration import Duration, seconds
 from offload.errors import BadDeclaration, BadPayload
 from offload.events import Event, EventName, F
 from offload.handle import Handle
-from offload.job import KEEP_SUCCEEDED, MOST_ATOMIC, Draft, Isolation, Job, OnDead, Schedule
+from offload.job import KEEP_SUCCEEDED, Draft, Isolation, Job, OnDead, Schedule
 from offload.limits import Key, Limits, Unique
 from offload.options import Changes, short
 from offload.portal import portal, refuse_inside_loop, sync
@@ -213,7 +213,7 @@ class Offload(Control, Scheduling):
         enqueued; on a `connection` all are part of the transaction that is open there. Raises UniqueConflict, IdConflict, Unsupported,
         BrokerError.
         """
-        ids = [id for chunk in _thousands(drafts) for id in await self.producer.enqueue(chunk, connection)]
+        ids = [id for chunk in thousands(drafts, "enqueue_many") for id in await self.producer.enqueue(chunk, connection)]
         return [Handle(id, self.producer) for id in ids]
 
     def enqueue_many(self, drafts: Iterable[Draft[R]], *, connection: Any = None) -> list[Handle[R]]:
@@ -224,7 +224,7 @@ class Offload(Control, Scheduling):
         if connection is None:
             refuse_inside_loop("enqueue_many")
         enqueue = self.producer.enqueue_blocking
-        ids = [id for chunk in _thousands(drafts) for id in enqueue("enqueue_many", lambda chunk=chunk: chunk, connection)]
+        ids = [id for chunk in thousands(drafts, "enqueue_many") for id in enqueue("enqueue_many", lambda chunk=chunk: chunk, connection)]
         return [Handle(id, self.producer) for id in ids]
 
     def batch(
@@ -398,17 +398,6 @@ def _url(given: str | None) -> str:
     if not url.strip():
         raise BadDeclaration(f"{said} names no broker; give its URL, such as postgresql://host/database, or leave it out for {DEFAULT_URL}")
     return url
-
-
-def _thousands(drafts: Iterable[Draft[R]]) -> Iterator[list[Draft[R]]]:
-    if isinstance(drafts, Draft):
-        raise BadDeclaration("enqueue_many takes a list of what task.job(...) gives; for one job use task.enqueue(...)")
-    iterator = iter(drafts)
-    while chunk := list(islice(iterator, MOST_ATOMIC)):
-        for draft in chunk:
-            if not isinstance(draft, Draft):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
-                raise BadDeclaration(f"enqueue_many takes what task.job(...) gives, not {draft!r}")
-        yield chunk
 
 
 def _typed_again(known: Task[..., Any], task: Task[..., Any]) -> bool:

@@ -339,6 +339,8 @@ class SqlStore(Store):
     def settle_on(self, session: str, lease: Lease, outcome: Outcome) -> Work[bool] | Routine[bool]:
         """`settle` of one lease of `session` in the caller's transaction. False, and nothing done, when the lease is lost.
 
+        Raises what the jobs that it adds are refused by, so that the caller's rows come to nothing, too.
+
         The lease may have come through a pipe from another process; `ref` is plain data, such as numbers and texts.
         """
 

@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar, cast, overload
 
-from offload.errors import BadDeclaration, JobNotFound, ResultTimeout
+from offload.counted import Counted
+from offload.errors import BadDeclaration
 from offload.handle import Handle
 from offload.ids import new_ids
 from offload.job import MOST_ATOMIC, Draft, IfParentFails, Job, Membership
@@ -21,8 +22,6 @@ R = TypeVar("R")
 
 MOST_SHOWN = 1_000
 """The most jobs that the record of a workflow holds; `app.find(workflow=...)` gives the others, a page at a time."""
-LOOK_EVERY = 0.25
-"""Seconds between looks whether a workflow is finished whose last jobs have ended, or are not known."""
 LONGEST_WAIT = 60.0
 
 Handles: TypeAlias = "Handle[Any] | Results"
@@ -54,12 +53,13 @@ class Results:
     result = sync(aresult)
 
 
-class Run:
+class Run(Counted):
     """A workflow that was enqueued."""
 
+    kind = "workflow"
+
     def __init__(self, id: str, producer: Producer | None, ends: Sequence[str] = ()) -> None:
-        self.id = id
-        self._producer = producer
+        super().__init__(id, producer)
         self._ends = tuple(ends[:MOST_ATOMIC])
 
     def __repr__(self) -> str:
@@ -79,54 +79,18 @@ class Run:
         jobs = await (await self._needed().clients.store()).find(Filter(workflow=self.id), MOST_SHOWN)
         return WorkflowRecord(**{name: getattr(found, name) for name in found.__struct_fields__}, jobs=tuple(jobs))
 
-    async def aprogress(self) -> Tally:
-        """Its numbers: total, waiting, running, succeeded, dead, cancelled, expired. Raises JobNotFound once its record is forgotten."""
-        found = await (await self._needed().clients.store()).tallies("workflow", [self.id])
-        if not found:
-            raise self._not_found()
-        return found[0]
-
-    async def await_(self, timeout: float | None = None) -> Tally:
-        """Wait until all its jobs have ended, however they did. Returns their numbers; `state` tells how it went.
-
-        None waits for ever. Raises ResultTimeout when `timeout` seconds were not enough, JobNotFound once its record is forgotten.
-        """
-        clock = asyncio.get_running_loop().time
-        deadline = math.inf if timeout is None else clock() + timeout
-        while (found := await self.aprogress()).finished_at is None:
-            left = deadline - clock()
-            if left <= 0:
-                raise ResultTimeout(f"workflow {self.id} has not ended within {timeout:g} seconds; it goes on: {found.told}")
-            await self._rest(min(left, LONGEST_WAIT))
-        return found
-
     async def _rest(self, seconds: float) -> None:
         """Wait for the jobs to end for whom nobody waits; where they have, or are not known here, a moment."""
         if not self._ends:
-            await asyncio.sleep(min(seconds, LOOK_EVERY))
-            return
+            return await super()._rest(seconds)
         clock = asyncio.get_running_loop().time
         until = clock() + seconds
         await (await self._needed().clients.store()).finished(self._ends, seconds)
         if clock() < until:
             self._ends = ()
+        return None
 
-    async def acancel(self) -> bool:
-        """Cancel all its jobs: at once where they have not begun, else by asking their workers. False when all had ended already."""
-        return await (await self._needed().changing()).stop("workflow", self.id)
-
-    progress = sync(aprogress)
-    wait = sync(await_)
     record = sync(arecord)
-    cancel = sync(acancel)
-
-    def _needed(self) -> Producer:
-        if self._producer is None:
-            raise BadDeclaration("a workflow without jobs has nothing to wait for or to ask")
-        return self._producer
-
-    def _not_found(self) -> JobNotFound:
-        return JobNotFound(f"no workflow {self.id}: it was never enqueued, or its record is forgotten")
 
 
 class _Composed:

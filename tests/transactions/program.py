@@ -65,6 +65,8 @@ def work(n: int, how: str, connection: Any = None) -> int:
                 current.step("count", int)
             case "commit":
                 mine.commit()
+            case "add":
+                current.batch.add(note.using(id="added").job(n))
             case "nested":
                 with current.transaction():
                     pass
@@ -98,6 +100,8 @@ async def awork(n: int, how: str) -> int:
                 raise Discard("no such user")
             case "step":
                 await current.astep("count", int)
+            case "add":
+                current.batch.add(note.using(id="added").job(n))
             case "commit":
                 done = mine.commit()
                 if hasattr(done, "__await__"):

@@ -99,6 +99,28 @@ def test_to_commit_is_the_blocks_own_business(shop: Shop, task: Any) -> None:
     assert (shop.marks(), shop.jobs()) == ([], [])
 
 
+@every_form
+def test_what_it_adds_to_its_batch_is_part_of_it(shop: Shop, task: Any) -> None:
+    with shop.app.batch() as batch:
+        added = batch.add(task.job(7, "add"))
+    record = shop.ran(added)
+    assert record.state is State.SUCCEEDED
+    assert (shop.marks(), shop.jobs()) == ([7], [7, 7])
+    assert batch.progress().total == 2
+
+
+@every_form
+def test_where_what_it_adds_is_refused_all_of_it_is_rolled_back(shop: Shop, task: Any) -> None:
+    program.note.using(id="added", delay=60).enqueue(1)
+    with shop.app.batch() as batch:
+        added = batch.add(task.job(7, "add"))
+    record = shop.ran(added)
+    assert record.state is State.DEAD
+    assert record.errors[0].type == "offload.errors.IdConflict"
+    assert (shop.marks(), shop.jobs()) == ([], [1])
+    assert batch.progress().total == 1
+
+
 def test_an_error_of_the_database_is_the_tasks_own(shop: Shop) -> None:
     record = shop.ran(program.in_thread.enqueue(7, "conflict"))
     assert record.state is State.DEAD

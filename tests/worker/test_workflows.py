@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from offload import (
     ResultTimeout,
     Retry,
     State,
+    Unique,
     Worker,
     Workflow,
     chain,
@@ -255,6 +256,62 @@ async def test_too_many_additions_are_refused_in_the_task(shop: Any) -> None:
             await (await chain(greedy.job()).aenqueue()).aresult(20)
 
 
+async def test_who_adds_what_is_refused_is_told_of_as_dead(shop: Any) -> None:
+    news: list[tuple[str, str | None]] = []
+    for name in ("succeeded", "dead"):
+        shop.app.on(name)(lambda event: news.append((event.name, event.reason)))
+
+    @shop.app.task(name="adds")
+    async def adds() -> None:
+        current.workflow.add(shop.note.using(id="taken").job("again"))
+
+    await shop.note.using(id="taken", delay=60).aenqueue("first")
+    handle = await chain(adds.job()).aenqueue()
+    await Worker(shop.app).drain()
+    assert (await handle.arecord()).state is State.DEAD
+    assert news == [("dead", f"the jobs that it added were refused: {IdConflict('taken')}")]
+
+
+async def test_what_cannot_be_added_is_refused_in_the_task(shop: Any) -> None:
+    other = Offload("memory://")
+
+    @other.task(name="stranger")
+    def stranger() -> None: ...
+
+    @shop.app.task(name="once", unique=Unique("key", on_conflict="skip"))
+    def once() -> None: ...
+
+    refused: list[str] = []
+
+    def tries(*adds: Callable[[], Any]) -> None:
+        for add in adds:
+            with pytest.raises(BadDeclaration) as error:
+                add()
+            refused.append(str(error.value))
+
+    @shop.app.task(name="to workflow")
+    async def to_workflow() -> None:
+        tries(lambda: current.workflow.add(stranger.job()))
+
+    @shop.app.task(name="to batch")
+    async def to_batch() -> None:
+        tries(
+            lambda: current.batch.add(stranger.job()),
+            lambda: current.batch.add(shop.see.job(previous)),
+            lambda: current.batch.add(once.job()),
+            lambda: current.batch.add_many(shop.see.job()),
+            lambda: current.batch.add_many([shop.see]),
+        )
+
+    await chain(to_workflow.job()).aenqueue()
+    async with shop.app.batch() as batch:
+        await batch.aadd(to_batch.job())
+    await Worker(shop.app).drain()
+    expected = ["another app", "another app", "output of another one", "on_conflict='skip'", "takes a list of", "takes what task.job"]
+    assert len(refused) == len(expected)
+    assert all(part in told for part, told in zip(expected, refused, strict=True)), refused
+
+
 async def test_child_processes_take_part(program: Offload) -> None:
     async with Worker(program, processes=1):
         handle = await chain(tasks.double_process.job(4), tasks.double_process.job(previous)).aenqueue()
@@ -420,9 +477,14 @@ async def test_what_cannot_be_a_batch_is_refused(shop: Any) -> None:
         (lambda: shop.app.batch(on_success=shop.note), "takes what task.job"),
         (lambda: shop.app.batch(on_success=stranger.job()), "belongs to another"),
         (lambda: shop.app.batch(on_failure=shop.see.job(previous)), "takes the output of another one"),
+        (lambda: shop.app.batch(on_failure=shop.see.using(delay=5).job()), "is due when its batch says so"),
     ):
         with pytest.raises(BadDeclaration, match=message):
             make()
+    async with shop.app.batch() as batch:
+        for given, message in ((shop.see.job(), "add_many takes a list"), ([shop.see], "takes what task.job")):
+            with pytest.raises(BadDeclaration, match=message):
+                await batch.aadd_many(given)
 
 
 def test_all_of_it_from_sync_code(url: str) -> None:

@@ -23,7 +23,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias
 
 from offload.broker import Broker, Session
-from offload.clock import Clock
 from offload.errors import BadDeclaration, BrokerError, BrokerUnusable, SessionLost
 from offload.job import Beat, WorkerInfo
 from offload.schedule import next_tick
@@ -226,19 +225,19 @@ class Worker:
     @asynccontextmanager
     async def _serving(self, executor: Executor, *, watched: bool) -> AsyncGenerator[Serving]:
         async with AsyncExitStack() as stack:
-            clock, session = await self._session(stack)
+            broker, session = await self._session(stack)
             if self._opened is not None and not self._opened.done():
                 self._opened.set_result(None)
             if watched and not self._greeted:
                 self._greet()
             guard = _Guard()
-            maintainer = Maintainer(clock, session, self._news, self._outage)
+            maintainer = Maintainer(broker.clock, session, self._news, self._outage)
 
             def told(beat: Beat) -> None:
                 self._told(beat, executor, maintainer, settler, guard)
 
             keeper = Keeper(session, self.app.heartbeat, told, executor.blocking, self._outage)
-            settler = Settler(session, self._news, keeper.report, keeper.lives, self._hurry, self._outage)
+            settler = Settler(broker, session, self._news, keeper.report, keeper.lives, self._hurry, self._outage)
             await stack.enter_async_context(keeper)
             await stack.enter_async_context(settler)
             guard.watch(settler.task)
@@ -260,13 +259,13 @@ class Worker:
                         await executor.finish(0, self._hurry)
                     raise
 
-    async def _session(self, stack: AsyncExitStack) -> tuple[Clock, Session]:
-        """Open a session, trying until the broker answers. Returns the broker's clock with it."""
+    async def _session(self, stack: AsyncExitStack) -> tuple[Broker, Session]:
+        """Open a session, trying until the broker answers. Returns the broker with it."""
         patience = Patience(OPENING, self._outage)
         self._outage.left_to(OPENING)
         while True:
             try:
-                broker: Broker = await self.app.client()
+                broker = await self.app.client()
                 session = await stack.enter_async_context(broker.session(self._info(broker.clock.now())))
             except BrokerError as error:
                 if self._opened is not None and not self._opened.done():
@@ -278,7 +277,7 @@ class Worker:
                     raise
                 continue
             patience.succeeded()
-            return broker.clock, session
+            return broker, session
 
     def _greet(self) -> None:
         """Say who works for what, once: a session shows that the broker is there and lets it work."""

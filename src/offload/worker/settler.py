@@ -7,9 +7,9 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Self
 
-from offload.broker import Session
+from offload.broker import Broker, Session, Store
 from offload.errors import BrokerError
-from offload.job import MOST_ATOMIC, Done, Lease, Outcome, Progress
+from offload.job import MOST_ATOMIC, Dead, Done, Lease, Outcome, Progress, State
 from offload.worker.attempt import LocalAttempt
 from offload.worker.news import News
 from offload.worker.patience import Outage, Patience
@@ -25,6 +25,7 @@ class Settler:
 
     def __init__(
         self,
+        broker: Broker,
         session: Session,
         news: News,
         report: Callable[[Lease, Progress], None],
@@ -32,6 +33,7 @@ class Settler:
         hurry: asyncio.Event,
         outage: Outage,
     ) -> None:
+        self._broker = broker
         self.session = session
         self._report = report
         self._lives = lives
@@ -134,19 +136,28 @@ class Settler:
         while not self._void.is_set():
             try:
                 lost = await self.session.settle(settlements) if settlements else []
+                told = await self._recorded(batch)
             except BrokerError as error:
                 repeated = True
                 await asyncio.sleep(self._patience.failed(error))
                 continue
             self._patience.succeeded()
             if lost:
-                batch = self._without(lost, batch, only_in_doubt=repeated and await self._lives_on())
-            await self._news.settled(batch)
+                told = self._without(lost, told, only_in_doubt=repeated and await self._lives_on())
+            await self._news.settled(told)
             return
         for attempt, outcome in batch:
             if not attempt.settled:
                 self._news.lost(attempt, outcome)
         await self._news.settled([each for each in batch if each[0].settled])
+
+    async def _recorded(self, batch: list[tuple[LocalAttempt, Outcome]]) -> list[tuple[LocalAttempt, Outcome]]:
+        """What they came to: of a job that adds others, which comes alone, only the store can say, for it may have refused them."""
+        attempt, outcome = batch[0]
+        if attempt.settled or not _adds(outcome) or not isinstance(self._broker, Store):
+            return batch
+        record = (await self._broker.get([attempt.job.id])).get(attempt.job.id)
+        return batch if record is None or record.state is not State.DEAD else [(attempt, Dead(record.reason or ""))]
 
     async def _lives_on(self) -> bool:
         """Whether the session lives: then what a repeated call found lost is what the first one settled, before its answer was lost."""

@@ -78,7 +78,8 @@ def settle(tx: Transaction, session: str, settlements: Settlements, marked: Abst
 def settle_on(tx: Transaction, session: str, lease: Lease, outcome: Outcome) -> Work[bool]:
     """Settle one lease in a transaction of the caller's, right before its commit. False, and nothing done, when it is lost.
 
-    A worker that is frozen or cut off before the commit comes holds no lock for long that others need to rescue its jobs.
+    Raises what refuses the jobs that it adds. A worker that is frozen or cut off before the commit comes holds no lock for long that
+    others need to rescue its jobs.
     """
     isolation = yield from tx.value("soon")
     if isolation != "read committed" and (gated(lease.job) or related(lease.job)):
@@ -87,7 +88,7 @@ def settle_on(tx: Transaction, session: str, lease: Lease, outcome: Outcome) -> 
     for _ in range(MOST_TRIES):
         yield from tx.post("savepoint")
         try:
-            lost = yield from _settle(tx, session, [(lease, outcome)])
+            lost = yield from _settle(tx, session, [(lease, outcome)], joined=True)
             yield from tx.tell()
         except Doubt:
             yield from tx.post("rollback_to_savepoint")
@@ -98,7 +99,7 @@ def settle_on(tx: Transaction, session: str, lease: Lease, outcome: Outcome) -> 
     raise BrokerError(f"other transactions took keys of job {lease.job.id} {MOST_TRIES} times; try again")
 
 
-def _settle(tx: Transaction, session: str, settlements: Settlements) -> Work[list[Lease]]:
+def _settle(tx: Transaction, session: str, settlements: Settlements, *, joined: bool = False) -> Work[list[Lease]]:
     keys = Keys(tx)
     asked = yield from _asked_to_stop(tx, settlements)
     ending = [lease.job for lease, outcome in settlements if isinstance(outcome, (Done, Dead, Cancelled)) or lease.ref in asked]
@@ -119,7 +120,7 @@ def _settle(tx: Transaction, session: str, settlements: Settlements) -> Work[lis
     keys.check_claimed(lease.job for row, lease, _ in settled if row.cancel)  # some may have been asked to stop just now
     if any(isinstance(outcome, Done) and outcome.added for _, _, outcome in settled):
         for place, (row, lease, outcome) in enumerate(settled):
-            grown = yield from _grown(tx, lease, outcome)
+            grown = yield from _grown(tx, lease, outcome, joined=joined)
             if grown is not outcome:  # it did succeed: what it is told now is no cancelling
                 settled[place] = (row._replace(cancel=False), lease, grown)
         keys = Keys(tx)  # those that were added may have changed who comes after
@@ -129,8 +130,11 @@ def _settle(tx: Transaction, session: str, settlements: Settlements) -> Work[lis
     return lost
 
 
-def _grown(tx: Transaction, lease: Lease, outcome: Outcome) -> Work[Outcome]:
-    """Store what a job adds by its success. Where it is refused, that is how the job ends, and nothing of it is stored."""
+def _grown(tx: Transaction, lease: Lease, outcome: Outcome, *, joined: bool) -> Work[Outcome]:
+    """Store what a job adds by its success. Where it is refused, that is how the job ends, and nothing of it is stored.
+
+    In a transaction of the caller's, `joined`, the refusal is raised instead, and undoes all of it.
+    """
     if not isinstance(outcome, Done) or not outcome.added:
         return outcome
     before = (tx.work, tx.ended, tx.locks.copy(), tx.books.copy())
@@ -140,6 +144,8 @@ def _grown(tx: Transaction, lease: Lease, outcome: Outcome) -> Work[Outcome]:
     except (IdConflict, UniqueConflict, ParentNotFound, BatchClosed) as error:
         yield from tx.do("rollback_to_savepoint")  # alone: psycopg drops all that was prepared, and must know before it sends more
         tx.work, tx.ended, tx.locks, tx.books = before
+        if joined:
+            raise
         return Dead(f"the jobs that it added were refused: {error}")
     yield from tx.post("release_savepoint")
     return outcome

@@ -26,9 +26,9 @@ def enqueue(execute: Execute, path: Path, now: int, jobs: Sequence[Job]) -> list
 
 
 def settle(execute: Execute, path: Path, now: int, session: str, lease: Lease, outcome: Outcome) -> bool:
-    """Record how an attempt ended. False, and nothing done, when its lease is lost."""
+    """Record how an attempt ended. False, and nothing done, when its lease is lost. Raises what the jobs that it adds are refused by."""
     _settle_in(execute, path)
-    return not settling.settle(Transaction(execute, careful=True), now, session, [(lease, outcome)], frozenset())
+    return not settling.settle(Transaction(execute, careful=True, joined=True), now, session, [(lease, outcome)], frozenset())
 
 
 def _settle_in(execute: Execute, path: Path) -> None:

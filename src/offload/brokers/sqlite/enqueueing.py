@@ -39,16 +39,13 @@ def store(tx: Transaction, now: int, jobs: Sequence[Job]) -> list[str]:
     return [job.id for job in jobs]
 
 
-def add(tx: Transaction, now: int, jobs: Sequence[Job], adder: Job) -> str | None:
-    """Store the jobs that one adds by its success; what they change for others is settled with its end. Returns why that cannot be."""
+def add(tx: Transaction, now: int, jobs: Sequence[Job], adder: Job) -> None:
+    """Store the jobs that one adds by its success; what they change for others is settled with its end. Raises what refuses them."""
     if _all_new(tx, jobs):
         with suppress(Doubt, OffloadError):  # the careful run meets it again
-            return tx.attempt(lambda: _store_new_members(tx, now, jobs, adder))
-    try:
-        tx.attempt(lambda: _store_with_care(tx, now, jobs, adder))
-    except OffloadError as error:
-        return f"the jobs that it added were refused: {error}"
-    return None
+            tx.attempt(lambda: _store_new_members(tx, now, jobs, adder))
+            return
+    tx.attempt(lambda: _store_with_care(tx, now, jobs, adder))
 
 
 def _all_new(tx: Transaction, jobs: Sequence[Job]) -> bool:

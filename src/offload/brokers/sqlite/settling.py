@@ -16,6 +16,7 @@ from offload.brokers.sqlite.rows import seconds, text
 from offload.brokers.sqlite.succeeding import Leaving, simple, succeeded
 from offload.brokers.sqlite.tallies import settle_up
 from offload.brokers.sqlite.transaction import Transaction
+from offload.errors import OffloadError
 from offload.gates import gated, holds, lone_want
 from offload.job import Cancelled, Dead, Done, Job, Lease, Outcome, Release, Retried, State
 
@@ -133,8 +134,14 @@ def _outcome(tx: Transaction, now: int, row: Held, job: Job, asked: Outcome) -> 
     """What becomes of an attempt; the jobs that it adds are stored, or it is dead, for they were refused."""
     if not isinstance(asked, Done):
         return Cancelled() if row.cancel else asked
-    refused = add(tx, now, asked.added, job) if asked.added else None
-    return asked if refused is None else Dead(refused)
+    if asked.added:
+        try:
+            add(tx, now, asked.added, job)
+        except OffloadError as error:
+            if tx.joined:
+                raise
+            return Dead(f"the jobs that it added were refused: {error}")
+    return asked
 
 
 def _expect(tx: Transaction, moves: Moves, settled: Sequence[tuple[Held, Lease, Outcome]]) -> None:

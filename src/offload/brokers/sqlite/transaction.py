@@ -33,11 +33,15 @@ class Doubt(Exception):
 
 
 class Transaction:
-    """What an operation may do. `careful` is False while conflicts may still be answered by doubt."""
+    """What an operation may do. `careful` is False while conflicts may still be answered by doubt.
 
-    def __init__(self, execute: Execute, *, careful: bool) -> None:
+    `joined` says that it is part of a caller's transaction, which an error undoes as a whole.
+    """
+
+    def __init__(self, execute: Execute, *, careful: bool, joined: bool = False) -> None:
         self._execute = execute
         self.careful = careful
+        self.joined = joined
         self.work = False
         """Set by what may have made jobs ready or changed what workers wait for."""
         self.ended = False

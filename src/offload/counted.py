@@ -1,0 +1,72 @@
+"""What workflows and batches have in common for those who look after them: how far they are, waiting for their end, cancelling."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+from offload.errors import BadDeclaration, JobNotFound, ResultTimeout
+from offload.job import TallyKind
+from offload.portal import sync
+from offload.producer import Producer
+from offload.records import Tally
+
+LOOK_EVERY = 0.25
+"""Seconds between looks whether all have ended, where nobody can say that they have."""
+
+
+class Counted:
+    """Jobs that are counted together."""
+
+    kind: TallyKind
+
+    def __init__(self, id: str, producer: Producer | None) -> None:
+        self.id = id
+        self._producer = producer
+
+    async def aprogress(self) -> Tally:
+        """Its numbers: total, waiting, running, succeeded, dead, cancelled, expired. Raises JobNotFound once its record is forgotten."""
+        return await tally_of(self._needed(), self.kind, self.id)
+
+    async def await_(self, timeout: float | None = None) -> Tally:
+        """Wait until all its jobs have ended, however they did, and no more can come. Returns their numbers; `state` tells how it went.
+
+        None waits for ever. Raises ResultTimeout when `timeout` seconds were not enough, JobNotFound once its record is forgotten.
+        """
+        clock = asyncio.get_running_loop().time
+        deadline = math.inf if timeout is None else clock() + timeout
+        while (found := await self.aprogress()).finished_at is None:
+            left = deadline - clock()
+            if left <= 0:
+                open = ", and it is not sealed" if self.kind == "batch" and not found.sealed else ""
+                raise ResultTimeout(f"{self.kind} {self.id} has not ended within {timeout:g} seconds; it goes on: {found.told}{open}")
+            await self._rest(left)
+        return found
+
+    async def acancel(self) -> bool:
+        """Cancel all its jobs: at once where they have not begun, else by asking their workers; those still to come, too.
+
+        A batch is sealed by it, and its `on_complete` called once all have ended. False when all had ended already.
+        """
+        return await (await self._needed().changing()).stop(self.kind, self.id)
+
+    progress = sync(aprogress)
+    wait = sync(await_)
+    cancel = sync(acancel)
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait until another look is worth it, for `seconds` at most."""
+        await asyncio.sleep(min(seconds, LOOK_EVERY))
+
+    def _needed(self) -> Producer:
+        if self._producer is None:
+            raise BadDeclaration(f"a {self.kind} without jobs has nothing to wait for or to ask")
+        return self._producer
+
+
+async def tally_of(producer: Producer, kind: TallyKind, id: str) -> Tally:
+    """The numbers of a workflow or batch. Raises JobNotFound where there are none."""
+    found = await (await producer.clients.store()).tallies(kind, [id])
+    if not found:
+        raise JobNotFound(f"no {kind} {id}: there never was one, or its record is forgotten")
+    return found[0]

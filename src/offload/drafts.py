@@ -1,0 +1,44 @@
+"""Drafts as callers give them: any number, from any iterable, seen to be drafts, and taken a thousand at a time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+from offload.errors import BadDeclaration
+from offload.job import MOST_ATOMIC, Draft
+
+R = TypeVar("R")
+
+
+def thousands(drafts: Iterable[Draft[R]], method: str) -> Iterator[list[Draft[R]]]:
+    """What an iterable gives to `method`, as many at a time as one operation stores, as it comes. Raises BadDeclaration."""
+    if isinstance(drafts, Draft):
+        raise BadDeclaration(f"{method} takes a list of what task.job(...) gives, and was given one of them alone")
+    each = iter(drafts)
+    while chunk := list(islice(each, MOST_ATOMIC)):
+        yield _checked(chunk, method)
+
+
+async def athousands(drafts: Iterable[Draft[R]] | AsyncIterable[Draft[R]], method: str) -> AsyncIterable[list[Draft[R]]]:
+    """The same of an iterable that may be async."""
+    if not isinstance(drafts, AsyncIterable):
+        for chunk in thousands(drafts, method):
+            yield chunk
+        return
+    chunk: list[Draft[R]] = []
+    async for draft in drafts:
+        chunk.append(draft)
+        if len(chunk) == MOST_ATOMIC:
+            yield _checked(chunk, method)
+            chunk = []
+    if chunk:
+        yield _checked(chunk, method)
+
+
+def _checked(drafts: list[Draft[R]], method: str) -> list[Draft[R]]:
+    for draft in drafts:
+        if not isinstance(draft, Draft):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise BadDeclaration(f"{method} takes what task.job(...) gives, not {draft!r}")
+    return drafts
