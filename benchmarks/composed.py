@@ -10,6 +10,7 @@ import asyncio
 import tempfile
 import time
 from contextlib import ExitStack
+from datetime import datetime
 from statistics import median
 from typing import Literal, TypeAlias, get_args
 
@@ -51,7 +52,7 @@ def measure(place: Place, options: argparse.Namespace) -> None:
 
 
 async def processed(app: Offload, kind: Kind, jobs: int) -> tuple[float, float, float | None]:
-    """Enqueue and run. Returns the seconds of each, and how long after its last parent a join began."""
+    """Enqueue and run. Returns the seconds of each, of the parts alone, and how long after its last parent a join began."""
 
     @app.task(name="part")
     async def part(n: int) -> int:
@@ -73,21 +74,29 @@ async def processed(app: Offload, kind: Kind, jobs: int) -> tuple[float, float, 
             async with app.batch() as batch:
                 await batch.aadd_many(parts)
     enqueued = time.perf_counter() - began
-    began = time.perf_counter()
     await Worker(app, burst=True).run()
-    took = time.perf_counter() - began
-    gap = None if last is None else await lateness(app, last, sum(range(jobs)))
+    began, ended = await span(app, jobs)
+    gap = None if last is None else (await start_of(last, sum(range(jobs))) - ended).total_seconds()
     await app.aclose()
-    return enqueued, took, gap
+    return enqueued, (ended - began).total_seconds(), gap
 
 
-async def lateness(app: Offload, last: Handle[int], total: int) -> float:
-    """How many seconds after the end of its last parent a join began, by the records."""
-    record = await last.arecord()
+async def span(app: Offload, jobs: int) -> tuple[datetime, datetime]:
+    """When the first of the parts began and the last ended, by the records."""
+    records = await app.afind(task="part", limit=10**9)
+    started = [each.started_at for each in records if each.started_at is not None]
+    ended = [each.finished_at for each in records if each.finished_at is not None]
+    if len(started) != jobs or len(ended) != jobs:
+        raise SystemExit(f"of {jobs} parts {len(started)} began and {len(ended)} ended")
+    return min(started), max(ended)
+
+
+async def start_of(join: Handle[int], total: int) -> datetime:
+    """When a join began, which is to have come to `total`."""
+    record = await join.arecord()
     if record.result != total or record.started_at is None:
         raise SystemExit(f"the join came to {record}")
-    ended = [each.finished_at for each in await app.afind(task="part", limit=10**9) if each.finished_at is not None]
-    return (record.started_at - max(ended)).total_seconds()
+    return record.started_at
 
 
 def parsed() -> argparse.Namespace:

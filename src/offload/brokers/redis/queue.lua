@@ -102,7 +102,7 @@ local GATED, CHECKED = 1, 2           -- traits: it passes gates for a turn or f
 local KIN = 4                         -- a trait: it belongs to a workflow or a batch
 local PAST_ROW = '>I4I4I4i8i8i8d'     -- claim, attempt, crashes, started, ready since, due, place; then the worker's name
 local UNTRIED = string.rep('\0', 12)  -- the beginning of a PAST_ROW: never claimed
-local RUN_ROW = '>I4i8B'              -- claim, started, flags; then the queue
+local RUN_ROW = '>I4i8B'              -- claim, started, flags; then the queue, or, with FAMILY, COMMON and what belongs to it
 local HAS_PAST, STOP, KEYED = 1, 2, 4 -- flags of a RUN_ROW
 local FAMILY = 8                      -- another: it belongs to a workflow or a batch, and its success needs no other care
 local END_ROW = '>BI4I4i8i8I2c0I2c0'  -- state, claim, attempt, started, finished, worker, reason; then the result
@@ -387,7 +387,7 @@ function fn.read_common(words)
   local common = { -- with room for all that comes, as a table that grows is made anew
     band = band, queue = sub(words, at, at + q - 1), task = sub(words, at + q, at + q + t - 1), words = words,
     rare = at + q + t <= #words and cmsgpack.unpack(sub(words, at + q + t)) or {}, common = false, __index = false, wants = false,
-    kin = false, tallies = false,
+    kin = false, tallies = false, run = false,
   }
   common.common, common.__index, common.kin = common, common, common.rare.kin or {}
   commons[words] = common
@@ -519,7 +519,9 @@ end
 
 function fn.read_run(row)
   local claim, started, flags, at = read(RUN_ROW, row)
-  return { claim = claim, started = started, flags = flags, queue = sub(row, at) }
+  local words = sub(row, at)
+  local common = fn.has(flags, FAMILY) and (commons[words] or fn.read_common(words))
+  return { claim = claim, started = started, flags = flags, words = words, queue = common and common.queue or words, common = common }
 end
 
 function fn.has(flags, flag)
@@ -831,7 +833,7 @@ function fn.stop(job, state, reason)
   if at == 'RUNNING' then
     if not fn.has(standing.flags, STOP) then
       fn.put(each.running .. standing.session, job.member,
-        pack(RUN_ROW, standing.claim, standing.started, standing.flags + STOP) .. standing.queue)
+        pack(RUN_ROW, standing.claim, standing.started, standing.flags + STOP) .. standing.words)
     end
     fn.put(each.stops .. standing.session, job.id, standing.claim)
   else
@@ -1146,7 +1148,7 @@ function fn.lease_with_care(claim, job, past, has_past)
   local flags = (has_past and HAS_PAST or 0) + (keyed and KEYED or is_kin and FAMILY or 0)
   local running, leases = claim.running, claim.leases
   running[#running + 1] = job.member
-  running[#running + 1] = pack(RUN_ROW, past.claim + 1, now, flags) .. job.queue
+  running[#running + 1] = pack(RUN_ROW, past.claim + 1, now, flags) .. (fn.has(flags, FAMILY) and job.words or job.queue)
   leases[#leases + 1] = job.member
   leases[#leases + 1] = fn.complete(job).row
   if past.claim > 0 then
@@ -1208,10 +1210,8 @@ function fn.take_plain(claim, queue, members, rows, pasts, most)
     local left = isolation and room[isolation] or 0
     if left <= 0 then return i - 1 end
     room[isolation] = left - 1
-    local flags = traits == KIN and FAMILY or traits == GATED and KEYED or 0
-    if traits == KIN then kin.note_claim(row) end
-    if past then flags = flags + HAS_PAST end
-    running[at_running + 1], running[at_running + 2] = members[i], runs[flags]
+    local flags = (traits == GATED and KEYED or 0) + (past and HAS_PAST or 0)
+    running[at_running + 1], running[at_running + 2] = members[i], traits == KIN and kin.first_run(row, flags) or runs[flags]
     leases[at_leases + 1], leases[at_leases + 2] = members[i], row
     at_running, at_leases = at_running + 2, at_leases + 2
   end
@@ -3186,6 +3186,7 @@ local function define_families()
 
 local LINK, LINK_AT = '>BBI4', 7      -- fate, 1 where its result is wanted, place among the parents; then the result, or how it failed
 local OPEN, DONE, FAILED = 0, 1, 2    -- fates of parents
+local DONE_MARK = string.char(DONE)   -- the fate in a link
 local MOST_LINKS = 1000               -- the most links, or jobs of a tally that is stopped, at which one call looks
 local MOST_TALLIES = 100              -- the most tallies that one call gives up, forgets or goes on with
 local ABANDONED_AFTER = 3600 * SECOND -- after the last job came, for what is not complete
@@ -3200,8 +3201,9 @@ local REFUSED = '\0'                  -- begins the reason of one whose addition
 local counts, changed, growing, grown, adder = {}, {}, {}, {}, nil
 local lacking = {} -- whether parents are missing in a workflow, once that was asked
 -- Who is owed to his children: the order in which that was noted, and by `parent_of` his id, his fate, his result or how he failed, and
--- from which number on children do not know. And children to be looked at although none of their parents is owed.
-local order, owed, concerned = {}, {}, {}
+-- from which number on children do not know. Successes that only one child is to be told of: by that child the ids and results. And
+-- children to be looked at although none of their parents is owed.
+local order, owed, joins, concerned = {}, {}, {}, {}
 local left = MOST_LINKS
 
 -- As with `define`, a function of their own spares them a search for each local that they capture.
@@ -3209,7 +3211,7 @@ local function make()
 
 -- What was read may no longer be so: all is taken back.
 function kin.forget_read()
-  counts, changed, growing, grown, lacking, order, owed, concerned = {}, {}, {}, {}, {}, {}, {}, {}
+  counts, changed, growing, grown, lacking, order, owed, joins, concerned = {}, {}, {}, {}, {}, {}, {}, {}, {}
 end
 
 -- Tallies ---
@@ -3513,21 +3515,34 @@ function kin.owe_successes(ids, of, results)
       places[#places + 1] = i
     end
   end
-  for i, heir in ipairs(#parents > 0 and call('HMGET', our.heirs, unpack(parents)) or {}) do
-    if heir then
-      local place, parent = places[i], parents[i]
+  if #parents == 0 then return end
+  local owing = fn.has_any('owing')
+  for i, heir in ipairs(call('HMGET', our.heirs, unpack(parents))) do
+    local place, parent = places[i], parents[i]
+    if heir and heir ~= '' and not owing then
+      local told = joins[heir]
+      if not told then
+        told = { ids = {}, results = {} }
+        joins[heir] = told
+      end
+      local number = #told.ids + 1
+      told.ids[number], told.results[number] = ids[place], results[place]
+    elseif heir then
       if not owed[parent] then order[#order + 1] = parent end
       owed[parent] = { ids[place], DONE, results[place], '-inf' }
     end
   end
 end
 
--- The children of jobs that are owed, each with what it is owed, as far as this call may look; and all of them in their order.
-function kin.children_of(ids, debts)
+-- The children of jobs that are owed, each with what it is owed, as far as this call may look; and all of them in their order. Those of
+-- `told` are among them.
+function kin.children_of(ids, debts, told)
   local parents, children = {}, {}
-  for member in pairs(concerned) do
-    parents[member] = {}
-    children[#children + 1] = member
+  for _, looked_at in ipairs({ concerned, told }) do
+    for member in pairs(looked_at) do
+      if not parents[member] then children[#children + 1] = member end
+      parents[member] = {}
+    end
   end
   concerned = {}
   local heirs = {}
@@ -3585,13 +3600,33 @@ function kin.note_fates(id, debts)
   fn.many('ZADD', each.failed .. id, failed)
 end
 
+-- The same of successes alone, whose links keep all but their fate.
+function kin.note_successes(id, told)
+  local links, mended, opened, ids, results = {}, {}, 0, told.ids, told.results
+  for i, row in ipairs(kin.links_of(id, ids)) do
+    if row then
+      local was, wanted = string.byte(row, 1, 2)
+      links[#links + 1] = ids[i]
+      links[#links + 1] = DONE_MARK .. sub(row, 2, LINK_AT - 1) .. (wanted == 1 and results[i] or '')
+      if was == OPEN then opened = opened - 1 elseif was == FAILED then mended[#mended + 1] = ids[i] end
+    end
+  end
+  fn.many('HSET', each.links .. id, links)
+  if opened < 0 and call('HINCRBY', our.open, id, opened) == 0 then call('HDEL', our.open, id) end
+  fn.many('ZREM', each.failed .. id, mended)
+  left = left - #ids
+end
+
 -- Tells children how their parents ended; generation after generation, and in each in the order in which they were stored.
 function kin.pay()
-  while #order > 0 or next(concerned) do
-    local ids, debts = order, owed
-    order, owed = {}, {}
-    local children, parents = kin.children_of(ids, debts)
-    for _, member in ipairs(children) do kin.note_fates(sub(member, 7), parents[member]) end
+  while #order > 0 or next(joins) or next(concerned) do
+    local ids, debts, told = order, owed, joins
+    order, owed, joins = {}, {}, {}
+    local children, parents = kin.children_of(ids, debts, told)
+    for _, member in ipairs(children) do
+      if told[member] then kin.note_successes(sub(member, 7), told[member]) end
+      if #parents[member] > 0 then kin.note_fates(sub(member, 7), parents[member]) end
+    end
     for _, member in ipairs(children) do kin.reconsider(member) end
   end
 end
@@ -3732,9 +3767,13 @@ function kin.inputs_of(id, parents)
   return asked and inputs or false
 end
 
--- The same of one that has nothing else rare, of which the row is given.
-function kin.note_claim(row)
-  kin.count(kin.common_of(row), 'running', 1)
+-- The same of one that has nothing else rare, of which the row is given, and that was never claimed. Returns how it runs.
+function kin.first_run(row, flags)
+  local common = kin.common_of(row)
+  kin.count(common, 'running', 1)
+  if flags ~= 0 then return pack(RUN_ROW, 1, now, flags + FAMILY) .. common.words end
+  common.run = common.run or pack(RUN_ROW, 1, now, FAMILY) .. common.words
+  return common.run
 end
 
 -- What a job has in common with others, by its row.
@@ -3747,23 +3786,20 @@ end
 -- Ends attempts that succeeded, of jobs of which all that needs care is that they belong to a workflow or a batch.
 function kin.succeed_plain(members, runs, results, worker, keep)
   local ids, of, ends, done, forget_at = {}, {}, {}, {}, fn.integer(now + keep)
-  local forever, of_commons, of_runs = fn.integer(FOREVER + now), {}, {}
-  for i, member in ipairs(members) do ids[i] = sub(member, 7) end
-  for i, row in ipairs(fn.rows_of(ids)) do
-    local id, run, common = ids[i], runs[i], kin.common_of(row or LOST) -- a row may be gone that was evicted or deleted by hand
-    of[i], ended[#ended + 1] = common, id
+  local forever, number_of = fn.integer(FOREVER + now), {}
+  for i, member in ipairs(members) do
+    local id, run = sub(member, 7), runs[i]
+    ids[i], of[i], ended[#ended + 1] = id, run.common, id
     run.head = run.head or fn.end_row('SUCCEEDED', run.claim, 1, run.started, worker, '', '')
     ends[2 * i - 1], ends[2 * i] = id, run.head .. results[i]
-    done[2 * i - 1], done[2 * i] = common.kin.workflow and forever or forget_at, members[i]
-    of_commons[common], of_runs[run] = (of_commons[common] or 0) + 1, (of_runs[run] or 0) + 1
+    done[2 * i - 1], done[2 * i] = run.common.kin.workflow and forever or forget_at, member
+    number_of[run] = (number_of[run] or 0) + 1
   end
-  for run, number in pairs(of_runs) do
+  for run, number in pairs(number_of) do
     fn.count('RUNNING', run.queue, -number)
     fn.count('SUCCEEDED', run.queue, number)
-  end
-  for common, number in pairs(of_commons) do
-    kin.count(common, 'running', -number)
-    kin.count(common, 'SUCCEEDED', number)
+    kin.count(run.common, 'running', -number)
+    kin.count(run.common, 'SUCCEEDED', number)
   end
   fn.many('HSET', our.ends, ends)
   fn.many('ZADD', each.done .. 'SUCCEEDED', done)
