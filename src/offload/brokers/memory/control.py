@@ -6,6 +6,7 @@ from msgspec.structs import replace
 
 from offload.brokers.memory.endings import finish, give_up, take_back
 from offload.brokers.memory.families import arrive, free_to_wait
+from offload.brokers.memory.line import Entry
 from offload.brokers.memory.moves import leave, withdraw
 from offload.brokers.memory.shelf import Shelf, holds_turn
 from offload.job import State
@@ -39,10 +40,20 @@ def revive(shelf: Shelf, id: str, payload: bytes | None) -> bool:
     if not holds_turn(entry):  # who kept its turn keeps its place as well
         entry.seat = shelf.next_number()
     entry.felled = False
-    arrive(shelf, entry)
-    shelf.counts.revived(entry.job, was)
+    _begin(shelf, entry)
+    shelf.counts.revived(entry.job, was, by_hand=True)
     shelf.owe(entry.job)
     return True
+
+
+def _begin(shelf: Shelf, entry: Entry) -> None:
+    """Have a revived job take its place, or wait; a callback that has never run waits for its batch again."""
+    batch = None if entry.job.callback is None or entry.claim > 0 else shelf.counts.all.get(("batch", entry.job.batch or ""))
+    if batch is None:
+        arrive(shelf, entry)
+    else:
+        entry.state, entry.pending, entry.reason = State.WAITING, True, None
+        shelf.counts.touch(batch)
 
 
 def delete(shelf: Shelf, id: str) -> bool:

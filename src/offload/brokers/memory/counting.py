@@ -7,7 +7,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from offload.counting import is_over, kept_for, tally_of
+from offload.counting import is_over, kept_for, still_open, tally_of
 from offload.job import Callback, Job, State, TallyKind
 from offload.records import Tally
 
@@ -22,7 +22,7 @@ class Count:
     """The order in which it was stored."""
     created_at: datetime
     touched_at: datetime
-    """When a job last came."""
+    """When a job last came, or, of a batch, all had last ended."""
     name: str = ""
     total: int = 0
     succeeded: int = 0
@@ -40,6 +40,8 @@ class Count:
 
     def finish(self, now: datetime) -> None:
         """All have ended; or, where that is not so any more, they have not."""
+        if self.kind == "batch" and still_open(self) == 0:
+            self.touched_at = now
         if not is_over(self):
             self.finished_at = self.forget_at = None
         elif self.finished_at is None:
@@ -86,10 +88,11 @@ class Counts:
             count.add(state, 1)
             self.changed[count.kind, count.id] = count
 
-    def revived(self, job: Job, state: State) -> None:
-        """Count a job no more among those that ended in `state`."""
+    def revived(self, job: Job, state: State, *, by_hand: bool = False) -> None:
+        """Count a job no more among those that ended in `state`. What a person revives, `by_hand`, is stopped no more."""
         for count in self.of(job):
             count.add(state, -1)
+            count.stopped = count.stopped and not by_hand
             self.changed[count.kind, count.id] = count
 
     def touch(self, count: Count) -> None:

@@ -55,7 +55,7 @@ def open_batch(shelf: Shelf, id: str, name: str, callbacks: Sequence[Job]) -> No
 def _store(shelf: Shelf, job: Job, adder: Job | None) -> str:
     known = shelf.entries.get(job.id)
     if known is not None:
-        if (known.job.task, known.job.payload) != (job.task, job.payload) or _workflow(known.job) != _workflow(job):
+        if _meant(known.job) != _meant(job):
             raise IdConflict(job.id)
         return job.id
     behind: str | None = None
@@ -76,8 +76,9 @@ def _store(shelf: Shelf, job: Job, adder: Job | None) -> str:
     return job.id
 
 
-def _workflow(job: Job) -> str | None:
-    return None if job.workflow is None else job.workflow.id
+def _meant(job: Job) -> tuple[object, ...]:
+    """What a job of a known id must have in common with that one."""
+    return job.task, job.payload, job.batch, job.callback, None if job.workflow is None else job.workflow.id
 
 
 def _conflict(shelf: Shelf, hold: Hold, unique: UniqueKey, job: Job) -> str | None:

@@ -65,6 +65,15 @@ def free_to_wait(shelf: Shelf, entry: Entry) -> bool:
     return _failed(entry) is None and not _waits_in_vain(shelf, entry)
 
 
+def waits_for_parents(entry: Entry) -> bool:
+    """Whether a job stands in no line yet because of its parents."""
+    return entry.pending and entry.job.callback is None
+
+
+def _is_stopped(shelf: Shelf, entry: Entry) -> bool:
+    return any(count.stopped for count in shelf.counts.of(entry.job))
+
+
 def _waits_in_vain(shelf: Shelf, entry: Entry) -> bool:
     """Whether a parent is not there, and no more jobs are to come: so it is after a workflow was given up, or stopped."""
     count = next((count for count in shelf.counts.of(entry.job) if count.kind == "workflow"), None)
@@ -96,7 +105,7 @@ def unknown_parent(shelf: Shelf, entries: Iterable[Entry]) -> tuple[str, str] | 
 def _reconsider(shelf: Shelf, child: Entry) -> None:
     """Do what the fates of a job's parents ask for, if it still waits for them, or fell with them."""
     failed = _failed(child)
-    if child.pending and child.job.callback is None:
+    if waits_for_parents(child):
         if failed is not None:
             shelf.remember(child)
             child.felled = True
@@ -110,7 +119,7 @@ def _reconsider(shelf: Shelf, child: Entry) -> None:
         shelf.remember(child)
         if failed is not None:
             child.reason = failed.why
-        elif not _waits_in_vain(shelf, child) and take_back(shelf, child):
+        elif not _is_stopped(shelf, child) and not _waits_in_vain(shelf, child) and take_back(shelf, child):
             child.felled, child.reason, child.finished_at = False, None, None
             shelf.remember_counts(child.job)
             shelf.counts.revived(child.job, State.CANCELLED)

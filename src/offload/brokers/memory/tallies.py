@@ -9,7 +9,7 @@ from functools import partial
 from offload.brokers.memory.control import cancel
 from offload.brokers.memory.counting import Count
 from offload.brokers.memory.endings import finish
-from offload.brokers.memory.families import pay
+from offload.brokers.memory.families import pay, waits_for_parents
 from offload.brokers.memory.line import UNSTARTED, Entry
 from offload.brokers.memory.moves import place
 from offload.brokers.memory.shelf import Shelf, holds_turn
@@ -35,7 +35,7 @@ def join(shelf: Shelf, job: Job, adder: Job | None) -> str | None:
         shelf.undo.by(count.snapshot())
         count.name, count.keep = count.name or job.workflow.name, max(count.keep, job.keep)
         if not count.stopped:
-            count.size = max(count.size, job.workflow.size)
+            count.size = max(count.size, job.workflow.size) + (adder is not None)  # whom a job adds its producer did not announce
         stopped = _add(shelf, count)
     if job.batch is not None and job.callback is None:
         count = shelf.counts.all.get(("batch", job.batch))
@@ -117,6 +117,7 @@ def _stop(shelf: Shelf, count: Count) -> None:
     shelf.counts.touch(count)
     for entry in members(shelf, count):
         if entry.state in UNSTARTED:
+            entry.felled = waits_for_parents(entry)  # so it comes back with them
             finish(shelf, entry, State.CANCELLED, f"its {count.kind} was cancelled")
         else:
             cancel(shelf, entry.job.id)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from offload.broker import Feature, Store
-from offload.errors import BatchClosed
+from offload.errors import BatchClosed, IdConflict
 from offload.job import KEEP_SUCCEEDED, KEEP_UNSUCCESSFUL, Cancelled, Dead, Done, Job, Retried, State
 from offload.records import Filter, Tally
 from offload.testing.clock import TestClock
@@ -210,6 +210,10 @@ class Batches(Fixtures):
             await session.maintain()
             assert not (await tally(store)).sealed
             await settle(session, second, Done())
+            clock.advance(3_599)
+            await session.maintain()
+            assert not (await tally(store)).sealed
+            clock.advance(1)
             await session.maintain()
             shown = await tally(store)
             assert (shown.sealed, shown.abandoned, shown.finished_at) == (True, True, clock.now())
@@ -268,6 +272,44 @@ class Batches(Fixtures):
             assert await store.retry(["on success", "on complete"]) == {"on success", "on complete"}
             assert sorted(await run(session)) == ["on complete", "on success"]
         assert (await tally(store)).total == 1
+
+    @needs(Feature.BATCH)
+    async def test_a_callback_that_is_retried_before_it_is_due_waits_again(self, store: Store, clock: TestClock) -> None:
+        await opened(store, clock, "a")
+        names = ["on complete", "on success", "on failure"]
+        assert await store.cancel(names) == set(names)
+        assert await store.retry(names) == set(names)
+        assert await waits(store, "on complete") == "waits for its batch"
+        async with store.session(info()) as session:
+            assert await run(session) == ["a"]
+            assert await claim(session) == []
+            assert await store.seal_batch(BATCH)
+            assert await run(session) == ["on success", "on complete"]
+        assert await callbacks(store) == [State.SUCCEEDED, None, State.SUCCEEDED]
+
+    @needs(Feature.BATCH)
+    async def test_an_id_has_one_batch_and_one_duty_there(self, store: Store, clock: TestClock) -> None:
+        await opened(store, clock, "a")
+        await store.enqueue([job(clock, "free")])
+        await store.enqueue([part(clock, "a")])
+        for taken in (part(clock, "free"), job(clock, "a"), job(clock, "a", batch="other"), part(clock, "on success")):
+            with pytest.raises(IdConflict):
+                await store.enqueue([taken])
+        for callback in (job(clock, "a", batch="other", callback="success"), job(clock, "on success", batch="other", callback="success")):
+            with pytest.raises(IdConflict):
+                await store.open_batch("other", "", [callback])
+        assert await store.tallies("batch", ["other"]) == []
+
+    @needs(Feature.BATCH)
+    async def test_a_stopped_batch_of_which_a_job_is_retried_takes_what_that_one_adds(self, store: Store, clock: TestClock) -> None:
+        await opened(store, clock, "a")
+        assert await store.stop("batch", BATCH)
+        assert await store.retry(["a"]) == {"a"}
+        async with store.session(info()) as session:
+            leases = {lease.job.id: lease for lease in await claim(session)}
+            await settle(session, leases["a"], Done(None, (part(clock, "b"),)))
+            assert await state(store, "b") is State.READY
+        assert not (await tally(store)).stopped
 
     @needs(Feature.BATCH)
     async def test_a_deleted_job_counts_as_cancelled_unless_it_had_ended(self, store: Store, clock: TestClock) -> None:

@@ -71,6 +71,48 @@ class Workflows(Fixtures):
         assert not await store.stop("workflow", "none")
 
     @needs(Feature.PARENTS)
+    async def test_a_stopped_workflow_comes_back_with_those_for_whom_its_jobs_wait(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "c", "b", size=3), node(clock, "b", takes("a", "x")), node(clock, "a")])
+        assert await store.stop("workflow", FLOW)
+        assert [(await record(store, id)).reason for id in ("a", "b")] == ["its workflow was cancelled", "parent a ended CANCELLED"]
+        assert await store.retry(["c"]) == set()
+        assert await store.retry(["a"]) == {"a"}
+        assert await states(store, "a", "b", "c") == [State.READY, State.WAITING, State.WAITING]
+        assert not (await tally(store)).stopped
+        async with store.session(info()) as session:
+            lease = await claim_one(session)
+            await settle(session, lease, Done(b"1", (node(clock, "added", "a"),)))
+            assert [lease.inputs for lease in await claim(session)] == [(b"1",), ()]
+
+    @needs(Feature.PARENTS)
+    async def test_who_ends_well_in_a_stopped_workflow_revives_nobody(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a", size=2), node(clock, "b", "a")])
+        async with store.session(info()) as session:
+            lease = await claim_one(session)
+            assert await store.stop("workflow", FLOW)
+            await settle(session, lease, Done(b"1"))
+            assert await states(store, "a", "b") == [State.SUCCEEDED, State.CANCELLED]
+            assert (await tally(store)).finished_at == clock.now()
+            assert await store.retry(["b"]) == {"b"}
+            assert await run(session) == ["b"]
+
+    @needs(Feature.PARENTS)
+    async def test_whom_jobs_add_is_not_taken_for_whom_the_producer_announced(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "join", "a", "b", size=3), node(clock, "a")])
+        async with store.session(info()) as session:
+            await settle(session, await claim_one(session), Done(None, (node(clock, "x"), node(clock, "y", "x"))))
+            shown = await tally(store)
+            assert (shown.total, shown.size) == (4, 5)
+            assert await run(session) == ["x"]
+            assert await run(session) == ["y"]
+            assert await waits(store, "join") == "waits for its parents"
+            await store.enqueue([node(clock, "b", size=3)])
+            assert await run(session) == ["b"]
+            assert await run(session) == ["join"]
+        shown = await tally(store)
+        assert (shown.finished_at, shown.total, shown.size) == (clock.now(), 5, 5)
+
+    @needs(Feature.PARENTS)
     async def test_a_workflow_whose_producer_went_away_is_given_up_after_an_hour(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([node(clock, "c", "never came", size=3)])
         clock.advance(1_800)
