@@ -153,7 +153,7 @@ def test_no_key_is_made_from_an_output() -> None:
     def limited(n: int) -> None: ...
 
     for task in (keyed, limited):
-        with pytest.raises(BadPayload, match="no key can be made from it"):
+        with pytest.raises(BadPayload, match="n, which is the output of a job that has not run yet"):
             task.job(previous)
 
 
@@ -235,8 +235,60 @@ def test_a_unique_key_that_raises_may_be_in_a_workflow() -> None:
     assert [job.unique is not None for job in planned(chain(raising.job()))] == [True]
 
 
+@pytest.mark.parametrize("template", ["{n}", "{n!r}", "{n.x}", "{n[0]}"])
+def test_no_template_makes_a_key_from_an_output(template: str) -> None:
+    @app.task(name=f"keyed {template}", unique=template)
+    def keyed(n: Any) -> None: ...
+
+    with pytest.raises(BadPayload, match="n, which is the output of a job that has not run yet"):
+        keyed.job(previous)
+
+
+def test_an_output_is_compared_with_nothing() -> None:
+    node = Workflow("w").add(make.job())
+    for compare in (lambda: node.output == 3, lambda: node.output != 3, lambda: node.output < 3):
+        with pytest.raises(BadDeclaration, match="stands for a value that is not there yet"):
+            compare()
+
+
+def test_what_cannot_be_added_leaves_the_workflow_as_it_was() -> None:
+    flow = Workflow("w")
+    with pytest.raises(BadDeclaration, match="two jobs of the workflow"):
+        flow.add(group(make.job(1), make.using(id="x").job(2), make.using(id="x").job(3)))
+    flow.add(make.using(id="x").job(4))
+    assert [leaf.draft.id for leaf in flow.graph.leaves] == ["x"]
+
+
+def test_wrong_parts_are_told_what_is_right() -> None:
+    flow: Any = Workflow("w")
+    node = flow.add(make.job())
+    for wrong, message in (
+        (lambda: chain(cast("Any", [make.job()])), r"chain\(\*jobs\)"),
+        (lambda: group(cast("Any", (make.job() for _ in range(2)))), r"group\(\*jobs\)"),
+        (lambda: flow.add(make.job(), after=node), "after= takes a list"),
+        (lambda: flow.add(make.job(), after="j1"), "after= takes a list"),
+        (lambda: flow.add(chain(Workflow("inner", id="i"))), "leave out its own id"),
+        (lambda: flow.add(chain(chain(), take.job(previous))), "there is none"),
+    ):
+        with pytest.raises(BadDeclaration, match=message):
+            wrong()
+    with pytest.raises(BadPayload, match="pass its `output`"):
+        take.job(node)
+    with pytest.raises(AttributeError, match=r"make\.job\(\.\.\.\)"):
+        cast("Any", make).s(1)
+    assert repr(make.job()) == "<job of make>"
+
+
+def test_many_ids_of_ones_own_are_told_apart_at_once() -> None:
+    flow = Workflow("w")
+    for number in range(20_000):
+        flow.add(make.using(id=str(number)).job())
+    with pytest.raises(BadDeclaration, match="two jobs"):
+        flow.add(make.using(id="7").job())
+
+
 def test_an_output_shows_what_it_stands_for() -> None:
     node = Workflow("w").add(make.job())
-    assert repr(previous) == "previous"
+    assert repr(previous) == "<previous>"
     assert repr(node.output) == "<output of <job of make>>"
     assert isinstance(node.output, Output)

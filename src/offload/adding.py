@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeVar, overload
 
 import msgspec
 
 from offload.composing import producer_of
-from offload.counted import tally_of
-from offload.drafts import thousands
+from offload.counted import progress_of
+from offload.drafts import refuse_stand_in, thousands
 from offload.errors import BadDeclaration
 from offload.handle import Handle
 from offload.ids import new_ids
@@ -17,7 +18,7 @@ from offload.job import MOST_ATOMIC, Draft, IfParentFails, Job, Membership
 from offload.portal import sync
 from offload.producer import Producer
 from offload.records import Tally
-from offload.workflow import Graph, Leaf, Node, Part, jobs_of
+from offload.workflow import Graph, Leaf, Node, Part, jobs_of, listed
 
 R = TypeVar("R")
 
@@ -33,6 +34,19 @@ class Additions:
         self.graph = Graph()
         self.drafts: list[tuple[str, Draft[Any]]] = []
         """Those of its batch, with their ids."""
+        self.closed = False
+        """Whether the job has ended, by its transaction, so that nothing can be added to that."""
+
+    @contextmanager
+    def whole(self) -> Generator[None]:
+        """All that is added in the block or, on an error, nothing of it."""
+        before = len(self.drafts)
+        try:
+            with self.graph.whole():
+                yield
+        except BaseException:
+            del self.drafts[before:]
+            raise
 
     def jobs(self) -> tuple[Job, ...]:
         """All of them, enqueued now."""
@@ -43,8 +57,10 @@ class Additions:
         workflow = jobs_of(self.graph, Membership(self.job.workflow.id), new_ids(len(self.graph.leaves), now), now)
         return (*workflow, *batch)
 
-    def own(self, parts: Sequence[Part]) -> None:
-        """Raise BadDeclaration where parts belong to another app, whose broker may be another one."""
+    def admit(self, parts: Sequence[Part]) -> None:
+        """Raise BadDeclaration where parts come too late, or belong to another app, whose broker may be another one."""
+        if self.closed:
+            raise BadDeclaration(f"job {self.job.id} has ended by its transaction already: add inside of it, for it is what stores them")
         if producer_of(parts) not in (None, self.producer):
             raise BadDeclaration(f"what job {self.job.id} adds belongs to another app: add jobs of its own, or enqueue those of the other")
 
@@ -75,12 +91,16 @@ class OwnWorkflow:
         `after` may also name jobs that are in the workflow already, by their handles or ids. Raises BadDeclaration.
         """
         additions = self._additions
-        additions.own([part])
+        additions.admit([part])
         graph = additions.graph
-        known = [each if isinstance(each, Node) else graph.known(each.id if isinstance(each, Handle) else each) for each in after]
-        node = graph.add(part, known, if_parent_fails)
-        additions.check()
+        with additions.whole():
+            known = [self._known(each) for each in listed(after)]
+            node = graph.add(part, known, if_parent_fails)
+            additions.check()
         return node
+
+    def _known(self, job: Node[Any] | Handle[Any] | str) -> Node[Any]:
+        return job if isinstance(job, Node) else self.node(job)
 
     def node(self, job: Handle[R] | str) -> Leaf[R]:
         """A job that is in the workflow already, by its handle or id, so that its `output` can be used."""
@@ -107,22 +127,19 @@ class OwnBatch:
         if additions.job.callback is not None:
             raise BadDeclaration(f"job {additions.job.id} is a callback of its batch, to which it can add no more")
         given = [draft for chunk in thousands(drafts, "current.batch.add_many") for draft in chunk]
-        additions.own(given)
+        additions.admit(given)
         for draft in given:
             if draft.outputs:
                 raise BadDeclaration(f"the job of {draft.task} takes the output of another one: add both by current.workflow.add(...)")
-            if draft.unique is not None and draft.unique.on_conflict != "raise":
-                raise BadDeclaration(
-                    f"the job of {draft.task} has a unique key with on_conflict={draft.unique.on_conflict!r}, so that another job might "
-                    "stand for it, which is not of the batch: use .using(unique=Unique(..., on_conflict='raise'))"
-                )
+            refuse_stand_in(draft, "the batch")
         ids = [draft.id or id for draft, id in zip(given, new_ids(len(given), additions.producer.clients.clock.now()), strict=True)]
-        additions.drafts += zip(ids, given, strict=True)
-        additions.check()
+        with additions.whole():
+            additions.drafts += zip(ids, given, strict=True)
+            additions.check()
         return [Handle(id, additions.producer) for id in ids]
 
     async def aprogress(self) -> Tally:
         """Its numbers: total, waiting, running, succeeded, dead, cancelled, expired. Raises JobNotFound once its record is forgotten."""
-        return await tally_of(self._additions.producer, "batch", self.id)
+        return await progress_of(self._additions.producer, "batch", self.id)
 
     progress = sync(aprogress)

@@ -10,7 +10,7 @@ import msgspec
 
 from offload.broker import Feature
 from offload.counted import Counted
-from offload.drafts import athousands, thousands
+from offload.drafts import athousands, refuse_stand_in, thousands
 from offload.errors import BadDeclaration, BatchClosed
 from offload.handle import Handle
 from offload.ids import new_ids
@@ -25,7 +25,7 @@ R = TypeVar("R")
 class Batch(Counted):
     """Many jobs counted together; what `app.batch(...)` gives.
 
-    In a `with` or `async with` block it is opened, and sealed at the end; an exception that leaves the block cancels it, but for
+    In a `with` or `async with` block it is opened, and sealed at the end; an exception that leaves the block cancels it, but for its own
     BatchClosed: who comes late to a batch that others have sealed ends nothing of theirs. Jobs go out as they are added, and run at once.
     """
 
@@ -35,13 +35,20 @@ class Batch(Counted):
         producer.check([Feature.BATCH], "app.batch(...)")
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
             raise BadDeclaration(f"app.batch takes a name, such as 'reports', not {name!r}")
+        if id is not None and not (isinstance(id, str) and id):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise BadDeclaration(f"app.batch(id=...) takes a text that is not empty, such as 'reports-2030-01-01', not {id!r}")
         if id is not None:
             short(id, "app.batch(id=...)")
         now = producer.clients.clock.now()
         super().__init__(id or new_ids(1, now)[0], producer)
         self.name = name
         self._callbacks = {which: _checked(draft, which, producer) for which, draft in callbacks.items() if draft is not None}
+        named = [draft.id for draft in self._callbacks.values() if draft.id is not None]
+        if len(set(named)) < len(named):
+            raise BadDeclaration(f"app.batch: two callbacks have the id {named[0]!r}; each is a job of its own")
         self._ids = new_ids(len(self._callbacks), now)
+        self._closed: BatchClosed | None = None
+        """What told that it takes no more jobs."""
 
     def __repr__(self) -> str:
         return f"Batch({self.id!r}, {self.name!r})"
@@ -70,7 +77,13 @@ class Batch(Counted):
 
     async def _send(self, drafts: Sequence[Draft[R]]) -> list[Handle[R]]:
         producer = self._needed()
-        ids = await producer.enqueue([msgspec.structs.replace(draft, batch=self.id) for draft in drafts])
+        for draft in drafts:
+            refuse_stand_in(draft, "the batch")
+        try:
+            ids = await producer.enqueue([msgspec.structs.replace(draft, batch=self.id) for draft in drafts])
+        except BatchClosed as closed:
+            self._closed = closed
+            raise
         return [Handle(id, producer) for id in ids]
 
     def add_many(self, drafts: Iterable[Draft[R]]) -> list[Handle[R]]:
@@ -88,7 +101,7 @@ class Batch(Counted):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self.seal()
-        elif kind is not BatchClosed:
+        elif error is not self._closed:
             self.cancel()
 
     async def __aenter__(self) -> Self:
@@ -97,7 +110,7 @@ class Batch(Counted):
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             await self.aseal()
-        elif kind is not BatchClosed:
+        elif error is not self._closed:
             await self.acancel()
 
     def _jobs(self) -> list[Job]:
@@ -117,8 +130,8 @@ def _checked(draft: Draft[Any], which: Callback, producer: Producer) -> Draft[An
         raise BadDeclaration(f"{what} takes a job of this app, and {draft.task} belongs to another")
     if draft.outputs:
         raise BadDeclaration(f"{what}: the job of {draft.task} takes the output of another one, and there is none")
-    if draft.unique is not None and draft.unique.on_conflict != "raise":
-        raise BadDeclaration(f"{what}: another job might stand for the one of {draft.task}; use on_conflict='raise'")
+    if draft.unique is not None:
+        raise BadDeclaration(f"{what}: the job of {draft.task} has a unique key, and a callback comes once by itself: .using(unique=None)")
     if draft.delay is not None or draft.run_at is not None:
         raise BadDeclaration(f"{what}: the job of {draft.task} is due when its batch says so: leave out delay and run_at")
     return draft

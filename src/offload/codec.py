@@ -19,7 +19,7 @@ import msgspec
 
 from offload.errors import BadPayload
 from offload.job import MOST_PAYLOAD_BYTES
-from offload.workflow import Output, Use, plucked
+from offload.workflow import Node, Output, Use, plucked
 
 _ABSENT = object()
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -53,6 +53,8 @@ def _to_json(value: Any) -> Any:
     for builtin in (str, int, float):
         if isinstance(value, builtin):
             return builtin(value)
+    if isinstance(value, Node):
+        raise TypeError("what add() returned stands for a job: pass its `output`")
     raise TypeError(f"{type(value).__qualname__} is no JSON value")
 
 

@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,8 @@ class Completion:
     def open(self) -> Generator[None]:
         """The time from first to last; a job that nothing of its own kept from its end is handed back unharmed, to run again soon."""
         try:
-            yield
+            with self._attempt.adding().whole():
+                yield
         except Exception as error:
             met = passing(error)
             away = self._away or (not self._begun and isinstance(error, BrokerError) and not isinstance(error, BrokerUnusable))
@@ -135,9 +137,11 @@ class Completion:
 
     def settling(self, store: SqlStore) -> Any:
         """What records the success."""
-        return store.settle_on(self._attempt.session_id, self._attempt.lease, self._outcome())
+        return store.settle_on(self._attempt.session_id, self._attempt.lease, self._outcome)
 
+    @cached_property
     def _outcome(self) -> Done:
+        """Made once, when the block has ended: jobs that are added get their ids by it."""
         return self._attempt.with_additions(Done(self._result))
 
     def about_to_commit(self, held: bool) -> None:
@@ -148,7 +152,7 @@ class Completion:
 
     def committed(self) -> list[Event]:
         """It is done. Returns the news of what was enqueued."""
-        self._attempt.committed(self._outcome(), settled=not self.rehearsed)
+        self._attempt.committed(self._outcome, settled=not self.rehearsed)
         return self._enqueued
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias, TypeVar, cast, overload
+from typing import Any, Generic, TypeAlias, TypeVar, cast, overload
 
 from offload.counted import Counted
-from offload.errors import BadDeclaration
+from offload.errors import BadDeclaration, IdConflict, OffloadError, ParentNotFound, UniqueConflict
 from offload.handle import Handle
 from offload.ids import new_ids
 from offload.job import MOST_ATOMIC, Draft, IfParentFails, Job, Membership
+from offload.joining import joined
 from offload.options import short
-from offload.portal import sync
+from offload.portal import portal, sync
 from offload.producer import Producer
 from offload.records import Filter, Record, Tally
 from offload.workflow import MOST_LINKS, Chained, Flow, Graph, Grouped, Leaf, Node, Output, Part, drafts_of, jobs_of
@@ -23,8 +24,13 @@ R = TypeVar("R")
 MOST_SHOWN = 1_000
 """The most jobs that the record of a workflow holds; `app.find(workflow=...)` gives the others, a page at a time."""
 LONGEST_WAIT = 60.0
+"""Seconds after which one who waits looks again, for jobs may have been added."""
+
+REFUSALS = (IdConflict, UniqueConflict, ParentNotFound)
+"""What keeps jobs from being stored that are as they should be."""
 
 Handles: TypeAlias = "Handle[Any] | Results"
+H = TypeVar("H", bound=Handles)
 
 
 class WorkflowRecord(Tally, frozen=True, kw_only=True):
@@ -58,9 +64,10 @@ class Run(Counted):
 
     kind = "workflow"
 
-    def __init__(self, id: str, producer: Producer | None, ends: Sequence[str] = ()) -> None:
+    def __init__(self, id: str, producer: Producer | None, graph: Graph | None = None) -> None:
         super().__init__(id, producer)
-        self._ends = tuple(ends[:MOST_ATOMIC])
+        self._graph = graph
+        self._ends = () if graph is None else tuple(graph.ends()[:MOST_ATOMIC])
 
     def __repr__(self) -> str:
         return f"Run({self.id!r})"
@@ -68,21 +75,30 @@ class Run(Counted):
     @overload
     def handle(self, node: Leaf[R]) -> Handle[R]: ...
     @overload
-    def handle(self, node: Node[R]) -> Handle[R]: ...
+    def handle(self, node: Node[Any]) -> Any: ...
     def handle(self, node: Node[Any]) -> Any:
-        """The handle of what `Workflow.add` returned: of its job, or, of a group, `Results`, whose `result()` is a list."""
-        return _handles(node.output, self._needed())
+        """The handle of what `Workflow.add` returned: of its job, or, of a group, `Results`, whose `result()` is a list.
+
+        Raises BadDeclaration for what was not added to this workflow.
+        """
+        if not isinstance(node, Node):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise BadDeclaration(f"handle() takes what add() returned, not {node!r}")
+        for leaf in node.ends:
+            if leaf.id is None or self._graph not in (None, leaf.graph):
+                raise BadDeclaration(f"{leaf} is no part of workflow {self.id}: ask the run of the workflow to which it was added")
+        return _handles(node.output, self._producer)
 
     async def arecord(self) -> WorkflowRecord:
         """All that is known of the workflow and its jobs. Raises JobNotFound once its record is forgotten."""
         found = await self.aprogress()
-        jobs = await (await self._needed().clients.store()).find(Filter(workflow=self.id), MOST_SHOWN)
+        jobs = [] if self._producer is None else await (await self._producer.clients.store()).find(Filter(workflow=self.id), MOST_SHOWN)
         return WorkflowRecord(**{name: getattr(found, name) for name in found.__struct_fields__}, jobs=tuple(jobs))
 
     async def _rest(self, seconds: float) -> None:
         """Wait for the jobs to end for whom nobody waits; where they have, or are not known here, a moment."""
         if not self._ends:
             return await super()._rest(seconds)
+        seconds = min(seconds, LONGEST_WAIT)
         clock = asyncio.get_running_loop().time
         until = clock() + seconds
         await (await self._needed().clients.store()).finished(self._ends, seconds)
@@ -93,30 +109,26 @@ class Run(Counted):
     record = sync(arecord)
 
 
-class _Composed:
+class _Composed(Generic[H]):
     """What chains and groups have in common: each enqueue makes a workflow of its own."""
 
     parts: tuple[Part, ...]
 
-    async def aenqueue(self, *, connection: Any = None) -> Any:
+    async def aenqueue(self, *, connection: Any = None) -> H:
         """Enqueue the jobs; they are durable on return. Gives the handle of the last, or `Results` of a group.
 
         On `connection` they are part of the transaction that is open there, as by `using(connection=...)`. Of more than a thousand jobs
         each thousand is stored atomically, and nothing runs before all that waits for it is there. Raises BadDeclaration, BrokerError.
         """
         node, sending = self._made()
-        producer = sending.producer
-        if producer is not None:
-            await producer.enqueue_jobs(sending.jobs, connection)
-        return _handles(node.output, producer)
+        await sending.send(connection)
+        return _handles(node.output, sending.producer)
 
-    def enqueue(self, *, connection: Any = None) -> Any:
+    def enqueue(self, *, connection: Any = None) -> H:
         """As `aenqueue`, for sync code. Raises LoopRunning on a running event loop."""
         node, sending = self._made()
-        producer = sending.producer
-        if producer is not None:
-            producer.enqueue_jobs_blocking("enqueue", sending.jobs, connection)
-        return _handles(node.output, producer)
+        sending.send_blocking(connection)
+        return _handles(node.output, sending.producer)
 
     def _made(self) -> tuple[Node[Any], Sending]:
         graph = Graph()
@@ -124,12 +136,12 @@ class _Composed:
         return node, Sending(graph, "", producer_of(self.parts))
 
 
-class Chain(_Composed, Chained):
-    """Jobs that run one after the other. What `chain(...)` gives."""
+class Chain(_Composed[Handle[Any]], Chained):
+    """Jobs that run one after the other. What `chain(...)` gives; enqueueing it gives the handle of the last, or `Results` of a group."""
 
 
-class Group(_Composed, Grouped):
-    """Jobs that run side by side. What `group(...)` gives."""
+class Group(_Composed[Results], Grouped):
+    """Jobs that run side by side. What `group(...)` gives; enqueueing it gives their `Results`."""
 
 
 def chain(*parts: Part) -> Chain:
@@ -161,8 +173,7 @@ class Workflow(Flow):
             raise BadDeclaration(f"Workflow(id=...) takes a text that is not empty, as in 'video-7', not {id!r}")
         if id is not None:
             short(_numbered(id, MOST_LINKS), "the id of a workflow with the number of a job")
-        super().__init__(name)
-        self._id = id
+        super().__init__(name, id)
         self._sending: Sending | None = None
 
     def __repr__(self) -> str:
@@ -180,25 +191,25 @@ class Workflow(Flow):
         """
         if self._sending is not None:
             raise BadDeclaration(f"{self!r} was enqueued already; a job adds to its own workflow by current.workflow.add(...)")
+        if self.nested:
+            raise BadDeclaration(f"{self!r} was added to another one, as it was then: add all its jobs before that")
         return self.graph.add(part, after, if_parent_fails)
 
     async def aenqueue(self, *, connection: Any = None) -> Run:
         """Enqueue all its jobs; they are durable on return. As `chain(...).aenqueue`, but for what it gives."""
         sending = self._sent()
-        if sending.producer is not None:
-            await sending.producer.enqueue_jobs(sending.jobs, connection)
-        return Run(sending.id, sending.producer, self.graph.ends())
+        await sending.send(connection)
+        return Run(sending.id, sending.producer, self.graph)
 
     def enqueue(self, *, connection: Any = None) -> Run:
         """As `aenqueue`, for sync code. Raises LoopRunning on a running event loop."""
         sending = self._sent()
-        if sending.producer is not None:
-            sending.producer.enqueue_jobs_blocking("enqueue", sending.jobs, connection)
-        return Run(sending.id, sending.producer, self.graph.ends())
+        sending.send_blocking(connection)
+        return Run(sending.id, sending.producer, self.graph)
 
     def _sent(self) -> Sending:
         if self._sending is None:
-            self._sending = Sending(self.graph, self.name, producer_of([self]), self._id)
+            self._sending = Sending(self.graph, self.name, producer_of([self]), self.id)
         return self._sending
 
 
@@ -210,11 +221,48 @@ class Sending:
         self.producer = producer
         self._name = name
         self._ids: list[str] = []
+        self._named = id is not None
         self.id = id or ""
         if id is not None:
             self._ids = [_numbered(id, number) for number in range(len(graph.leaves))]
         elif producer is not None:
             self.id, *self._ids = new_ids(len(graph.leaves) + 1, producer.clients.clock.now())
+
+    async def send(self, connection: Any) -> None:
+        """Enqueue them; on the connection of the caller, where there is one."""
+        if self.producer is None:
+            return
+        try:
+            await self.producer.enqueue_jobs(self.jobs, connection)
+        except REFUSALS as error:
+            await self._take_back(connection)
+            raise self._told(error) from None
+
+    def send_blocking(self, connection: Any) -> None:
+        """The same for sync code."""
+        if self.producer is None:
+            return
+        try:
+            self.producer.enqueue_jobs_blocking("enqueue", self.jobs, connection)
+        except REFUSALS as error:
+            if connection is None and joined() is None:
+                portal.run(self._take_back, connection)
+            raise self._told(error) from None
+
+    async def _take_back(self, connection: Any) -> None:
+        """Stop what the thousands before the one that was refused have begun, unless another program may have begun it, by its id."""
+        if self.producer is not None and not self._named and len(self._ids) > MOST_ATOMIC and connection is None and joined() is None:
+            await (await self.producer.clients.store()).stop("workflow", self.id)
+
+    def _told(self, error: OffloadError) -> OffloadError:
+        """The refusal, in terms of who refers to the workflow by an id of its own."""
+        if not self._named or not isinstance(error, IdConflict) or error.job_id not in self._ids:
+            return error
+        return IdConflict(
+            error.job_id,
+            f"workflow {self.id!r} was enqueued before, and its job {error.job_id!r} with another task or other arguments; an id is an "
+            "idempotency key, so give another workflow one of its own",
+        )
 
     def jobs(self) -> list[Job]:
         """The jobs, enqueued now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from datetime import UTC, datetime
 
 from offload.errors import BadDeclaration, JobNotFound, ResultTimeout
 from offload.job import TallyKind
@@ -26,13 +27,17 @@ class Counted:
 
     async def aprogress(self) -> Tally:
         """Its numbers: total, waiting, running, succeeded, dead, cancelled, expired. Raises JobNotFound once its record is forgotten."""
-        return await tally_of(self._needed(), self.kind, self.id)
+        if self._producer is None:
+            return _nothing(self.kind, self.id)
+        return await progress_of(self._producer, self.kind, self.id)
 
     async def await_(self, timeout: float | None = None) -> Tally:
         """Wait until all its jobs have ended, however they did, and no more can come. Returns their numbers; `state` tells how it went.
 
         None waits for ever. Raises ResultTimeout when `timeout` seconds were not enough, JobNotFound once its record is forgotten.
         """
+        if timeout is not None and not isinstance(timeout, int | float):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise BadDeclaration(f"timeout is a number of seconds, not {timeout!r}")
         clock = asyncio.get_running_loop().time
         deadline = math.inf if timeout is None else clock() + timeout
         while (found := await self.aprogress()).finished_at is None:
@@ -48,7 +53,7 @@ class Counted:
 
         A batch is sealed by it, and its `on_complete` called once all have ended. False when all had ended already.
         """
-        return await (await self._needed().changing()).stop(self.kind, self.id)
+        return self._producer is not None and await (await self._producer.changing()).stop(self.kind, self.id)
 
     progress = sync(aprogress)
     wait = sync(await_)
@@ -59,12 +64,17 @@ class Counted:
         await asyncio.sleep(min(seconds, LOOK_EVERY))
 
     def _needed(self) -> Producer:
-        if self._producer is None:
-            raise BadDeclaration(f"a {self.kind} without jobs has nothing to wait for or to ask")
+        assert self._producer is not None, "only a workflow without jobs has none"
         return self._producer
 
 
-async def tally_of(producer: Producer, kind: TallyKind, id: str) -> Tally:
+def _nothing(kind: TallyKind, id: str) -> Tally:
+    """The numbers of a workflow without jobs, which nobody stores: it has ended well."""
+    now = datetime.now(UTC)
+    return Tally(kind=kind, id=id, created_at=now, finished_at=now)
+
+
+async def progress_of(producer: Producer, kind: TallyKind, id: str) -> Tally:
     """The numbers of a workflow or batch. Raises JobNotFound where there are none."""
     found = await (await producer.clients.store()).tallies(kind, [id])
     if not found:

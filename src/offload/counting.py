@@ -14,7 +14,7 @@ LEAST_KEEP = 60.0
 """Seconds that a finished workflow is kept at least, so that who waits for it sees its end."""
 
 
-class Counted(Protocol):
+class Numbers(Protocol):
     """What an engine knows of a workflow or batch; flags may be numbers."""
 
     @property
@@ -47,27 +47,27 @@ class Counted(Protocol):
     def callbacks(self) -> dict[Callback, str]: ...
 
 
-def still_open(count: Counted) -> int:
+def still_open(count: Numbers) -> int:
     """How many of its jobs have not ended."""
     return count.total - count.succeeded - count.dead - count.cancelled - count.expired
 
 
-def is_complete(count: Counted) -> bool:
+def is_complete(count: Numbers) -> bool:
     """Whether no more jobs are to come."""
     return bool(count.sealed) if count.kind == "batch" else count.total >= count.size
 
 
-def is_over(count: Counted) -> bool:
+def is_over(count: Numbers) -> bool:
     """Whether all of its jobs have come and ended, however they did."""
     return is_complete(count) and still_open(count) == 0
 
 
-def went_well(count: Counted) -> bool:
+def went_well(count: Numbers) -> bool:
     """Whether every job that it has succeeded, and its producer did not go away."""
     return count.succeeded == count.total and not count.abandoned
 
 
-def is_due(count: Counted, callback: Callback) -> bool:
+def is_due(count: Numbers, callback: Callback) -> bool:
     """Whether what a callback waits for has come."""
     match callback:
         case "failure":
@@ -78,19 +78,19 @@ def is_due(count: Counted, callback: Callback) -> bool:
             return is_over(count)
 
 
-def may_be_given_up(count: Counted) -> bool:
+def may_be_given_up(count: Numbers) -> bool:
     """Whether its producer is taken for gone if nothing comes for ABANDONED_AFTER: of a batch, only once its jobs have ended."""
     return not is_complete(count) and (count.kind == "workflow" or still_open(count) == 0)
 
 
-def kept_for(count: Counted) -> float:
+def kept_for(count: Numbers) -> float:
     """Seconds that it is kept from its end: a workflow as long as the one of its jobs that is kept longest."""
     if not went_well(count):
         return KEEP_UNSUCCESSFUL
     return KEEP_SUCCEEDED if count.kind == "batch" else max(count.keep, LEAST_KEEP)
 
 
-def tally_of(count: Counted, created_at: datetime, finished_at: datetime | None, running: int) -> Tally:
+def tally_of(count: Numbers, created_at: datetime, finished_at: datetime | None, running: int) -> Tally:
     """What people see of it."""
     return Tally(
         kind=count.kind,

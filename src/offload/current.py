@@ -58,7 +58,8 @@ class Attempt(ABC):
 
     def with_additions(self, outcome: Done) -> Done:
         """An outcome that brings what the task added."""
-        return outcome if self.additions is None else Done(outcome.result, self.additions.jobs())
+        added = () if self.additions is None else self.additions.jobs()
+        return Done(outcome.result, added) if added else outcome
 
     def shield(self) -> None:
         """From here on nothing is raised in the task's thread from outside; what was raised but has not arrived comes later."""
@@ -73,6 +74,7 @@ class Attempt(ABC):
     def committed(self, outcome: Done, *, settled: bool) -> None:
         """Take note that it is."""
         self.completed, self.settled, self.in_doubt = outcome, settled, False
+        self.adding().closed = True
 
     @property
     @abstractmethod

@@ -73,15 +73,16 @@ class UniqueConflict(OffloadError):
 class IdConflict(OffloadError):
     """The id was used before with another payload."""
 
-    def __init__(self, job_id: str) -> None:
+    def __init__(self, job_id: str, told: str = "") -> None:
         super().__init__(
-            f"job id {job_id!r} was already used with another task or payload, or in another workflow; an id is an idempotency key, "
-            "so give this job its own"
+            told
+            or f"job id {job_id!r} was already used with another task or payload, or in another workflow or batch; an id is an idempotency "
+            "key, so give this job its own"
         )
         self.job_id = job_id
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.job_id,), self.__dict__
+        return type(self), (self.job_id, str(self)), self.__dict__
 
 
 class BatchClosed(OffloadError):

@@ -170,6 +170,9 @@ class Draft(msgspec.Struct, Generic[R], frozen=True, kw_only=True, omit_defaults
     producer: Any = None
     """What enqueues it, of the app that its task belongs to. Never stored."""
 
+    def __repr__(self) -> str:
+        return f"<job of {self.task}>"
+
     def stamped(self, id: str, now: datetime) -> Job:
         """The job that this draft becomes when enqueued at `now` under `id` (its own id goes first)."""
         run_at = self.run_at

@@ -17,6 +17,7 @@ from msgspec import UNSET, UnsetType
 from offload.duration import seconds
 from offload.errors import BadDeclaration, BadPayload
 from offload.job import Conflict, Limit, LimitChange, RateLimit, SlotLimit, UniqueKey, Until
+from offload.workflow import Output
 
 LONGEST_KEY = 200
 """The most characters of a key once its template is filled in."""
@@ -195,11 +196,19 @@ def _refuse_twice(limits: Sequence[Concurrency | Rate], what: str) -> None:
 
 def made_key(key: Key, arguments: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], what: str) -> str:
     """The key of one job; see `resolve`. Raises BadPayload."""
+    if isinstance(key, str) and (unknown := _outputs_in(key, arguments)):
+        raise BadPayload(f"{what} is made of {unknown}, which is the output of a job that has not run yet")
     try:
         made: Any = key.format_map(arguments) if isinstance(key, str) else key(*args, **kwargs)
     except Exception as error:
         raise BadPayload(f"{what} could not be made: {type(error).__name__}: {error}") from error
     return literal_key(made, what)
+
+
+def _outputs_in(template: str, arguments: Mapping[str, Any]) -> str:
+    """The first argument in a template that is not known yet; `!r` would make a text of it."""
+    names = (name.partition(".")[0].partition("[")[0] for _, name, _, _ in Formatter().parse(template) if name)
+    return next((name for name in names if isinstance(arguments.get(name), Output)), "")
 
 
 def literal_key(key: Any, what: str) -> str:

@@ -148,10 +148,11 @@ def _works(store: SqlStore, jobs: Sequence[Job]) -> list[Any]:
     return [store.enqueue_on(jobs[start : start + MOST_ATOMIC]) for start in range(0, len(jobs), MOST_ATOMIC)]
 
 
+def enqueued(job: Job) -> Event:
+    """The news of a job that was stored."""
+    return Event(name="enqueued", id=job.id, task=job.task, queue=job.queue, at=job.enqueued_at)
+
+
 def _enqueued(jobs: Sequence[Job], stored: Sequence[str]) -> list[Event]:
     """The news of those jobs that were stored under their own id."""
-    return [
-        Event(name="enqueued", id=job.id, task=job.task, queue=job.queue, at=job.enqueued_at)
-        for job, id in zip(jobs, stored, strict=True)
-        if job.id == id
-    ]
+    return [enqueued(job) for job, id in zip(jobs, stored, strict=True) if job.id == id]

@@ -30,6 +30,8 @@ R = TypeVar("R")
 ISOLATIONS = ("async", "thread", "process")
 NAMES_OF_OTHERS = ("delay", "send", "apply_async")
 """What other job queues call `enqueue`."""
+DRAFTS_OF_OTHERS = ("s", "si", "signature", "message")
+"""What other job queues call `job`."""
 
 
 class Task(Generic[P, R]):
@@ -71,6 +73,7 @@ class Task(Generic[P, R]):
 
         def __getattr__(self, name: str) -> Any:
             hint = f"; use {called(self)}.enqueue(...), or {called(self)}.using(delay=60).enqueue(...)" if name in NAMES_OF_OTHERS else ""
+            hint = f"; use {called(self)}.job(...)" if name in DRAFTS_OF_OTHERS else hint
             raise AttributeError(f"a task has no {name!r}{hint}", name=name, obj=self)
 
     def job(self, /, *args: P.args, **kwargs: P.kwargs) -> Draft[R]:

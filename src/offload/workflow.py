@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar, cast, get_args
 
 import msgspec
 
+from offload.drafts import refuse_stand_in
 from offload.errors import BadDeclaration
 from offload.job import Draft, IfParentFails, Job, Membership, Parent
 
@@ -29,7 +31,7 @@ class Output:
         """The job; None where it is the one before in a chain."""
 
     def __repr__(self) -> str:
-        return "previous" if self.leaf is None else f"<output of {self.leaf}>"
+        return "<previous>" if self.leaf is None else f"<output of {self.leaf}>"
 
     def _refuse(self, *_: object) -> NoReturn:
         what = "previous" if self.leaf is None else f"the output of {self.leaf.draft.task}"
@@ -38,7 +40,12 @@ class Output:
             "and no key can be made from it"
         )
 
-    __str__ = __bool__ = __iter__ = __len__ = __getitem__ = _refuse
+    __str__ = __bool__ = __iter__ = __len__ = __getitem__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+
+    def __eq__(self, other: object) -> bool:
+        return self is other if isinstance(other, Output) else self._refuse()
+
+    __hash__ = object.__hash__
 
     def __format__(self, spec: str) -> str:
         self._refuse()
@@ -58,15 +65,16 @@ class Use(NamedTuple):
 class Node(Generic[R]):
     """A part of a workflow. `output` stands for what it returns, in the arguments of others."""
 
-    def __init__(self, ends: Sequence[Leaf[Any]], output: Any) -> None:
+    def __init__(self, ends: Sequence[Leaf[Any]], passed: Any) -> None:
         self.ends = tuple(ends)
         """The jobs that whoever comes after it waits for."""
-        self._output = output
+        self.passed = passed
+        """What `previous` stands for after it; NOTHING after an empty chain."""
 
     @property
     def output(self) -> R:
-        """A placeholder for what it returns: a list of them where it is a group."""
-        return self._output
+        """A placeholder for what it returns: a list of them where it is a group or a workflow with several ends."""
+        return cast("R", None if self.passed is NOTHING else self.passed)
 
 
 class Leaf(Node[R]):
@@ -86,26 +94,28 @@ class Leaf(Node[R]):
         return f"<job of {self.draft.task}>"
 
 
-class Chained:
+class _Parts:
+    def __init__(self, parts: Iterable[Part]) -> None:
+        self.parts = tuple(_checked(part, type(self).__name__.lower()) for part in parts)
+
+
+class Chained(_Parts):
     """Parts that run one after the other."""
 
-    def __init__(self, parts: Iterable[Part]) -> None:
-        self.parts = tuple(_checked(part, type(self).__name__.lower()) for part in parts)
 
-
-class Grouped:
+class Grouped(_Parts):
     """Parts that run side by side."""
-
-    def __init__(self, parts: Iterable[Part]) -> None:
-        self.parts = tuple(_checked(part, type(self).__name__.lower()) for part in parts)
 
 
 class Flow:
     """A graph with a name."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, id: str | None = None) -> None:
         self.name = name
+        self.id = id
         self.graph = Graph()
+        self.nested = False
+        """Whether it was added to another one, which got copies of its jobs."""
 
 
 Part: TypeAlias = "Draft[Any] | Chained | Grouped | Flow"
@@ -116,13 +126,27 @@ class Graph:
 
     def __init__(self) -> None:
         self.leaves: list[Leaf[Any]] = []
+        self._ids: set[str] = set()
         self._known: dict[str, Leaf[Any]] = {}
         self._links = 0
 
+    @contextmanager
+    def whole(self) -> Generator[None]:
+        """All that is added in the block or, on an error, nothing of it."""
+        leaves, links, ids, known = len(self.leaves), self._links, self._ids.copy(), self._known.copy()
+        try:
+            yield
+        except BaseException:
+            del self.leaves[leaves:]
+            self._links, self._ids, self._known = links, ids, known
+            raise
+
     def known(self, id: str) -> Leaf[Any]:
-        """A job that is stored already, for others to wait for."""
+        """A job that is stored already, for others to wait for; or the one of this graph that has the id."""
         if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
             raise BadDeclaration(f"a job of the workflow is named by what add() returned, its handle or its id, not by {id!r}")
+        if id in self._ids:
+            return next(leaf for leaf in self.leaves if leaf.id == id)
         return self._known.setdefault(id, Leaf(self, Draft(task=f"job {id}", id=id), {}, "cancel"))
 
     def ends(self) -> list[str]:
@@ -134,11 +158,12 @@ class Graph:
         """Add a part that begins when all of `after` have ended. Raises BadDeclaration."""
         if if_parent_fails not in get_args(IfParentFails):
             raise BadDeclaration(f"if_parent_fails is 'cancel' or 'run', not {if_parent_fails!r}")
-        for node in after:
-            if not isinstance(node, Node):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+        for node in listed(after):
+            if not isinstance(node, Node):
                 raise BadDeclaration(f"after= takes what add() returned, not {node!r}")
         ends = [leaf for node in after for leaf in node.ends]
-        return self._expand(_checked(part, "workflow"), _Before(tuple(dict.fromkeys(ends)), _NOTHING), if_parent_fails, ())
+        with self.whole():
+            return self._expand(_checked(part, "workflow"), _Before(tuple(dict.fromkeys(ends)), NOTHING), if_parent_fails, ())
 
     def _expand(self, part: Part, before: _Before, policy: IfParentFails, inside: tuple[Flow, ...]) -> Node[Any]:
         match part:
@@ -147,8 +172,8 @@ class Graph:
             case Chained():
                 for each in part.parts:
                     node = self._expand(each, before, policy, inside)
-                    before = _Before(node.ends, node.output)
-                return Node(before.ends, None if before.output is _NOTHING else before.output)
+                    before = _Before(node.ends, node.passed)
+                return Node(before.ends, before.output)
             case Grouped():
                 nodes = [self._expand(each, before, policy, inside) for each in part.parts]
                 ends = [leaf for node in nodes for leaf in node.ends] or before.ends
@@ -173,26 +198,26 @@ class Graph:
         for parent in leaf.parents:
             if parent.graph is not self:
                 raise BadDeclaration(f"{leaf} is to wait for {parent}, which belongs to another workflow")
-        if leaf.id is not None and any(leaf.id == other.id for other in self.leaves):
+        if leaf.id is not None and (leaf.id in self._ids or leaf.id in self._known):
             raise BadDeclaration(f"two jobs of the workflow have the id {leaf.id!r}; add a job once, and use what add() returned for it")
-        unique = leaf.draft.unique
-        if unique is not None and unique.on_conflict != "raise":
-            raise BadDeclaration(
-                f"{leaf} has a unique key with on_conflict={unique.on_conflict!r}, so that another job might stand for it, of which the "
-                "workflow knows nothing: use .using(unique=Unique(..., on_conflict='raise'))"
-            )
+        refuse_stand_in(leaf.draft, "the workflow")
         self._links += len(leaf.parents)
         if self._links > MOST_LINKS:
             raise BadDeclaration(
                 f"the workflow has over {MOST_LINKS:,} pairs of a job and one that waits for it: put a job between that joins the many"
             )
         self.leaves.append(leaf)
+        if leaf.id is not None:
+            self._ids.add(leaf.id)
         return leaf
 
     def _inline(self, flow: Flow, before: _Before, policy: IfParentFails, inside: tuple[Flow, ...]) -> Node[Any]:
         """Add copies of another graph's jobs; those that wait for nobody begin after what came before."""
         if flow.graph is self or flow in inside:
             raise BadDeclaration(f"workflow {flow.name!r} is to contain itself, which would be a cycle")
+        if flow.id is not None:
+            raise BadDeclaration(f"workflow {flow.name!r} is to be part of another one, whose id counts: leave out its own id={flow.id!r}")
+        flow.nested = True
         copies: dict[Leaf[Any], Leaf[Any]] = {}
         for leaf in flow.graph.leaves:
             parents = {copies[parent]: at for parent, at in leaf.parents.items()} or dict.fromkeys(before.ends, ())
@@ -210,7 +235,15 @@ class _Before(NamedTuple):
     output: Any
 
 
-_NOTHING: Any = object()
+NOTHING: Any = object()
+"""Stands where there is nothing before, for `previous` to stand for."""
+
+
+def listed(after: Any) -> Any:
+    """What was given as `after`, seen to be a list of things. Raises BadDeclaration."""
+    if isinstance(after, str) or not isinstance(after, Iterable):
+        raise BadDeclaration(f"after= takes a list, as in after=[one, other], not {after!r}")
+    return cast("Any", after)
 
 
 def jobs_of(graph: Graph, workflow: Membership, ids: Sequence[str], now: datetime) -> list[Job]:
@@ -246,14 +279,17 @@ def drafts_of(parts: Iterable[Part]) -> Iterator[Draft[Any]]:
 
 def _checked(part: Part, where: str) -> Part:
     if not isinstance(part, Draft | Chained | Grouped | Flow):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
-        raise BadDeclaration(f"a {where} is made of jobs, as task.job(...) gives them, of chains, groups and workflows, not of {part!r}")
+        hint = f"; put a star before a list of them: {where}(*jobs)" if isinstance(part, Iterable) and where != "workflow" else ""
+        raise BadDeclaration(
+            f"a {where} is made of jobs, as task.job(...) gives them, of chains, groups and workflows, not of {part!r}{hint}"
+        )
     return part
 
 
 def _filled(draft: Draft[Any], output: Any) -> Draft[Any]:
     """The draft with `previous` put in: one output, or lists of them as deep as groups are nested."""
     uses = cast("tuple[Use, ...]", draft.outputs)
-    if output is _NOTHING or all(use.output.leaf is not None for use in uses):
+    if output is NOTHING or all(use.output.leaf is not None for use in uses):
         return draft
     payload = msgspec.json.decode(draft.payload)
     filled: list[Use] = []

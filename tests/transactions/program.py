@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from offload import Discard, Handle, Offload, Retry, Unique, current
@@ -67,6 +67,9 @@ def work(n: int, how: str, connection: Any = None) -> int:
                 mine.commit()
             case "add":
                 current.batch.add(note.using(id="added").job(n))
+            case "add and raise":
+                current.batch.add(note.job(n))
+                raise ValueError("wrong")
             case "nested":
                 with current.transaction():
                     pass
@@ -78,12 +81,19 @@ def work(n: int, how: str, connection: Any = None) -> int:
                 raise KeyError("the first try")
             case _:
                 current.complete(2 * n)
+    afterwards(n, how)
+    return -1
+
+
+def afterwards(n: int, how: str) -> None:
+    """Go wrong once the job has ended."""
     if how == "fail afterwards":
         raise ValueError("too late")
+    if how == "add afterwards":
+        current.batch.add(note.job(n))
     if how == "twice":
         with current.transaction():
             pass
-    return -1
 
 
 async def awork(n: int, how: str) -> int:
@@ -102,6 +112,9 @@ async def awork(n: int, how: str) -> int:
                 await current.astep("count", int)
             case "add":
                 current.batch.add(note.using(id="added").job(n))
+            case "add and raise":
+                current.batch.add(note.job(n))
+                raise ValueError("wrong")
             case "commit":
                 done = mine.commit()
                 if hasattr(done, "__await__"):
@@ -137,6 +150,12 @@ def in_process(n: int, how: str = "") -> int:
 @app.task(retry=NEVER, isolation="process")
 async def in_coroutine_of_process(n: int, how: str = "") -> int:
     return await awork(n, how)
+
+
+@app.task(retry=NEVER)
+def adds_though_its_block_fails(n: int) -> None:
+    with suppress(ValueError):
+        work(n, "add and raise")
 
 
 @app.task(retry=NEVER, isolation="process")

@@ -121,6 +121,21 @@ def test_where_what_it_adds_is_refused_all_of_it_is_rolled_back(shop: Shop, task
     assert batch.progress().total == 1
 
 
+def test_what_is_added_comes_to_nothing_with_the_block(shop: Shop) -> None:
+    with shop.app.batch() as batch:
+        added = batch.add(program.adds_though_its_block_fails.job(7))
+    assert shop.ran(added).state is State.SUCCEEDED
+    assert (shop.marks(), shop.jobs()) == ([], [])
+
+
+def test_to_add_after_the_end_is_refused(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "offload.worker"), shop.app.batch() as batch:
+        added = batch.add(program.in_thread.job(7, "add afterwards"))
+        assert shop.ran(added).state is State.SUCCEEDED
+    assert "has ended by its transaction already: add inside of it" in caplog.text
+    assert shop.jobs() == [7]
+
+
 def test_an_error_of_the_database_is_the_tasks_own(shop: Shop) -> None:
     record = shop.ran(program.in_thread.enqueue(7, "conflict"))
     assert record.state is State.DEAD

@@ -168,7 +168,7 @@ async def test_a_workflow_with_an_id_is_the_same_whoever_builds_it(shop: Any) ->
     assert first.id == again.id == shop.app.workflow("order-7").id == "order-7"
     await Worker(shop.app).drain()
     assert (await (await built(1).aenqueue()).await_(1)).succeeded == 3
-    with pytest.raises(IdConflict, match="another task or payload, or in another workflow"):
+    with pytest.raises(IdConflict, match="workflow 'order-7' was enqueued before"):
         await built(1, other=11).aenqueue()
     assert shop.ran == [1, 10]
     another = Workflow(id="order-8")
@@ -312,6 +312,94 @@ async def test_what_cannot_be_added_is_refused_in_the_task(shop: Any) -> None:
     assert all(part in told for part, told in zip(expected, refused, strict=True)), refused
 
 
+async def test_what_it_adds_last_is_all_of_what_it_adds_where_it_is_called_again(shop: Any) -> None:
+    @shop.app.middleware
+    async def again(job: Any, call_next: Any) -> Any:
+        try:
+            return await call_next()
+        except ValueError:
+            return await call_next()
+
+    tried: list[int] = []
+
+    @shop.app.task(name="tries")
+    async def tries() -> None:
+        tried.append(1)
+        current.workflow.add(shop.note.job(f"try {len(tried)}"))
+        if len(tried) == 1:
+            raise ValueError
+
+    run = await chain(tries.job()).aenqueue()
+    await Worker(shop.app).drain()
+    assert (await run.arecord()).state is State.SUCCEEDED
+    assert shop.ran == ["try 2"]
+
+
+async def test_what_is_refused_leaves_nothing_behind(shop: Any) -> None:
+    @shop.app.task(name="adds")
+    async def adds() -> None:
+        with pytest.raises(BadDeclaration, match="at most 1,000"):
+            current.workflow.add(group(*(shop.note.job("no") for _ in range(1_001))))
+        with pytest.raises(BadDeclaration, match="two jobs of the workflow"):
+            current.workflow.add(shop.note.using(id="self").job("no"), after=["self"])
+        with pytest.raises(BadDeclaration, match="takes a list"):
+            current.workflow.add(shop.note.job("no"), after=current.job.id)
+        current.workflow.add(shop.note.job("yes"), after=[current.job.id])
+
+    handle = await chain(adds.job()).aenqueue()
+    await Worker(shop.app).drain()
+    assert (await handle.arecord()).reason is None
+    assert shop.ran == ["yes"]
+
+
+async def test_observers_are_told_of_jobs_that_others_add(shop: Any) -> None:
+    told: list[str] = []
+    shop.app.on("enqueued")(lambda event: told.append(event.task))
+
+    @shop.app.task(name="adds")
+    async def adds() -> None:
+        current.workflow.add(shop.note.job("added"))
+
+    await chain(adds.job()).aenqueue()
+    await Worker(shop.app).drain()
+    assert told == ["adds", "note"]
+
+
+async def test_an_empty_workflow_has_ended_well(shop: Any) -> None:
+    run = await Workflow("nothing").aenqueue()
+    assert ((await run.await_(1)).state, (await run.arecord()).jobs, await run.acancel()) == ("succeeded", (), False)
+
+
+async def test_a_run_gives_handles_of_its_own_jobs_alone(shop: Any) -> None:
+    inner, outer, other = Workflow("inner"), Workflow("outer"), Workflow("other")
+    nested, foreign = inner.add(shop.plus.job(1)), other.add(shop.plus.job(2))
+    whole = outer.add(inner)
+    with pytest.raises(BadDeclaration, match="add all its jobs before"):
+        inner.add(shop.plus.job(2))
+    run, _ = await outer.aenqueue(), await other.aenqueue()
+    await Worker(shop.app).drain()
+    assert await run.handle(whole).aresult(1) == 2
+    wrong: Any
+    for wrong, message in ((nested, "is no part of workflow"), (foreign, "is no part of workflow"), ("node", "takes what add")):
+        with pytest.raises(BadDeclaration, match=message):
+            run.handle(wrong)
+
+
+async def test_of_a_wide_workflow_that_is_refused_in_the_end_nothing_goes_on(shop: Any) -> None:
+    await shop.note.using(id="taken", delay=60).aenqueue("first")
+    flow = Workflow()
+    flow.add(shop.note.using(id="taken").job("second"))
+    flow.add(group(*(shop.note.job("no") for _ in range(1_500))))
+    jobs = flow.graph.leaves
+    jobs.append(jobs.pop(0))
+    with pytest.raises(IdConflict):
+        await flow.aenqueue()
+    [tally] = await shop.app.aworkflows()
+    assert (tally.stopped, tally.cancelled, tally.state) == (True, 1_000, "cancelled")
+    await Worker(shop.app).drain()
+    assert shop.ran == []
+
+
 async def test_child_processes_take_part(program: Offload) -> None:
     async with Worker(program, processes=1):
         handle = await chain(tasks.double_process.job(4), tasks.double_process.job(previous)).aenqueue()
@@ -419,6 +507,16 @@ async def test_who_comes_late_to_a_sealed_batch_cancels_nothing_of_it(shop: Any)
     assert (await shop.app.batch(id="nightly").await_(1)).state == "succeeded"
 
 
+async def test_a_block_that_meets_another_batch_closed_cancels_its_own(shop: Any) -> None:
+    async with shop.app.batch(id="closed") as closed:
+        pass
+    with pytest.raises(BatchClosed):
+        async with shop.app.batch(id="mine") as mine:
+            await mine.aadd(shop.note.job("no"))
+            await closed.aadd(shop.note.job("no"))
+    assert (await mine.await_(1)).state == "cancelled"
+
+
 async def test_a_sealed_batch_takes_jobs_from_its_own_alone(shop: Any) -> None:
     @shop.app.task(name="adds")
     async def adds() -> None:
@@ -478,11 +576,20 @@ async def test_what_cannot_be_a_batch_is_refused(shop: Any) -> None:
         (lambda: shop.app.batch(on_success=stranger.job()), "belongs to another"),
         (lambda: shop.app.batch(on_failure=shop.see.job(previous)), "takes the output of another one"),
         (lambda: shop.app.batch(on_failure=shop.see.using(delay=5).job()), "is due when its batch says so"),
+        (lambda: shop.app.batch(id=""), "a text that is not empty"),
+        (lambda: shop.app.batch(on_complete=shop.see.using(unique="k").job()), r"using\(unique=None\)"),
+        (lambda: shop.app.batch(on_success=shop.see.using(id="x").job(), on_failure=shop.see.using(id="x").job()), "two callbacks have"),
     ):
         with pytest.raises(BadDeclaration, match=message):
             make()
     async with shop.app.batch() as batch:
-        for given, message in ((shop.see.job(), "add_many takes a list"), ([shop.see], "takes what task.job")):
+        once = shop.see.using(unique=Unique("k", on_conflict="skip")).job()
+        for given, message in (
+            (shop.see.job(), "add_many takes a list"),
+            (None, "add_many takes a list"),
+            ([shop.see], "takes what task.job"),
+            ([once], "on_conflict='skip'"),
+        ):
             with pytest.raises(BadDeclaration, match=message):
                 await batch.aadd_many(given)
 

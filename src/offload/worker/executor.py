@@ -206,6 +206,8 @@ class Executor:
 
         async def innermost() -> Any:
             nonlocal elsewhere
+            if attempt.completed is None:  # a middleware may call again what has failed
+                attempt.additions, attempt.added = None, ()
             if attempt.isolation == "async":
                 elsewhere = None
                 try:

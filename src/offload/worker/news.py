@@ -12,6 +12,7 @@ from offload.connections.faults import passing
 from offload.events import Event, EventName
 from offload.gates import held_back_by
 from offload.job import Cancelled, Dead, Done, Outcome, Release, Retried, Touched
+from offload.producer import enqueued
 from offload.worker.attempt import LocalAttempt
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class News:
                 self._no_key(attempt)
         if self._told:
             await self._app.emit([self._outcome(attempt, outcome) for attempt, outcome in settled])
+        if self._app.observes("enqueued"):
+            await self._app.emit([enqueued(job) for _, outcome in settled if isinstance(outcome, Done) for job in outcome.added])
 
     def _no_key(self, attempt: LocalAttempt) -> None:
         if attempt.task.name not in self._keyless:
