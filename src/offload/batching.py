@@ -130,8 +130,7 @@ def _checked(draft: Draft[Any], which: Callback, producer: Producer) -> Draft[An
         raise BadDeclaration(f"{what} takes a job of this app, and {draft.task} belongs to another")
     if draft.outputs:
         raise BadDeclaration(f"{what}: the job of {draft.task} takes the output of another one, and there is none")
-    if draft.unique is not None:
-        raise BadDeclaration(f"{what}: the job of {draft.task} has a unique key, and a callback comes once by itself: .using(unique=None)")
+    refuse_stand_in(draft, "the batch")
     if draft.delay is not None or draft.run_at is not None:
         raise BadDeclaration(f"{what}: the job of {draft.task} is due when its batch says so: leave out delay and run_at")
     return draft
