@@ -37,10 +37,13 @@ def revive(shelf: Shelf, id: str, payload: bytes | None) -> bool:
     entry.job = replace(entry.job, payload=entry.job.payload if payload is None else payload, run_at=None, expires_at=None)
     entry.attempt, entry.crashes, entry.cancel_asked, entry.due = 0, 0, False, None
     entry.result = entry.finished_at = entry.progress = None
-    if not holds_turn(entry):  # who kept its turn keeps its place as well
+    kept = holds_turn(entry)
+    if not kept:  # who kept its turn keeps its place as well
         entry.seat = shelf.next_number()
     entry.felled = False
     _begin(shelf, entry)
+    if kept and entry.pending:  # the parent for whom it waits may itself wait for that turn
+        leave(shelf, entry, ("turn",))
     shelf.counts.revived(entry.job, was, by_hand=True)
     shelf.owe(entry.job)
     return True

@@ -8,7 +8,7 @@ from functools import partial
 
 from offload.brokers.memory.control import cancel
 from offload.brokers.memory.counting import Count
-from offload.brokers.memory.endings import finish
+from offload.brokers.memory.endings import finish, give_up
 from offload.brokers.memory.families import pay, waits_for_parents
 from offload.brokers.memory.line import UNSTARTED, Entry
 from offload.brokers.memory.moves import place
@@ -140,7 +140,7 @@ def settle_up(shelf: Shelf) -> None:
             if is_due(count, which):
                 due.append(entry)
             elif is_due(count, "success"):  # nothing is left that could be retried, and fail
-                shelf.remove(entry)
+                _drop(shelf, entry)
     for entry in sorted(due, key=lambda entry: entry.n):
         shelf.remember(entry)
         entry.pending = False
@@ -176,11 +176,19 @@ def forget(shelf: Shelf) -> int:
             count.forget_at = now + POSTPONED
             continue
         for entry in jobs[: WINDOW - forgotten]:
-            shelf.remove(entry)
+            _drop(shelf, entry)
         forgotten += len(jobs[: WINDOW - forgotten])
         if forgotten < WINDOW:
             del shelf.counts.all[count.kind, count.id]
     return forgotten
+
+
+def _drop(shelf: Shelf, entry: Entry) -> None:
+    """Remove a job that has ended, or a callback that never comes, with the keys that it holds."""
+    waits = not entry.state.terminal
+    shelf.remove(entry)
+    if waits:
+        give_up(shelf, entry)
 
 
 def tallies(shelf: Shelf, kind: TallyKind, ids: Sequence[str] | None, limit: int, after: str | None) -> list[Tally]:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from offload.broker import Feature, Store
-from offload.errors import BatchClosed, IdConflict
-from offload.job import KEEP_SUCCEEDED, KEEP_UNSUCCESSFUL, Cancelled, Dead, Done, Job, Retried, State
+from offload.errors import BatchClosed, IdConflict, UniqueConflict
+from offload.job import KEEP_SUCCEEDED, KEEP_UNSUCCESSFUL, Cancelled, Dead, Done, Job, Retried, State, UniqueKey
 from offload.records import Filter, Tally
 from offload.testing.clock import TestClock
 from offload.testing.contract.families import end, node, states
@@ -286,6 +286,30 @@ class Batches(Fixtures):
             assert await store.seal_batch(BATCH)
             assert await run(session) == ["on success", "on complete"]
         assert await callbacks(store) == [State.SUCCEEDED, None, State.SUCCEEDED]
+
+    @needs(Feature.BATCH, Feature.UNIQUE)
+    async def test_a_callback_that_never_comes_gives_up_its_unique_key(self, store: Store, clock: TestClock) -> None:
+        keyed: dict[str, Any] = {"unique": UniqueKey("k", "finished", "raise")}
+        await store.open_batch(BATCH, "", [job(clock, "on failure", batch=BATCH, callback="failure", **keyed)])
+        with pytest.raises(UniqueConflict):
+            await store.enqueue([job(clock, "free", **keyed)])
+        assert await store.seal_batch(BATCH)
+        assert await states(store, "on failure") == [None]
+        assert await store.enqueue([job(clock, "free", **keyed)]) == ["free"]
+
+    @needs(Feature.BATCH, Feature.UNIQUE)
+    async def test_a_callback_that_is_forgotten_waiting_gives_up_its_unique_key(self, store: Store, clock: TestClock) -> None:
+        keyed: dict[str, Any] = {"unique": UniqueKey("k", "finished", "raise")}
+        await store.open_batch(BATCH, "", [job(clock, "on success", batch=BATCH, callback="success", **keyed)])
+        await store.enqueue([part(clock, "a")])
+        assert await store.seal_batch(BATCH)
+        async with store.session(info()) as session:
+            await end(session, a=Dead("no"))
+            clock.advance(KEEP_UNSUCCESSFUL)
+            await session.maintain()
+            await session.maintain()
+            assert await store.tallies("batch") == []
+        assert await store.enqueue([job(clock, "free", **keyed)]) == ["free"]
 
     @needs(Feature.BATCH)
     async def test_an_id_has_one_batch_and_one_duty_there(self, store: Store, clock: TestClock) -> None:

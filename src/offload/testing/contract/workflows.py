@@ -112,6 +112,22 @@ class Workflows(Fixtures):
         shown = await tally(store)
         assert (shown.finished_at, shown.total, shown.size) == (clock.now(), 5, 5)
 
+    @needs(Feature.PARENTS, Feature.ORDER)
+    async def test_who_waits_for_a_parent_after_its_retry_holds_no_turn_for_which_that_one_waits(
+        self, store: Store, clock: TestClock
+    ) -> None:
+        held = {"order_by": "k", "on_dead": "hold"}
+        await store.enqueue([node(clock, "c", "p", size=2, fails="run", **held), node(clock, "p", order_by="k")])
+        async with store.session(info()) as session:
+            await end(session, p=Dead("no"))
+            await end(session, c=Dead("no"))
+            assert await store.retry(["p"]) == {"p"}
+            assert await run(session) == []
+            assert await store.retry(["c"]) == {"c"}
+            assert await waits(store, "c") == WAITS
+            assert await run(session) == ["p"]
+            assert await run(session) == ["c"]
+
     @needs(Feature.PARENTS)
     async def test_a_workflow_whose_producer_went_away_is_given_up_after_an_hour(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([node(clock, "c", "never came", size=3)])
