@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from offload import counting
-from offload.counting import is_over, kept_for, may_be_given_up
+from offload.counting import is_over, kept_for, may_be_given_up, still_open
 from offload.job import Callback, Job, State, TallyKind
 
 SECOND = 1_000_000
@@ -115,6 +115,8 @@ class Count(msgspec.Struct, array_like=True):
 
     def close(self, now: int) -> None:
         """All have ended; or, where that is not so any more, they have not. And when it is given up, if nothing comes."""
+        if self.kind == "batch" and still_open(self) == 0:
+            self.touched_at = now
         if not is_over(self):
             self.finished_at = self.forget_at = None
         elif self.finished_at is None:
@@ -138,6 +140,8 @@ class Books:
     """Those that were locked; None for those that there are not."""
     touched: set[Key] = field(default_factory=set[Key])
     """Those that are to be looked at, and written, at the end of the operation."""
+    freed: set[Key] = field(default_factory=set[Key])
+    """Those of them that are stopped no more."""
     told: list[Kin] = field(default_factory=list["Kin"])
     """Children that were told already, and may ask something."""
 
@@ -164,8 +168,10 @@ class Books:
         self._owe(job, "open", "failed", None, f"parent {job.id} was deleted")
         self._count(job, State.CANCELLED, 1)
 
-    def revived(self, job: Job, was: State) -> None:
-        """A job that had ended goes on."""
+    def revived(self, job: Job, was: State, *, by_hand: bool = False) -> None:
+        """A job that had ended goes on. What a person revives, `by_hand`, is stopped no more."""
+        if by_hand:
+            self.freed.update(tallies_of(job))
         self._owe(job, "failed", "open", None, None)
         self._count(job, was, -1)
 
@@ -182,10 +188,11 @@ class Books:
 
     def clear(self) -> None:
         """All is done, or undone."""
-        for noted in (self.owed, self.changes, self.counts, self.touched, self.told):
+        for noted in (self.owed, self.changes, self.counts, self.touched, self.freed, self.told):
             noted.clear()
 
     def copy(self) -> Books:
         """What is noted now, to go back to."""
         changes = {key: dict(change) for key, change in self.changes.items()}
-        return Books(dict(self.owed), changes, {key: copy(count) for key, count in self.counts.items()}, set(self.touched), [*self.told])
+        counts = {key: copy(count) for key, count in self.counts.items()}
+        return Books(dict(self.owed), changes, counts, set(self.touched), set(self.freed), [*self.told])

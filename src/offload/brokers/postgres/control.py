@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
 from offload.broker import Work
+from offload.brokers.postgres import tallies
+from offload.brokers.postgres.books import Key, Kin
 from offload.brokers.postgres.cancelling import Turn, in_turn
 from offload.brokers.postgres.endings import drop_expiring, forget
-from offload.brokers.postgres.families import forget_kin, keep_fates, kin_of, seat_of_revived, wait, waiting_in_vain
-from offload.brokers.postgres.keys import Keys, taken_back
+from offload.brokers.postgres.families import forget_kin, keep_fates, kin_of, note_fallen, seat_of_revived, wait, waiting_in_vain
+from offload.brokers.postgres.keys import ALL_KEYS, Keys, taken_back
 from offload.brokers.postgres.moves import Moves, take_out
 from offload.brokers.postgres.rows import JobColumns, extra_text
 from offload.brokers.postgres.work import Transaction, text
-from offload.gates import gated
+from offload.gates import gated, holds_on
 from offload.job import State
 
-ALL_KEYS = ("started", "finished", "time")
 _REVIVABLE = frozenset({State.DEAD, State.CANCELLED, State.EXPIRED})
 
 
@@ -39,7 +40,7 @@ def _revive(tx: Transaction, rows: Sequence[JobColumns], payload: bytes | None) 
     if revived:
         yield from tx.post("drop_progress", ns=text([row.n for row in revived]))
         moves = Moves(tx.now)
-        waits = {row.n for row in revived if row.n in kin and kin[row.n].open}
+        waits = yield from _waits(tx, revived, kin)
         extras: list[tuple[int, str | None]] = []
         for row in revived:
             old = row.job()
@@ -50,14 +51,29 @@ def _revive(tx: Transaction, rows: Sequence[JobColumns], payload: bytes | None) 
                 moves.seated({row.n: (yield from seat_of_revived(tx, row, old))})
             if row.n not in waits:
                 moves.place(row.n, new, taken[row.n]._replace(attempt=0, crashes=0), None)
-            tx.books.revived(old, row.state)
+            elif row.state is State.DEAD and holds_on(old):  # the parent for whom it waits may itself wait for that turn
+                moves.leave(row.n, old, ("turn",))
+            tx.books.revived(old, row.state, by_hand=True)
         yield from tx.post("revive_jobs", extras=text(extras), payload=None if payload is None else payload.decode())
-        yield from wait(tx, [(n, taken[n]._replace(attempt=0, crashes=0)) for n in sorted(waits)])
-        if kin:
-            yield from tx.post("set_felled", ns=text([row.n for row in revived if row.n in kin]), felled=False)
+        for what in ("parents", "batch"):
+            yield from wait(tx, [(n, taken[n]._replace(attempt=0, crashes=0)) for n in sorted(waits) if waits[n] == what], what)
+        yield from note_fallen(tx, [row.n for row in revived if row.n in kin], felled=False)
         yield from keys.write()
         yield from moves.write(tx)
     return Turn(revived, [row for row in rows if row.n not in taken])
+
+
+def _waits(tx: Transaction, revived: Sequence[JobColumns], kin: Mapping[int, Kin]) -> Work[dict[int, str]]:
+    """What revived jobs wait for, if for anything: a callback that has never run waits for its batch again."""
+    waits = {row.n: "parents" for row in revived if row.n in kin and kin[row.n].open}
+    unclaimed = [(row.n, row.job()) for row in revived if row.claim == 0]
+    batches: dict[int, Key] = {n: ("batch", job.batch) for n, job in unclaimed if job.callback is not None and job.batch is not None}
+    yield from tallies.lock(tx, batches.values())
+    for n, key in batches.items():
+        if tx.books.counts[key] is not None:
+            waits[n] = "batch"
+            tx.books.touched.add(key)
+    return waits
 
 
 def delete(tx: Transaction, ids: Sequence[str]) -> Work[set[str]]:

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Sequence
 from time import monotonic
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 import msgspec
 from msgspec.structs import replace
@@ -31,7 +31,18 @@ from offload.job import Job, State, UniqueKey, keys_of
 MOST_TRIES = 10
 _NOT_STARTED = frozenset({State.READY, State.SCHEDULED, State.WAITING})
 
-_known = msgspec.json.Decoder(list[tuple[str, str, str, str | None]]).decode
+
+class Meant(NamedTuple):
+    """What a job of a known id must have in common with that one."""
+
+    task: str
+    payload: str
+    workflow: str | None
+    batch: str | None
+    callback: str | None
+
+
+_known = msgspec.json.Decoder(list[tuple[str, Meant]]).decode
 _ids = msgspec.json.Decoder(list[tuple[int, str]]).decode
 _numbers = msgspec.json.Decoder(list[int]).decode
 
@@ -164,6 +175,11 @@ def store(tx: Transaction, jobs: Sequence[Job], *, joint: bool = False, adder: J
     return ids
 
 
+def meant(job: Job) -> Meant:
+    """What that is of a job."""
+    return Meant(job.task, job.payload.decode(), None if job.workflow is None else job.workflow.id, job.batch, job.callback)
+
+
 class Storing:
     """Stores jobs one by one, as far as they may touch each other; what they become is written set by set."""
 
@@ -175,7 +191,7 @@ class Storing:
         self._keys = Keys(tx)
         self._jobs: Sequence[Job] = ()
         self._moves = Moves(tx.now)
-        self._known: dict[str, tuple[str, str, str | None]] = {}
+        self._known: dict[str, Meant] = {}
         self._left = 0
         self._numbers: list[int] = []
         """Taken for what is still to be stored; void once another job took a later place."""
@@ -185,7 +201,7 @@ class Storing:
     def begin(self, jobs: Sequence[Job]) -> Work[None]:
         """Learn what is there already."""
         known = yield from self._tx.value("known", ids=text([job.id for job in jobs]))
-        self._known = {id: (task, payload, workflow) for id, task, payload, workflow in _known(known)}
+        self._known = dict(_known(known))
         yield from self._keys.lock_for_new(jobs)
         yield from self._newcomers.begin(jobs, self._known, joint=self._joint)
         self._jobs = jobs
@@ -194,7 +210,7 @@ class Storing:
     def store(self, job: Job) -> Work[str]:
         """Store one; returns the id that stands for it."""
         self._left -= 1
-        about = (job.task, job.payload.decode(), None if job.workflow is None else job.workflow.id)
+        about = meant(job)
         known = self._known.get(job.id)
         if known is not None:
             if known != about:
@@ -273,7 +289,7 @@ class Storing:
         later = self._joint and gated(old) and not row.arrives and row.state is not State.SCHEDULED
         moving = move and standing and not later
         past = (yield from self._taken(row, old)) if moving else Past()
-        self._known[row.id] = (row.task, new.payload.decode(), row.workflow)
+        self._known[row.id] = meant(new)
         extra = row.extra if new.run_at == old.run_at else extra_text(new)
         yield from self._tx.post("replace_job", n=n, payload=new.payload.decode(), due=due, extra=extra)
         if moving and self._joint and _comes_in_turn(new, self._tx.now):

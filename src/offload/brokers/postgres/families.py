@@ -180,8 +180,9 @@ def _reconsider(tx: Transaction, children: Sequence[Kin]) -> Work[None]:
         return
     whys = yield from _failures(tx, [n for n, child in concerned.items() if child.falls])
     yield from _tell_again(tx, rows, concerned, whys)
-    vain = yield from waiting_in_vain(tx, [n for n, child in concerned.items() if not rows[n].what and not child.falls and child.open])
-    turning = [rows[n] for n, child in concerned.items() if rows[n].what or (not child.falls and n not in vain)]
+    rising = [n for n, child in concerned.items() if not rows[n].what and not child.falls]
+    staying = yield from waiting_in_vain(tx, rising, unless_stopped=True)
+    turning = [rows[n] for n, child in concerned.items() if rows[n].what or (not child.falls and n not in staying)]
     generation = _Generation(Keys(tx), Moves(tx.now))
     yield from generation.keys.lock(row.job() for row in turning if not row.what or concerned[row.n].falls)
     generation.moves.seated({row.n: row.seat for row in turning})
@@ -217,9 +218,15 @@ def _tell_again(tx: Transaction, rows: Mapping[int, JobColumns], concerned: Mapp
         yield from tx.post("set_reasons", reasons=text(reasons))
 
 
-def waiting_in_vain(tx: Transaction, ns: Sequence[int]) -> Work[set[int]]:
-    """Those of which a parent is not there, while no more jobs are to come: so it is after a workflow was given up, or stopped."""
-    return set(_numbers((yield from tx.value("in_vain", ns=text(ns))))) if ns else set()
+def waiting_in_vain(tx: Transaction, ns: Sequence[int], *, unless_stopped: bool = False) -> Work[set[int]]:
+    """Those of which a parent is not there, while no more jobs are to come: so it is after a workflow was given up, or stopped.
+
+    Where jobs are to go on only `unless_stopped`, also those whose workflow or batch is.
+    """
+    if not ns:
+        return set()
+    freed = text([f"{kind} {id}" for kind, id in tx.books.freed])
+    return set(_numbers((yield from tx.value("in_vain", ns=text(ns), stopped=unless_stopped, freed=freed))))
 
 
 def _revive(tx: Transaction, generation: _Generation, row: JobColumns, child: Kin) -> Work[None]:
@@ -244,10 +251,8 @@ def _write(tx: Transaction, generation: _Generation) -> Work[None]:
     if len(out) < len(generation.revived):
         raise Doubt
     yield from record_ends(tx, generation.endings)
-    fallen = [ending.n for ending in generation.endings]
-    for ns, felled in ((fallen, True), ([row.n for row in generation.revived], False)):
-        if ns:
-            yield from tx.post("set_felled", ns=text(ns), felled=felled)
+    yield from note_fallen(tx, [ending.n for ending in generation.endings])
+    yield from note_fallen(tx, [row.n for row in generation.revived], felled=False)
     for row in generation.revived:
         tx.books.revived(row.job(), State.CANCELLED)
     expiring = [(stored(job.expires_at), row.n) for row in generation.revived if row.claim == 0 for job in [row.job()] if job.expires_at]
@@ -256,6 +261,12 @@ def _write(tx: Transaction, generation: _Generation) -> Work[None]:
     yield from wait(tx, generation.pending)
     yield from generation.keys.write()
     yield from generation.moves.write(tx)
+
+
+def note_fallen(tx: Transaction, ns: Sequence[int], *, felled: bool = True) -> Work[None]:
+    """Note of jobs that they fell with their parents, or do not lie there any more."""
+    if ns:
+        yield from tx.post("set_felled", ns=text(ns), felled=felled)
 
 
 def new_seat(tx: Transaction, n: int) -> Work[int]:

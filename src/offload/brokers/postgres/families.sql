@@ -85,17 +85,22 @@ where (select what from offload.waiting where n = l.child) = 'parents'
 order by l.child, l.place limit 1
 
 -- name: in_vain
--- Those of these jobs that wait for a parent which there is not, while no more of their workflow are to come.
+-- Those of these jobs that wait for a parent which there is not, while no more of their workflow are to come. Where :stopped counts as
+-- well, also those whose workflow or batch is, but for those :freed, as kind and id with a blank between.
 select coalesce(json_agg(j.n), '[]')::text
 from json_array_elements_text(%(ns)s::json) a cross join lateral (
-    select n, workflow from offload.jobs where n = a.value::bigint limit 1
-) as j cross join lateral (
-    select id from offload.tallies where kind = 'workflow' and id = j.workflow and total >= size limit 1
-) as t
-where exists (
-    select from offload.links l where l.child = j.n and l.fate is null
-        and not exists (select from offload.jobs p where p.id = l.parent and p.workflow = l.workflow)
-)
+    select n, workflow, batch from offload.jobs where n = a.value::bigint limit 1
+) as j
+where (
+    exists (select from offload.tallies where kind = 'workflow' and id = j.workflow and total >= size) and exists (
+        select from offload.links l where l.child = j.n and l.fate is null and not exists (
+            select from (select workflow from offload.jobs where id = l.parent offset 0) as p where p.workflow = l.workflow
+        )
+    )
+) or (%(stopped)s and exists (
+    select from offload.tallies t where t.stopped and ((t.kind = 'workflow' and t.id = j.workflow) or (t.kind = 'batch' and t.id = j.batch))
+        and t.kind || ' ' || t.id <> all(array(select value from json_array_elements_text(%(freed)s::json)))
+))
 
 -- name: tell
 -- Tell children that their :parents have ended, or are revived, by what that adds to their :opens and :fails; where :fresh only of those,

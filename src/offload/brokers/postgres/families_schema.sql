@@ -63,7 +63,7 @@ create table offload.tallies (      -- workflows and batches, counted
     n bigint not null,
     created_at bigint not null,
     name text not null,
-    touched_at bigint not null,     -- when a job last came
+    touched_at bigint not null,     -- when a job last came, or, of a batch, all had last ended
     keep double precision not null, -- the longest of its jobs'
     total bigint not null,
     succeeded bigint not null,

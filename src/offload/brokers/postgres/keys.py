@@ -23,6 +23,8 @@ from offload.job import Job, UniqueKey, keys_of
 
 _GIVES_WAY = ("skip", "raise")
 """The conflicts that leave a key to its holder."""
+ALL_KEYS = ("started", "finished", "time")
+"""The keys that a job gives up which is dropped, by their `until`."""
 
 
 class Hold(NamedTuple):

@@ -89,8 +89,9 @@ with input as materialized (
 select count(*), (select count(*) from woken) from added
 
 -- name: known
--- Jobs of these ids, as [id, task, payload, workflow].
-select coalesce(json_agg(json_build_array(id, task, payload, workflow)), '[]')::text
+-- Jobs of these ids, as [id, enqueueing.Meant].
+select coalesce(json_agg(json_build_array(id, json_build_array(
+    task, payload, workflow, batch, case when batch is not null then extra::json ->> 'callback' end))), '[]')::text
 from offload.jobs where id = any(array(select value from json_array_elements_text(%(ids)s::json)))
 
 -- name: ids

@@ -13,8 +13,9 @@ import msgspec
 from offload.broker import Work
 from offload.brokers.postgres.books import ABANDONED_AFTER, Count, Key, tallies_of
 from offload.brokers.postgres.cancelling import end
-from offload.brokers.postgres.endings import forget
-from offload.brokers.postgres.families import forget_kin, pay
+from offload.brokers.postgres.endings import drop_expiring, forget
+from offload.brokers.postgres.families import forget_kin, note_fallen, pay
+from offload.brokers.postgres.keys import ALL_KEYS, Keys
 from offload.brokers.postgres.moves import Moves, take_out
 from offload.brokers.postgres.rows import JobColumns, jobs_by_id, moment, optional_moment, optional_stored, read_extra, seconds, stored
 from offload.brokers.postgres.work import Transaction, text
@@ -79,7 +80,7 @@ def join(tx: Transaction, job: Job, adder: Job | None) -> str | None:
             count.created_at = stored(job.enqueued_at)
         count.name, count.keep = count.name or job.workflow.name, max(count.keep, job.keep)
         if not count.stopped:
-            count.size = max(count.size, job.workflow.size)
+            count.size = max(count.size, job.workflow.size) + (adder is not None)  # whom a job adds its producer did not announce
         stopped = _add(tx, count)
     if job.batch is not None and job.callback is None:
         count = tx.books.counts["batch", job.batch]
@@ -106,13 +107,14 @@ def settle_up(tx: Transaction) -> Work[None]:
     books = tx.books
     yield from pay(tx)
     keys = sorted(books.changes.keys() | books.touched)
-    if not books.counts and all(kind == "workflow" for kind, _ in keys):
+    if not books.counts and not books.freed and all(kind == "workflow" for kind, _ in keys):
         yield from _count_workflows(tx)
         books.clear()
         return
     yield from lock(tx, keys)
     changed = [count for key in keys if (count := books.counts[key]) is not None]
     for count in changed:
+        count.stopped = count.stopped and count.key not in books.freed
         for state, number in books.changes.get(count.key, {}).items():
             count.add(state, number)
         count.close(tx.now)
@@ -137,24 +139,36 @@ def _call_back(tx: Transaction, changed: Sequence[Count]) -> Work[None]:
     if not due | void:
         return
     rows = [row for row in (yield from jobs_by_id(tx, [*due, *void])).values() if row.what == "batch"]
+    yield from _let_callbacks_go(tx, [row for row in rows if row.id in due])
+    yield from _drop_callbacks(tx, [row for row in rows if row.id in void])
+
+
+def _let_callbacks_go(tx: Transaction, rows: Sequence[JobColumns]) -> Work[None]:
     out = yield from take_out(tx, rows)
     moves = Moves(tx.now)
     moves.seated({row.n: row.seat for row in rows})
     for row in sorted(rows, key=lambda row: row.n):
-        if row.id in due and row.n in out:
+        if row.n in out:
             job = row.job()
             moves.place(row.n, job, out[row.n], optional_stored(job.run_at), joins=True)
     yield from moves.write(tx)
-    yield from forget_unstarted(tx, [row for row in rows if row.id in void and row.n in out])
 
 
-def forget_unstarted(tx: Transaction, rows: Sequence[JobColumns]) -> Work[None]:
-    """Drop all that is known of jobs that were taken out of their lines."""
-    pairs = [(stored(job.expires_at), row.n) for row in rows for job in [row.job()] if job.expires_at is not None]
-    if pairs:
-        yield from tx.post("drop_expiring", pairs=text(pairs))
-    yield from forget(tx, [row.n for row in rows])
-    yield from forget_kin(tx, [row.n for row in rows if row.workflow is not None])
+def _drop_callbacks(tx: Transaction, rows: Sequence[JobColumns]) -> Work[None]:
+    """Drop all that is known of callbacks that never come, and give their keys to those who wait for them."""
+    if not rows:
+        return
+    keys, moves = Keys(tx), Moves(tx.now)
+    yield from keys.lock(row.job() for row in rows)
+    out = yield from take_out(tx, rows)
+    gone = [(row, row.job()) for row in rows if row.n in out]
+    for row, job in gone:
+        yield from keys.give_up(row.n, job, ALL_KEYS, moves)
+    yield from keys.write()
+    yield from moves.write(tx)
+    yield from drop_expiring(tx, [(row.n, job) for row, job in gone])
+    yield from forget(tx, [row.n for row, _ in gone])
+    yield from forget_kin(tx, [row.n for row, _ in gone if row.workflow is not None])
 
 
 # -- stopped, or given up ----------------------------------------------------------------------------------------------------
@@ -205,7 +219,8 @@ def go_on_stopping(tx: Transaction) -> Work[None]:
 def _cancel_next(tx: Transaction, kind: TallyKind, id: str, after: int) -> Work[int | None]:
     """Cancel jobs of a tally. Returns the last that was looked at, where there may be more."""
     members = _members((yield from tx.value(f"{kind}_members", id=id, after=after, limit=WINDOW)))
-    yield from end(tx, [id for _, id in members], State.CANCELLED, f"its {kind} was cancelled")
+    ended = yield from end(tx, [id for _, id in members], State.CANCELLED, f"its {kind} was cancelled")
+    yield from note_fallen(tx, [row.n for row in ended if row.what == "parents"])  # so they come back with them
     return members[-1][0] if len(members) == WINDOW else None
 
 
@@ -262,8 +277,7 @@ def _forget_workflow(tx: Transaction, count: Count, most: int) -> Work[int]:
 
 def _forget_callbacks(tx: Transaction, count: Count, most: int) -> Work[int]:
     rows = [row for row in (yield from jobs_by_id(tx, count.callbacks.values())).values() if row.what == "batch"][:most]
-    out = yield from take_out(tx, rows)
-    yield from forget_unstarted(tx, [row for row in rows if row.n in out])
+    yield from _drop_callbacks(tx, rows)
     return len(rows)
 
 
