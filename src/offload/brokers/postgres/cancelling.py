@@ -51,7 +51,7 @@ def in_turn(tx: Transaction, ids: Iterable[str], act: Act, *, patient: bool = Tr
         yield from Keys(tx).lock(row.job() for row in rows)
     yield from locking.lock(tx, gates)
     left = deque(rows)
-    turns, fresh = 0, True
+    turns, fresh = 0, not gates  # for which it may have waited
     while left and turns < most:
         first = [left.popleft() for _ in range(_apart(left))]
         turn = yield from act(first if fresh else (yield from _anew(tx, first)))

@@ -375,5 +375,5 @@ def take_out(tx: Transaction, rows: Sequence[JobColumns]) -> Work[dict[int, Past
     """
     if not rows:
         return {}
-    places = [(row.n, row.state, row.queue, row.task, row.place, row.pos, row.due, row.aside) for row in rows]
+    places = [(row.n, row.state, row.queue, row.task, row.place, row.pos, row.due, row.aside, row.lane is not None) for row in rows]
     return dict(_taken((yield from tx.value("take_out", places=text(places)))))

@@ -262,11 +262,11 @@ insert into offload.scheduled (due, n, claim, attempt, crashes, started_at, work
 select due, n, claim, attempt, crashes, started_at, worker from moves
 
 -- name: take_out
--- Jobs, as [n, state, queue, task, place, pos, due, aside], leave their lines. Returns those that stood there, as [n, gating.Past]. Those
--- that wait in lanes, which are locked, are still to be withdrawn from there.
+-- Jobs, as [n, state, queue, task, place, pos, due, aside, whether in a lane], leave their lines. Returns those that stood there, as
+-- [n, gating.Past]. Those that wait in lanes, which are locked, are still to be withdrawn from there.
 with places as materialized (
     select (value ->> 0)::bigint as n, value ->> 1 as state, value ->> 2 as queue, value ->> 3 as task, (value ->> 4)::bigint as rank,
-        (value ->> 5)::bigint as pos, (value ->> 6)::bigint as due, (value ->> 7)::boolean as aside
+        (value ->> 5)::bigint as pos, (value ->> 6)::bigint as due, (value ->> 7)::boolean as aside, (value ->> 8)::boolean as parked
     from json_array_elements(%(places)s::json)
 ), from_ready as (
     delete from offload.ready where ctid = any(array(
@@ -292,14 +292,14 @@ with places as materialized (
     ))
     returning n, claim, attempt, crashes, started_at, worker
 ), from_waiting as (
-    delete from offload.waiting where n = any(array(select n from places where state = 'WAITING'))
+    delete from offload.waiting where n = any(array(select n from places where state = 'WAITING' and not parked))
     returning n, claim, attempt, crashes, started_at, worker
 ), from_arrivals as (
     delete from offload.arrivals where n = any(array(select n from places where state = 'WAITING'))
     returning n
 ), in_lanes as (
     select n, claim, attempt, crashes, started_at, worker from offload.parked
-    where n = any(array(select n from places where state = 'WAITING'))
+    where n = any(array(select n from places where parked))
 ), from_done as (
     delete from offload.done
     where n = any(array(select n from places where state not in ('READY', 'SCHEDULED', 'WAITING', 'RUNNING')))
