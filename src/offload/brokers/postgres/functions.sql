@@ -108,12 +108,13 @@ begin
             placing substring(int8send(now_at / 1000) from 3) from 1 for 6), 52, 1), 53, 1), 'hex')::uuid;
     end if;
     loop
-        select j.task, j.payload into known from offload.jobs j where j.id = enqueue.id;
+        select j.task, j.payload, j.workflow, j.batch into known from offload.jobs j where j.id = enqueue.id;
         if found then
-            if known.task = enqueue.task and known.payload::jsonb = enqueue.payload then  -- jsonb has an order of its own
+            if known.task = enqueue.task and known.payload::jsonb = enqueue.payload  -- jsonb has an order of its own
+                and known.workflow is null and known.batch is null then
                 return enqueue.id;
             end if;
-            raise exception 'enqueue: job id % was already used with another task or payload', quote_literal(enqueue.id)
+            raise exception 'enqueue: job id % was already used with another task or payload, or in a workflow or batch', quote_literal(enqueue.id)
                 using errcode = 'unique_violation';
         end if;
 
