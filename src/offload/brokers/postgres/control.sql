@@ -122,7 +122,7 @@ delete from offload.schedules where declared and absent_since <= %(before)s::big
 select
     (select min(due) from offload.scheduled),
     (select min(expires_at) from offload.expiring),
-    (select min(forget_at) from offload.done),
+    least((select min(forget_at) from offload.done), (select min(frees_at) + 86400000000 from offload.uniques where frees_at is not null)),
     (select min(next_at) from offload.schedules where not paused),
     (select pruned_at from offload.store),
     (select wake_at from offload.doors),
@@ -169,6 +169,16 @@ with gone as (
     )) returning n
 )
 select coalesce(json_agg(n), '[]')::text from gone
+
+-- name: drop_stale_keys
+-- Keys that have been free for a day, as time alone frees them. Returns how many went.
+with gone as (
+    delete from offload.uniques where ctid = any (array(
+        select ctid from offload.uniques where frees_at <= %(now)s::bigint - 86400000000
+        order by frees_at limit %(limit)s::integer for update skip locked
+    )) returning key
+)
+select count(*) from gone
 
 -- name: lock_dead_session
 -- Only while its beat number is the one seen, and no claim or settle of it is under way.

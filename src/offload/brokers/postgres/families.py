@@ -179,6 +179,8 @@ def _reconsider(tx: Transaction, children: Sequence[Kin]) -> Work[None]:
     if not concerned:
         return
     whys = yield from _failures(tx, [n for n, child in concerned.items() if child.falls])
+    if wrong := [n for n, child in concerned.items() if child.falls and n not in whys]:
+        yield from _recount(tx, rows, concerned, wrong)
     yield from _tell_again(tx, rows, concerned, whys)
     rising = [n for n, child in concerned.items() if not rows[n].what and not child.falls]
     staying = yield from waiting_in_vain(tx, rising, unless_stopped=True)
@@ -209,6 +211,15 @@ def _concerned(row: JobColumns, child: Kin) -> bool:
 
 def _failures(tx: Transaction, ns: Sequence[int]) -> Work[dict[int, str]]:
     return dict(_whys((yield from tx.value("failures", ns=text(ns))))) if ns else {}
+
+
+def _recount(tx: Transaction, rows: Mapping[int, JobColumns], concerned: dict[int, Kin], ns: Sequence[int]) -> Work[None]:
+    """Set right what is noted of children by their links. It should never be wrong, but if it is, all others must not suffer."""
+    for child in _kin((yield from tx.value("recount", ns=text(ns)))):
+        if _concerned(rows[child.n], child):
+            concerned[child.n] = child
+        else:
+            del concerned[child.n]
 
 
 def _tell_again(tx: Transaction, rows: Mapping[int, JobColumns], concerned: Mapping[int, Kin], whys: Mapping[int, str]) -> Work[None]:
@@ -293,6 +304,23 @@ def kin_of(tx: Transaction, rows: Iterable[JobColumns]) -> Work[dict[int, Kin]]:
     """What the links of jobs come to, which does not change before this transaction ends."""
     ns = [row.n for row in rows if row.workflow is not None]
     return {each.n: each for each in _kin((yield from tx.value("lock_kin", ns=text(ns))))} if ns else {}
+
+
+def lock_children(tx: Transaction, jobs: Iterable[Job]) -> Work[None]:
+    """Lock the children of jobs that end, before anything is locked that comes after."""
+    if parents := mates_of(jobs):
+        yield from tx.rows("lock_children", parents=text(parents), most=MOST_LINKS)
+
+
+def try_children(tx: Transaction, jobs: Iterable[Job]) -> Work[set[str]]:
+    """The same without waiting. Returns the ids of those of whom another transaction has a child."""
+    parents = mates_of(jobs)
+    return set(_names((yield from tx.value("try_children", parents=text(parents), most=MOST_LINKS)))) if parents else set()
+
+
+def mates_of(jobs: Iterable[Job]) -> list[Mate]:
+    """By what their children know them."""
+    return [(job.workflow.id, job.id) for job in jobs if job.workflow is not None]
 
 
 def keep_fates(tx: Transaction, rows: Iterable[JobColumns]) -> Work[None]:

@@ -2,9 +2,12 @@
 -- of tables.
 
 -- name: add_links
--- Links, as [child, place, parent, workflow, whether the result is wanted].
-insert into offload.links (child, place, parent, workflow, wanted)
-select (value ->> 0)::bigint, (value ->> 1)::integer, value ->> 2, value ->> 3, (value ->> 4)::boolean
+-- Links, as [child, place, parent, workflow, whether the result is wanted, fate and why where it has a fate of its own].
+insert into offload.links (child, place, parent, workflow, wanted, fate, why, input)
+select (value ->> 0)::bigint, (value ->> 1)::integer, value ->> 2, value ->> 3, (value ->> 4)::boolean, value ->> 5, value ->> 6,
+    case when value ->> 5 = 'done' and (value ->> 4)::boolean then (
+        select result from offload.done where n = (select n from offload.jobs where id = value ->> 2)
+    ) end
 from json_array_elements(%(links)s::json)
 
 -- name: add_children
@@ -22,10 +25,12 @@ from json_array_elements(%(jobs)s::json)
 
 -- name: parents
 -- Jobs, as [workflow, id], that may be parents. Returns those that there are, in order, as newcomers.ParentRow.
-select coalesce(json_agg(json_build_array(p.n, p.workflow, p.id, p.state, p.queue, p.task, p.place, p.pos, p.due, p.aside) order by p.n), '[]')::text
+select coalesce(json_agg(json_build_array(
+    p.n, p.workflow, p.id, p.state, p.queue, p.task, p.place, p.pos, p.due, p.aside,
+    exists (select from offload.owed where key = (a.value ->> 0) || E'\n' || (a.value ->> 1))) order by p.n), '[]')::text
 from json_array_elements(%(parents)s::json) a cross join lateral (
-    select * from offload.records where id = a.value ->> 1 and workflow = a.value ->> 0 limit 1
-) as p
+    select n, workflow from offload.jobs where id = a.value ->> 1 limit 1
+) as j cross join lateral (select * from offload.records where n = j.n and j.workflow = a.value ->> 0 limit 1) as p
 
 -- name: hold_parents
 -- Jobs, as newcomers.ParentRow, do not leave the place where they stand before this transaction ends. Returns those that stood there.
@@ -94,7 +99,7 @@ from json_array_elements_text(%(ns)s::json) a cross join lateral (
 where (
     exists (select from offload.tallies where kind = 'workflow' and id = j.workflow and total >= size) and exists (
         select from offload.links l where l.child = j.n and l.fate is null and not exists (
-            select from (select workflow from offload.jobs where id = l.parent offset 0) as p where p.workflow = l.workflow
+            select from (select workflow from offload.jobs where id = l.parent limit 1) as p where p.workflow = l.workflow
         )
     )
 ) or (%(stopped)s and exists (
@@ -177,7 +182,8 @@ select (
     select child from found order by nth desc, child desc limit 1)
 
 -- name: keep_fates
--- Jobs, as [workflow, id, number], that have ended, are about to go: their children keep what they know of them.
+-- Jobs, as [workflow, id, number], that have ended, are about to go: their children keep what they know of them, but for those that are
+-- still to be told.
 with gone as materialized (
     select g.value ->> 0 as workflow, g.value ->> 1 as parent, d.state, d.result
     from json_array_elements(%(jobs)s::json) g cross join lateral (
@@ -188,7 +194,10 @@ with gone as materialized (
         case when g.state <> 'SUCCEEDED' then 'parent ' || g.parent || ' ended ' || g.state end as why,
         case when l.wanted then g.result end as input
     from gone g cross join lateral (
-        select ctid as place, wanted from offload.links where workflow = g.workflow and parent = g.parent and fate is null offset 0
+        select ctid as place, wanted from offload.links
+        where workflow = g.workflow and parent = g.parent and fate is null and child <= coalesce(
+            (select after from offload.owed where key = g.workflow || E'\n' || g.parent), 9223372036854775807)
+        offset 0
     ) as l
 ), noted as materialized (
     select jsonb_object_agg(place, jsonb_build_array(fate, why, input)) as by_place from found
@@ -204,12 +213,47 @@ select coalesce(json_agg(json_build_array(n, open, failed, brave, felled)), '[]'
     where n = any(array(select value::bigint from json_array_elements_text(%(ns)s::json))) order by n for update
 ) as locked
 
+-- name: lock_children
+-- Lock the first :most children of parents, as [workflow, id].
+select count(*) from (
+    select n from offload.children where n = any(array(
+        select l.child from json_array_elements(%(parents)s::json) p cross join lateral (
+            select child from offload.links
+            where workflow = p.value ->> 0 and parent = p.value ->> 1 order by workflow, parent, child limit %(most)s
+        ) as l limit %(most)s
+    )) order by n for update
+) as locked
+
+-- name: try_children
+-- Lock the first :most children of each of these parents, as [workflow, id]. Returns the ids of parents of whom another transaction has one.
+with found as materialized (
+    select p.value ->> 1 as parent, l.child from json_array_elements(%(parents)s::json) p cross join lateral (
+        select child from offload.links
+        where workflow = p.value ->> 0 and parent = p.value ->> 1 order by workflow, parent, child limit %(most)s
+    ) as l
+), locked as materialized (
+    select n from offload.children where n = any(array(select child from found)) for update skip locked
+)
+select coalesce(json_agg(distinct f.parent), '[]')::text from found f
+where f.child <> all(array(select n from locked)) and exists (select from offload.children where n = f.child)
+
 -- name: failures
 -- Of jobs that fall, how the first of their parents that failed did, as [n, why].
 select coalesce(json_agg(json_build_array(c.value::bigint, l.why)), '[]')::text
 from json_array_elements_text(%(ns)s::json) c cross join lateral (
     select why from offload.ties where child = c.value::bigint and fate = 'failed' order by place limit 1
 ) as l
+
+-- name: recount
+-- Count the links of jobs anew. Returns what they come to, as families.Kin.
+with counted as (
+    update offload.children c set (open, failed) = (
+        select count(*) filter (where fate = 'open'), count(*) filter (where fate = 'failed') from offload.ties where child = c.n
+    )
+    where n = any(array(select value::bigint from json_array_elements_text(%(ns)s::json)))
+    returning n, open, failed, brave, felled
+)
+select coalesce(json_agg(json_build_array(n, open, failed, brave, felled)), '[]')::text from counted
 
 -- name: set_felled
 update offload.children set felled = %(felled)s where n = any(array(select value::bigint from json_array_elements_text(%(ns)s::json)))

@@ -12,6 +12,8 @@ alter table offload.waiting add column crashes integer not null default 0;
 alter table offload.waiting add column started_at bigint;
 alter table offload.waiting add column worker text;
 
+create index uniques_frees on offload.uniques (frees_at) where frees_at is not null;  -- keys that time alone frees are dropped later
+
 create table offload.links (        -- that a job waits for a parent
     child bigint not null,
     place integer not null,         -- which of its parents it is
@@ -33,7 +35,9 @@ select
     case when l.fate is null then 'parent ' || l.parent || ' ended ' || d.state else l.why end as why,
     j.n is not null as there
 from offload.links l
-left join lateral (select n from offload.jobs where id = l.parent and workflow = l.workflow limit 1) as j on true
+left join lateral (
+    select n from (select n, workflow from offload.jobs where id = l.parent limit 1) as p where p.workflow = l.workflow
+) as j on true
 left join lateral (select state, result from offload.done where n = j.n limit 1) as d on true;
 
 -- What the links of a job come to. Whoever changes them, or goes by them, has locked this row: so of two who end the last two parents at

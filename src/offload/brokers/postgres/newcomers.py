@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -33,10 +33,32 @@ class ParentRow(NamedTuple):
     pos: int
     due: int | None
     aside: bool
+    owed: bool
+    """Whether not all of its children know yet what became of it."""
 
 
 _parents = msgspec.json.Decoder(list[ParentRow]).decode
 _numbers = msgspec.json.Decoder(list[int]).decode
+
+
+def hold(tx: Transaction, sought: Sequence[Mate]) -> Work[dict[Mate, ParentRow]]:
+    """Find parents, and hold them where they stand: neither do they end before this transaction does, nor are they revived."""
+    parents: dict[Mate, ParentRow] = {}
+    left = list(sought)
+    while left:
+        found = _parents((yield from tx.value("parents", parents=text(left))))
+        if not found:
+            break
+        held = {row.n for row in found if row.state is None}
+        held.update(_numbers((yield from tx.value("hold_parents", places=text([row for row in found if row.n not in held])))))
+        parents |= {(row.workflow, row.id): row for row in found if row.n in held}
+        left = [(row.workflow, row.id) for row in found if row.n not in held]  # they have moved since they were read
+    return parents
+
+
+def hold_for(tx: Transaction, added: Iterable[Job]) -> Work[None]:
+    """Hold the parents of jobs that are to be added."""
+    yield from hold(tx, list({(job.workflow.id, each.id): None for job in added if job.workflow is not None for each in job.parents}))
 
 
 class Newcomers:
@@ -72,22 +94,10 @@ class Newcomers:
         new = {job.id for job in self._jobs if job.id not in known}
         mates = {(job.workflow.id, each.id): None for job in self._jobs if job.workflow is not None for each in job.parents}
         sought = [mate for mate in mates if mate[1] not in new]
-        yield from self._find(sought)
+        self._parents = yield from hold(self._tx, sought)
         yield from self._count()
         missing = [mate for mate in sought if mate not in self._parents and ("workflow", mate[0]) not in self._begun]
-        yield from self._find(missing)  # a commit may have brought them meanwhile; from here on none can
-
-    def _find(self, sought: Sequence[Mate]) -> Work[None]:
-        """Find parents, and hold them where they stand: neither do they end before this transaction does, nor are they revived."""
-        left = list(sought)
-        while left:
-            found = _parents((yield from self._tx.value("parents", parents=text(left))))
-            if not found:
-                return
-            held = {row.n for row in found if row.state is None}
-            held.update(_numbers((yield from self._tx.value("hold_parents", places=text([row for row in found if row.n not in held])))))
-            self._parents |= {(row.workflow, row.id): row for row in found if row.n in held}
-            left = [(row.workflow, row.id) for row in found if row.n not in held]  # they have moved since they were read
+        self._parents |= yield from hold(self._tx, missing)  # a commit may have brought them meanwhile; from here on none can
 
     def _count(self) -> Work[None]:
         names: dict[Key, str] = {("workflow", job.workflow.id): job.workflow.name for job in self._jobs if job.workflow is not None}
@@ -134,10 +144,12 @@ class Newcomers:
         fates: list[Fate] = []
         first: str | None = None
         for place, parent in enumerate(job.parents):
-            fate, why = self._fate((job.workflow.id, parent.id))
+            mate = (job.workflow.id, parent.id)
+            fate, why = self._fate(mate)
             fates.append(fate)
             first = first or why
-            self._links.append((n, place, parent.id, job.workflow.id, bool(parent.at)))
+            own = (fate, why) if self._told_apart(mate) else (None, None)
+            self._links.append((n, place, parent.id, job.workflow.id, bool(parent.at), *own))
         return Kin(n, fates.count("open"), fates.count("failed"), job.if_parent_fails == "run", felled=False), first
 
     def _fate(self, mate: Mate) -> tuple[Fate, str | None]:
@@ -148,6 +160,10 @@ class Newcomers:
         if row is None or row.state is None or not row.state.terminal:
             return "open", None
         return ("done", None) if row.state is State.SUCCEEDED else ("failed", f"parent {row.id} ended {row.state}")
+
+    def _told_apart(self, mate: Mate) -> bool:
+        """Whether children are still to be told what became of a parent though this new one knows it from the start."""
+        return self._own[mate] if mate in self._own else mate in self._parents and self._parents[mate].owed
 
     @property
     def ended(self) -> set[int]:

@@ -13,9 +13,11 @@ from offload.brokers.postgres import locking
 from offload.brokers.postgres.books import related
 from offload.brokers.postgres.endings import Ending, let_go, record_ends
 from offload.brokers.postgres.enqueueing import store
+from offload.brokers.postgres.families import lock_children
 from offload.brokers.postgres.gating import Past
 from offload.brokers.postgres.keys import Keys, kept
 from offload.brokers.postgres.moves import Moves
+from offload.brokers.postgres.newcomers import hold_for
 from offload.brokers.postgres.rows import jobs_by_number, seconds
 from offload.brokers.postgres.succeeding import distinct, plain, succeed, succeed_in_turn, succeed_in_workflows
 from offload.brokers.postgres.work import Doubt, Transaction, text
@@ -60,8 +62,8 @@ def settle(tx: Transaction, session: str, settlements: Settlements, marked: Abst
     others: list[tuple[Lease, Outcome]] = []
     for lease, outcome in settlements:
         (easy if plain(lease, outcome, marked) else others).append((lease, outcome))
-    if not distinct(settlements):
-        easy, others = [], list(settlements)
+    if not distinct(settlements) or any(isinstance(outcome, Done) and outcome.added for _, outcome in others):
+        easy, others = [], list(settlements)  # what is added locks where all are counted, so all must have ended before
     if not others and all(lease.job.workflow is not None for lease, _ in easy):
         return (yield from succeed_in_workflows(tx, session, easy))
     lost: list[Lease] = []
@@ -119,6 +121,8 @@ def _settle(tx: Transaction, session: str, settlements: Settlements, *, joined: 
             settled.append((row, lease, outcome))
     keys.check_claimed(lease.job for row, lease, _ in settled if row.cancel)  # some may have been asked to stop just now
     if any(isinstance(outcome, Done) and outcome.added for _, _, outcome in settled):
+        yield from hold_for(tx, [job for _, _, outcome in settled if isinstance(outcome, Done) for job in outcome.added])
+        yield from lock_children(tx, [lease.job for _, lease, _ in settled])
         for place, (row, lease, outcome) in enumerate(settled):
             grown = yield from _grown(tx, lease, outcome, joined=joined)
             if grown is not outcome:  # it did succeed: what it is told now is no cancelling

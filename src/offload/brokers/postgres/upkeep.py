@@ -201,6 +201,8 @@ def _promote_by_key(tx: Transaction) -> Work[int]:
 def _expire(tx: Transaction) -> Work[list[Touched]]:
     def act(rows: Sequence[JobColumns]) -> Work[Turn]:
         late = [row for row in rows if row.state in UNSTARTED and row.claim == 0]
+        held = yield from families.try_children(tx, [row.job() for row in late])
+        late = [row for row in late if row.workflow is None or row.id not in held]
         busy = yield from tallies.try_lock(tx, [row.job() for row in late])
         if busy:  # who adds jobs there may take long
             late = [row for row in late if busy.isdisjoint(tallies_of(row.job()))]
@@ -214,7 +216,8 @@ def _expire(tx: Transaction) -> Work[list[Touched]]:
 def _forget(tx: Transaction) -> Work[int]:
     ns = _numbers((yield from tx.value("take_forgettable", now=tx.now, limit=WINDOW)))
     yield from forget(tx, ns)
-    return len(ns) + (yield from tallies.forget_finished(tx))
+    keys = yield from tx.value("drop_stale_keys", now=tx.now, limit=WINDOW)
+    return max(len(ns), keys, (yield from tallies.forget_finished(tx)))
 
 
 def _rescue_of(session: str, beat: int) -> Operation[list[Touched]]:
