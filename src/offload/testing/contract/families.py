@@ -238,6 +238,33 @@ class Families(Fixtures):
         assert (await tally(store)).total == 4
 
     @needs(Feature.PARENTS)
+    async def test_a_child_of_one_that_is_cancelled_at_once_waits_for_its_other_parents(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a", size=4), node(clock, "r", queue="slow")])
+        async with store.session(info()) as session:
+            (lease,) = await claim(session, queues=["default"])
+            await settle(session, lease, Dead("no"))
+            await store.enqueue([node(clock, "b", "a"), node(clock, "c", takes("b", "x"), takes("r", "y"), fails="run")])
+            assert await states(store, "b", "c") == [State.CANCELLED, State.WAITING]
+            assert await run(session) == ["r"]
+            lease = await claim_one(session)
+            assert (lease.job.id, lease.inputs) == ("c", (None, None))
+
+    @needs(Feature.PARENTS)
+    async def test_those_who_were_cancelled_at_once_come_back_with_the_parent_that_had_failed(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "a", size=4)])
+        async with store.session(info()) as session:
+            await end(session, a=Dead("no"))
+            await store.enqueue([node(clock, "b", "a"), node(clock, "c", "b"), node(clock, "brave", "b", fails="run")])
+            assert [(await record(store, id)).reason for id in ("b", "c")] == ["parent a ended DEAD", "parent b ended CANCELLED"]
+            assert await state(store, "brave") is State.READY
+            assert await store.retry(["a"]) == {"a"}
+            assert await states(store, "a", "b", "c") == [State.READY, State.WAITING, State.WAITING]
+            assert sorted(await run(session)) == ["a", "brave"]
+            assert await run(session) == ["b"]
+            assert await run(session) == ["c"]
+        assert (await tally(store)).succeeded == 4
+
+    @needs(Feature.PARENTS)
     async def test_a_job_that_lost_its_lease_adds_nothing(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([node(clock, "a")])
         async with store.session(info("dies")) as dying, store.session(info()) as session:

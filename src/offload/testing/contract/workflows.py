@@ -21,6 +21,20 @@ async def wound_up(session: Session, store: Store, id: str = FLOW) -> Tally:
     return found
 
 
+async def told(session: Session) -> None:
+    """Have all children learn of their parents who are yet to be told."""
+    for _ in range(20):
+        await session.maintain()
+
+
+async def all_ready(session: Session) -> list[Lease]:
+    """All that can be claimed, however much it is."""
+    leases: list[Lease] = []
+    while more := await claim(session):
+        leases += more
+    return leases
+
+
 class Workflows(Fixtures):
     @needs(Feature.PARENTS)
     async def test_a_workflow_is_counted(self, store: Store, clock: TestClock) -> None:
@@ -196,9 +210,7 @@ class Workflows(Fixtures):
         for start in range(0, width, 1_000):
             await store.enqueue([node(clock, id) for id in parts[start : start + 1_000]])
         async with store.session(info()) as session:
-            leases: list[Lease] = []
-            while more := await claim(session):
-                leases += more
+            leases = await all_ready(session)
             assert len(leases) == width
             done = [(lease, Done(str(int(lease.job.id[1:])).encode())) for lease in leases]
             for start in range(0, width - 1, 500):
@@ -232,6 +244,43 @@ class Workflows(Fixtures):
                     await session.maintain()
             assert ran == 2 * width
         assert (await tally(store)).succeeded == 2 * width + 1
+
+    @needs(Feature.PARENTS)
+    async def test_who_comes_while_others_are_yet_to_learn_of_a_parent_knows_it_from_the_start(
+        self, store: Store, clock: TestClock
+    ) -> None:
+        width = 1_500
+        await store.enqueue([node(clock, "p", size=width + 4), node(clock, "q", queue="slow")])
+        await store.enqueue([node(clock, f"c{n}", "p") for n in range(width)])
+        async with store.session(info()) as session:
+            (lease,) = await claim(session, queues=["default"])
+            await settle(session, lease, Dead("no"))
+            await store.enqueue([node(clock, "fell", "p"), node(clock, "brave", "p", "q", fails="run")])
+            assert await states(store, "fell", "brave") == [State.CANCELLED, State.WAITING]
+            await told(session)
+            assert await waits(store, "brave") == WAITS
+            assert await store.retry(["p"]) == {"p"}
+            await store.enqueue([node(clock, "waits", takes("p", "x"), queue="slow")])
+            await told(session)
+            assert await states(store, "fell", "waits", f"c{width - 1}") == [State.WAITING] * 3
+            (lease,) = await claim(session, queues=["default"])
+            await settle(session, lease, Done(b"1"))
+            await store.enqueue([node(clock, "late", takes("p", "x"), "q", queue="slow")])
+            await told(session)
+            assert await states(store, "fell", "brave", "waits", "late") == [State.READY, State.WAITING, State.READY, State.WAITING]
+            inputs = {lease.job.id: lease.inputs for lease in await all_ready(session)}
+            assert (len(inputs), inputs["waits"]) == (width + 3, (b"1",))
+
+    @needs(Feature.PARENTS)
+    async def test_children_learn_of_a_parent_that_is_deleted_before_all_were_told(self, store: Store, clock: TestClock) -> None:
+        width = 1_500
+        await store.enqueue([node(clock, "p", size=width + 1)])
+        await store.enqueue([node(clock, f"c{n}", takes("p", "x")) for n in range(width)])
+        async with store.session(info()) as session:
+            await settle(session, await claim_one(session), Done(b"1"))
+            assert await store.delete(["p"]) == {"p"}
+            await told(session)
+            assert [lease.inputs for lease in await all_ready(session)] == [(b"1",)] * width
 
     @needs(Feature.PARENTS)
     async def test_a_wide_workflow_is_stopped_whole(self, store: Store, clock: TestClock) -> None:
