@@ -44,7 +44,7 @@ class Debts(NamedTuple):
 
 
 class Count(msgspec.Struct, array_like=True):
-    """A row of `tallies`."""
+    """A row of `tallies`. Its fields are the columns, and the SQL that names them all is made of these: see `transaction`."""
 
     n: int
     kind: TallyKind
@@ -95,7 +95,13 @@ class Count(msgspec.Struct, array_like=True):
 
     def row(self) -> tuple[Any, ...]:
         """The columns of `tallies`."""
-        return (*(getattr(self, name) for name in self.__struct_fields__[:-2]), msgspec.json.encode(self.callbacks).decode())
+        return (*(getattr(self, name) for name in COLUMNS[:-1]), msgspec.json.encode(self.callbacks).decode())
+
+
+COLUMNS = Count.__struct_fields__[:-1]
+"""The columns of `tallies`, of which the last holds JSON."""
+FIXED = ("n", "kind", "id", "created_at", "callbacks")
+"""Those that are written once and for all."""
 
 
 @dataclass(slots=True)
