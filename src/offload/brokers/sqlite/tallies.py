@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
 from offload.brokers.sqlite.books import Count, Key
 from offload.brokers.sqlite.cancelling import end
-from offload.brokers.sqlite.counting import count_from, counts_from, known
+from offload.brokers.sqlite.counting import count_from, counts_from, known, of
 from offload.brokers.sqlite.endings import drop_expiring, forget
 from offload.brokers.sqlite.families import pay, take_up
 from offload.brokers.sqlite.moves import Moves, past_of
@@ -38,14 +39,6 @@ _numbers = msgspec.json.Decoder(list[int]).decode
 _running = msgspec.json.Decoder(dict[str, int]).decode
 
 
-def of(job: Job) -> list[Key]:
-    """Where a job is counted."""
-    keys: list[Key] = [] if job.workflow is None else [("workflow", job.workflow.id)]
-    if job.batch is not None and job.callback is None:
-        keys.append(("batch", job.batch))
-    return keys
-
-
 def _there(tx: Transaction, keys: Sequence[Key]) -> list[Count]:
     counts = known(tx, keys)
     return [count for key in keys if (count := counts[key]) is not None]
@@ -72,7 +65,7 @@ def join(tx: Transaction, now: int, job: Job, adder: Job | None) -> str | None:
         count = counts[key] or _new(tx, key, stored(job.enqueued_at))
         count.name, count.keep = count.name or job.workflow.name, max(count.keep, job.keep)
         if not count.stopped:
-            count.size = max(count.size, job.workflow.size)
+            count.size = max(count.size, job.workflow.size) + (adder is not None)  # whom a job adds its producer did not announce
         stopped = _add(tx, now, count)
     if job.batch is not None and job.callback is None:
         count = counts["batch", job.batch]
@@ -145,18 +138,18 @@ def settle_up(tx: Transaction, now: int) -> None:
     """What is to be done at the end of each operation: children learn how their parents ended, and callbacks that are due may go."""
     if not tx.books_kept:
         return
-    _count(tx)
+    counted = _count(tx)
     if tx.books.owed:
         pay(tx, now)
-        _count(tx)
-    due, gone = _close(tx, now)
+        counted |= _count(tx)
+    due, gone = _close(tx, now, counted)
     if due or gone:
         _let_go(tx, now, due, gone)
     tx.close_books()
 
 
-def _count(tx: Transaction) -> None:
-    """Count what has ended: by one statement where the workflow or batch was not looked up before."""
+def _count(tx: Transaction) -> set[Key]:
+    """Count what has ended: by one statement where the workflow or batch was not looked up before. Returns what was counted."""
     books = tx.books
     changes, books.changes = books.changes, {}
     for key, change in changes.items():
@@ -169,9 +162,10 @@ def _count(tx: Transaction) -> None:
         else:
             row = tx.row("count", kind=key[0], id=key[1], **{name: change.get(state, 0) for state, name in ENDS})
             books.counts[key] = None if row is None else count_from(row[0])
+    return set(changes)
 
 
-def _close(tx: Transaction, now: int) -> tuple[list[str], list[str]]:
+def _close(tx: Transaction, now: int, counted: AbstractSet[Key]) -> tuple[list[str], list[str]]:
     """Write down what was counted. Returns the callbacks that are due, and those that never will be, if they still wait."""
     due: list[str] = []
     gone: list[str] = []
@@ -179,7 +173,8 @@ def _close(tx: Transaction, now: int) -> tuple[list[str], list[str]]:
     for key, count in tx.books.counts.items():
         if count is None:
             continue
-        if count.close(now) or key in tx.books.touched:
+        is_touched = key in tx.books.touched
+        if count.close(now, changed=is_touched or key in counted) or is_touched:
             touched.append(count)
         for which, id in count.callbacks.items():
             if is_due(count, which):
@@ -227,6 +222,7 @@ def drop_callbacks(tx: Transaction, ns: Sequence[int]) -> None:
 
 def stop(tx: Transaction, now: int, kind: TallyKind, id: str) -> bool:
     """Cancel all jobs, those that are still to come too; of many the first piece."""
+    _tell_all(tx, now, [(kind, id)])
     count = known(tx, [(kind, id)])[kind, id]
     if count is None or count.finished_at is not None:
         return False
@@ -245,12 +241,46 @@ def _go_on_stopping(tx: Transaction, now: int, count: Count) -> None:
     members = _members(tx.value(f"{count.kind}_members", id=count.id, after=count.stopping, limit=PIECE))
     count.stopping = members[-1][0] if len(members) == PIECE else None
     tx.books.touch(count)
-    end(tx, now, [id for _, id in members], State.CANCELLED, f"its {count.kind} was cancelled")
+    ended = end(tx, now, [id for _, id in members], State.CANCELLED, f"its {count.kind} was cancelled")
+    if waited := [row.n for row in ended if row.what == "parents"]:
+        tx.do("note_felled", ns=text(waited))  # so they come back with them
+
+
+def _tell_all(tx: Transaction, now: int, keys: Iterable[Key]) -> None:
+    """Have the children of workflows know what upkeep has yet to tell them, before a stop, or its end, makes a difference."""
+    for flow in [id for kind, id in keys if kind == "workflow"]:
+        while take_up(tx, flow):
+            known(tx, [("workflow", flow)])
+            settle_up(tx, now)
+
+
+def anything_begun(tx: Transaction) -> bool:
+    """Whether something was begun that upkeep is to go on with."""
+    return bool(tx.value("anything_owed"))
+
+
+def finish_stops(tx: Transaction, now: int, jobs: Sequence[Job]) -> None:
+    """Have what stops workflows and batches of these jobs reach everybody at once: it must not meet whom a person revives meanwhile."""
+    for key in dict.fromkeys(key for job in jobs for key in of(job)):
+        while (count := known(tx, [key])[key]) is not None and count.stopping is not None:
+            _go_on_stopping(tx, now, count)
+            settle_up(tx, now)
+        if count is not None and count.stopped:
+            _tell_all(tx, now, [key])
+
+
+def resume(tx: Transaction, job: Job) -> None:
+    """Where a person revives a job nothing is stopped any more."""
+    for count in _there(tx, of(job)):
+        if count.stopped:
+            count.stopped = False
+            tx.books.touch(count)
 
 
 def abandon(tx: Transaction, now: int) -> int:
     """Give up what its producer left incomplete. Returns how many."""
     keys = _keys(tx.value("tallies_to_abandon", now=now, limit=MOST_AT_ONCE))
+    _tell_all(tx, now, keys)
     for count in _there(tx, keys):
         count.abandoned = True
         if count.kind == "workflow":
@@ -264,7 +294,7 @@ def abandon(tx: Transaction, now: int) -> int:
 
 def go_on(tx: Transaction, now: int) -> bool:
     """Do the next piece of what earlier operations have begun. Returns whether more is left."""
-    if not tx.value("anything_owed"):
+    if not anything_begun(tx):
         return False
     stopping = _there(tx, _keys(tx.value("tallies_stopping")))
     for count in stopping:
@@ -272,7 +302,7 @@ def go_on(tx: Transaction, now: int) -> bool:
     if not stopping:
         known(tx, [("workflow", id) for id in take_up(tx)])
     settle_up(tx, now)
-    return bool(tx.value("anything_owed"))
+    return anything_begun(tx)
 
 
 def forget_old(tx: Transaction, now: int) -> int:
