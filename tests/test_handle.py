@@ -178,7 +178,7 @@ def test_the_command_that_tells_more_shows_no_password(monkeypatch: pytest.Monke
     for name in ("OFFLOAD_APP", "OFFLOAD_URL"):
         monkeypatch.delenv(name, raising=False)
     handle = Offload("redis://:hush@localhost/0").handle("j1")
-    assert handle._later() == " `offload why j1 --app MODULE:APP` says how it stands later."
+    assert handle._option() == " --app MODULE:APP"
 
 
 def test_a_job_whose_record_was_forgotten_is_not_found(app: Offload) -> None:
