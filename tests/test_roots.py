@@ -70,13 +70,16 @@ async def test_all_that_failed_are_named_and_those_that_did_not_are_not() -> Non
         fell("d", "b", "c", "brave"),
     )
     assert await jobs.why("d") == (
-        f"{CANCELLED}, for it comes after 2 jobs that failed: b (do_b) ended CANCELLED: its workflow was cancelled; a (do_a) ended EXPIRED. "
+        f"{CANCELLED}, for it comes after 2 jobs that failed: "
+        "b (do_b) ended CANCELLED: its workflow was cancelled; a (do_a) ended EXPIRED. "
         "`offload jobs retry b a` revives it with those."
     )
 
 
 async def test_who_runs_though_a_parent_failed_fell_by_itself() -> None:
-    jobs = Jobs(dead("a"), ended("b", State.DEAD, "a", if_parent_fails="run", attempt=1, reason="crashed"), fell("c", "b", how="ended DEAD"))
+    jobs = Jobs(
+        dead("a"), ended("b", State.DEAD, "a", if_parent_fails="run", attempt=1, reason="crashed"), fell("c", "b", how="ended DEAD")
+    )
     assert [record.id for record in (await jobs.roots("c")).failed] == ["b"]
     assert (await jobs.roots("c")).told == "job b (do_b), which ended DEAD: crashed"
 
@@ -124,7 +127,8 @@ async def test_not_more_than_so_many_are_read() -> None:
     deep = Jobs(dead("0"), *(fell(str(number), str(number - 1)) for number in range(1, 2 * MOST_READ)))
     said = await deep.why(str(2 * MOST_READ - 1))
     assert said == (
-        f"{CANCELLED}: parent {2 * MOST_READ - 2} ended CANCELLED. `offload workflows retry w` revives it with all that failed in its workflow."
+        f"{CANCELLED}: parent {2 * MOST_READ - 2} ended CANCELLED. "
+        "`offload workflows retry w` revives it with all that failed in its workflow."
     )
     assert deep.calls == MOST_READ
     wide = Jobs(dead("last"), fell("b", *(f"fine{number}" for number in range(2 * MOST_READ)), "last", by="last", how="ended DEAD"))
