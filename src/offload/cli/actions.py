@@ -128,8 +128,8 @@ def _why_not(app: Offload, action: Action, record: Record | None) -> str:
     if record.state not in action.states:
         way_out = ": cancel it first" if action is DELETE else ""
         return f"it is {record.state}{way_out}" if not record.state.terminal else f"it is {record.state} already"
-    if action is RETRY and (roots := portal.run(_roots, app, record)).told:
-        return f"it comes after {roots.told}. {roots.advice(record)}".removesuffix(".")
+    if action is RETRY and (advice := (roots := portal.run(_roots, app, record)).advice(record)):
+        return f"it comes after {roots.told or 'others that failed'}. {advice}".removesuffix(".")
     if action is RETRY and record.unique is not None:
         states = UNSTARTED if record.unique.until == "started" else (*UNSTARTED, State.RUNNING)
         for holder in (each for state in states for each in app.find(key=record.unique.key, state=state)):
