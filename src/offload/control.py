@@ -138,11 +138,13 @@ class Control:
     async def awhy(self, id: str) -> str:
         """Why the job is not running, in words. Raises JobNotFound."""
         from offload.diagnosis import why
+        from offload.roots import roots_of
 
-        standing = await (await self.producer.clients.store()).standing(id)
+        store = await self.producer.clients.store()
+        standing = await store.standing(id)
         if standing is None:
             raise JobNotFound(f"no job {id}: it was never enqueued, was deleted, or its record is forgotten")
-        return why(standing)
+        return why(standing, await roots_of(store.get, standing.record))
 
     async def aworkers(self) -> list[SessionRecord]:
         """The workers' sessions that are not known to be dead."""
