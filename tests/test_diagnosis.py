@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from offload.diagnosis import Finding, diagnose, p95, why
-from offload.job import Draft, Failure, Limit, RateLimit, Schedule, SlotLimit, State, UniqueKey, WorkerInfo
+from offload.job import Draft, Failure, Limit, Parent, RateLimit, Schedule, SlotLimit, State, UniqueKey, WorkerInfo
 from offload.records import Facts, LimitRecord, Record, ScheduleRecord, SessionRecord, Standing
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -302,6 +302,22 @@ CASES = {
     "dead by crashes": Case(
         "It is dead since 2026-11-21 11:59:00 UTC: the process that ran it died once more, after 2 crashes of its workers." + RETRIED,
         {"state": State.DEAD, "finished_at": ago(minutes=1), "reason": "crashed", "crashes": 2},
+    ),
+    "fallen with a parent that was not looked for": Case(
+        "It was cancelled at 2026-11-21 11:59:00 UTC: parent a ended DEAD. `offload why a` tells more.",
+        {"state": State.CANCELLED, "finished_at": ago(minutes=1), "parents": (Parent("a"),), "reason": "parent a ended DEAD"},
+    ),
+    "behind a parent": Case(
+        "It waits for its parent to end: a. `offload why a` says why that is not done.",
+        {"state": State.WAITING, "parents": (Parent("a"),)},
+        {"parents": ("a",), "open_parents": 1},
+        sessions=(worker(queues=("other",)),),
+    ),
+    "behind parents, and nobody works": Case(
+        "It waits for 1 of its 2 parents to end: b. `offload why b` says why that is not done. "
+        "No worker is alive; start one with `offload worker`.",
+        {"state": State.WAITING, "parents": (Parent("a"), Parent("b"))},
+        {"parents": ("b",), "open_parents": 1},
     ),
     "expired": Case(
         "It expired at 2026-11-21 11:59:00 UTC, for it had not started by 2026-11-21 11:58:00 UTC." + RETRIED,

@@ -20,6 +20,7 @@ from offload import (
     Offload,
     ResultTimeout,
     State,
+    chain,
 )
 from offload.job import Dead, Done, Failure, Outcome, Retried, WorkerInfo
 from offload.testing.clock import START, TestClock
@@ -122,6 +123,20 @@ def test_a_cancelled_job_raises(app: Offload) -> None:
     assert not handle.cancel()
 
 
+def test_who_fell_with_another_tells_which_one_failed_and_why(app: Offload) -> None:
+    task, fine = app.task(name="born", retry=False)(born), app.task(name="fine")(born)
+    handle = chain(task.job(2000), fine.job(2001), fine.job(2002)).enqueue()
+    asyncio.run(settle(app, Dead("no more attempts", Failure(1, START, "ValueError", "bad year", "Traceback 1"))))
+    [first] = app.find(state="dead")
+    told = f"job {handle.id} (fine) was cancelled, for it comes after job {first.id} (born), which ended DEAD: ValueError: bad year"
+    with pytest.raises(JobCancelled) as raised:
+        handle.result()
+    assert str(raised.value) == told
+    assert app.delete([first.id]) == {first.id}
+    with pytest.raises(JobCancelled, match=f"comes after job {first.id}, of which there is no record any more"):
+        handle.result()
+
+
 def test_an_expired_job_raises(app: Offload, clock: TestClock) -> None:
     handle = app.task(born).using(expires_in=60).enqueue(2000)
     clock.advance(timedelta(seconds=61))
@@ -148,6 +163,24 @@ def test_who_waits_in_vain_is_told_that_no_worker_is_alive_and_what_to_ask(app: 
     with pytest.raises(ResultTimeout, match=r"within 0.01 seconds; it goes on\. No worker is alive; .*`offload worker`") as caught:
         handle.result(timeout=0.01)
     assert "offload why" not in str(caught.value), "no other process sees what is in memory"
+
+
+def test_who_waits_in_vain_for_one_that_waits_for_its_parent_is_told_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OFFLOAD_APP", "OFFLOAD_URL"):
+        monkeypatch.delenv(name, raising=False)
+    app = Offload(f"sqlite:///{tmp_path}/q.db")
+    task = app.task(born)
+    handle = chain(task.job(2000), task.job(2001)).enqueue()
+    [parent] = app.find(state="ready")
+    with pytest.raises(ResultTimeout) as caught:
+        handle.result(timeout=0.01)
+    app.close()
+    assert str(caught.value) == (
+        f"job {handle.id} has not ended within 0.01 seconds; it goes on. It waits for its parent to end: {parent.id}. "
+        f"`offload why {parent.id} --url sqlite:///{tmp_path}/q.db` says why that is not done. "
+        "No worker is alive; start one with `offload worker`. "
+        f"`offload why {handle.id} --url sqlite:///{tmp_path}/q.db` says how it stands later."
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,7 +211,7 @@ def test_the_command_that_tells_more_shows_no_password(monkeypatch: pytest.Monke
     for name in ("OFFLOAD_APP", "OFFLOAD_URL"):
         monkeypatch.delenv(name, raising=False)
     handle = Offload("redis://:hush@localhost/0").handle("j1")
-    assert handle._later() == " `offload why j1 --app MODULE:APP` says how it stands later."
+    assert handle._option() == " --app MODULE:APP"
 
 
 def test_a_job_whose_record_was_forgotten_is_not_found(app: Offload) -> None:

@@ -278,3 +278,18 @@ def test_what_cannot_be_set_for_a_key_is_refused(given: dict[str, Any], message:
     asked: dict[str, Any] = {"key": "k", "concurrency": UNSET, "rate": UNSET, "burst": UNSET, "paused": UNSET} | given
     with pytest.raises(BadDeclaration, match=message):
         change_of(**asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"limit": 0}, "at least 1"),
+        ({"limit": -1}, "at least 1"),
+        ({"limit": "7"}, "at least 1"),
+        ({"key": ""}, "must be a text that is not empty"),
+        ({"after": "\ud800"}, "half a surrogate pair"),
+    ],
+)
+def test_what_limits_cannot_be_asked_for_is_said(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadDeclaration, match=message):
+        Offload("memory://").limits(**asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import datetime
@@ -140,9 +141,12 @@ class Offload(Control, Scheduling):
         `keep`: seconds that record and result are kept once succeeded, 0 for not at all. `log`, `mask`: arguments shown on each
         log line, or never shown. Raises BadDeclaration for what cannot work, Unsupported for what the broker cannot keep.
         """
+        caller: str = sys._getframe(1).f_globals.get("__name__", "")  # pyright: ignore[reportPrivateUsage] - as logging does
 
         def declare(function: Callable[..., Any]) -> Task[..., Any]:
-            return self._register(task_of(function, options, self.producer))
+            task = self._register(task_of(function, options, self.producer))
+            task.declared_in = caller
+            return task
 
         return declare if function is None else declare(function)
 

@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 from offload.codec import HoldsOutputs, encode_plain
 from offload.errors import BadDeclaration, BadPayload, JobNotFound
 from offload.job import State
-from offload.limits import change_of
+from offload.limits import change_of, given_key
 from offload.portal import sync
 from offload.producer import Producer
 from offload.records import Filter, LimitRecord, Record, SessionRecord, Tally
@@ -100,7 +100,13 @@ class Control:
         """What keys allow, and who holds them or waits for them: those of orders and limits that are held, waited for, or were changed.
 
         Of the first `limit` keys by name, a record for each kind of use; `after` is the last key of the page before. Or of one `key` alone.
+        Raises BadDeclaration for a limit below 1, or what can be no key.
         """
+        if not isinstance(limit, int) or limit < 1:  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+            raise BadDeclaration(f"limits(limit=...) is a number of keys, at least 1, not {limit!r}")
+        for name, given in (("key", key), ("after", after)):
+            if given is not None:
+                given_key(given, f"limits({name}=...)")
         return await (await self.producer.clients.store()).limits(limit, after, key)
 
     async def aworkflows(self, *, limit: int = 100, after: str | None = None) -> list[Tally]:
@@ -132,11 +138,13 @@ class Control:
     async def awhy(self, id: str) -> str:
         """Why the job is not running, in words. Raises JobNotFound."""
         from offload.diagnosis import why
+        from offload.roots import roots_of
 
-        standing = await (await self.producer.clients.store()).standing(id)
+        store = await self.producer.clients.store()
+        standing = await store.standing(id)
         if standing is None:
             raise JobNotFound(f"no job {id}: it was never enqueued, was deleted, or its record is forgotten")
-        return why(standing)
+        return why(standing, await roots_of(store.get, standing.record))
 
     async def aworkers(self) -> list[SessionRecord]:
         """The workers' sessions that are not known to be dead."""

@@ -7,10 +7,10 @@ import math
 from datetime import UTC, datetime
 
 from offload.errors import BadDeclaration, JobNotFound, ResultTimeout
-from offload.job import TallyKind
+from offload.job import State, TallyKind
 from offload.portal import sync
 from offload.producer import Producer
-from offload.records import Tally
+from offload.records import Filter, Tally
 
 LOOK_EVERY = 0.25
 """Seconds between looks whether all have ended, where nobody can say that they have."""
@@ -44,7 +44,8 @@ class Counted:
             left = deadline - clock()
             if left <= 0:
                 open = ", and it is not sealed" if self.kind == "batch" and not found.sealed else ""
-                raise ResultTimeout(f"{self.kind} {self.id} has not ended within {timeout:g} seconds; it goes on: {found.told}{open}")
+                said = f"{self.kind} {self.id} has not ended within {timeout:g} seconds; it goes on: {found.told}{open}"
+                raise ResultTimeout(f"{said}{await self._held_up()}")
             await self._rest(left)
         return found
 
@@ -58,6 +59,15 @@ class Counted:
     progress = sync(aprogress)
     wait = sync(await_)
     cancel = sync(acancel)
+
+    async def _held_up(self) -> str:
+        """Why the newest of its jobs that could run does not, if there is one."""
+        from offload.diagnosis import why
+
+        store = await self._needed().clients.store()
+        found = await store.find(Filter(state=State.READY, **{self.kind: self.id}), 1)
+        standing = await store.standing(found[0].id) if found else None
+        return "" if standing is None else f". Job {standing.record.id} of it is READY: {why(standing)}"
 
     async def _rest(self, seconds: float) -> None:
         """Wait until another look is worth it, for `seconds` at most."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -12,10 +11,9 @@ from typing import assert_never
 from offload import keys
 from offload.job import State, keys_of
 from offload.records import Facts, Record, ScheduleRecord, SessionRecord, Standing
+from offload.roots import Roots, felled_by
 from offload.wording import SEVERITIES, Finding, moment, number, span, whole
 
-_FELL = re.compile(r"parent (.+) (ended [A-Z]+|was deleted)")
-"""The reason of a job that a parent took down."""
 _WHEN = {"success": "when all its jobs have succeeded", "failure": "at its first failure", "complete": "when all its jobs have ended"}
 OLD_READY = 300.0
 """Seconds that a job may be ready before `diagnose` speaks of it."""
@@ -25,8 +23,11 @@ SLOWEST = 5
 CORRECT = "If it lives, correct the clock of its machine."
 
 
-def why(standing: Standing) -> str:
-    """One or two sentences that say why the job is not running; or on which worker it runs, or how it ended."""
+def why(standing: Standing, roots: Roots | None = None) -> str:
+    """One or two sentences that say why the job is not running; or on which worker it runs, or how it ended.
+
+    `roots`, as `roots_of` finds them, are what keeps a job that has ended from being revived; None where they were not looked for.
+    """
     record = standing.record
     match record.state:
         case State.SCHEDULED:
@@ -42,9 +43,10 @@ def why(standing: Standing) -> str:
         case State.DEAD:
             return f"It is dead since {moment(record.finished_at)}: {_ended(standing)}. {_revival(record)}"
         case State.CANCELLED:
-            return f"It was cancelled {_at(record.finished_at)}{_cancelled(standing)}. {_revival(record)}"
+            return _why_cancelled(standing, roots)
         case State.EXPIRED:
-            return f"It expired {_at(record.finished_at)}, for it had not started by {moment(record.expires_at)}. {_revival(record)}"
+            expired = f"It expired {_at(record.finished_at)}, for it had not started by {moment(record.expires_at)}."
+            return f"{expired} {_way_back(record, roots)}"
         case _:
             assert_never(record.state)
 
@@ -66,6 +68,24 @@ def _ended(standing: Standing) -> str:
     return f"{reason}{_after_error(standing)}"
 
 
+def _why_cancelled(standing: Standing, roots: Roots | None) -> str:
+    record = standing.record
+    ended = f"It was cancelled {_at(record.finished_at)}"
+    felled = felled_by(record)
+    if felled is not None and roots is None:
+        return f"{ended}{_cancelled(standing)}. `offload why {felled}` tells more."
+    if felled is not None and roots is not None and roots.told:
+        return f"{ended}, for it comes after {roots.told}. {roots.advice(record)}"
+    return f"{ended}{_cancelled(standing)}. {_way_back(record, roots)}"
+
+
+def _way_back(record: Record, roots: Roots | None) -> str:
+    """How it is started anew, where others may have to be before."""
+    advice = "" if roots is None else roots.advice(record)
+    behind = f"It comes after {roots.told}. " if roots is not None and roots.told else ""
+    return f"{behind}{advice or _revival(record)}"
+
+
 def _cancelled(standing: Standing) -> str:
     """The reason it was cancelled where one was given besides, and the last error where there is one."""
     reason = standing.record.reason
@@ -79,8 +99,6 @@ def _after_error(standing: Standing) -> str:
 
 def _revival(record: Record) -> str:
     """How it is started anew, and what may forbid that."""
-    if record.parents and not record.attempt and (fell := _FELL.fullmatch(record.reason or "")):
-        return f"`offload jobs retry {fell[1]}` revives it with that one." if fell[2] != "was deleted" else "It cannot be revived."
     retry = f"`offload jobs retry {record.id}` makes it ready again."
     wanted = " or ".join(repr(unique.key) for unique in keys_of(record) if unique.until in ("finished", "started"))
     return f"{retry} If another job has taken its unique key {wanted}, cancel that one first." if wanted else retry
@@ -132,7 +150,8 @@ def _why_behind_parents(standing: Standing) -> str:
     more = f" and {standing.open_parents - len(standing.parents):,} more" if standing.open_parents > len(standing.parents) else ""
     of = f" of its {len(standing.record.parents):,} parents" if several else " its parent"
     count = f" {standing.open_parents:,}{of}" if several else of
-    return f"It waits for{count} to end: {named}{more}. `offload why {standing.parents[0]}` says why that is not done."
+    first = f"It waits for{count} to end: {named}{more}. `offload why {standing.parents[0]}` says why that is not done."
+    return first if _live(standing.sessions, standing.now) else f"{first} {_workers_sentence(standing)}"
 
 
 def _why_ready(standing: Standing) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
 import shlex
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +20,8 @@ from offload.records import Record
 
 R = TypeVar("R", covariant=True)
 
+_COMMAND = re.compile(r"`(offload (?!worker\b)[^`]+)`")
+"""A command in a text that needs to be told the app or its broker, but for `offload worker`, which needs the app itself."""
 LONGEST_WAIT = 60.0
 """Seconds that one call to the broker waits for a job to end; `result` repeats it."""
 
@@ -56,7 +59,7 @@ class Handle(Generic[R]):
             left = 0.0 if alone else max(0.0, deadline - clock())
             record = (await store.finished([self.id], min(left, LONGEST_WAIT))).get(self.id)
             if record is not None:
-                return self._value(record)
+                return self._value(record, await _cause(store, record) if record.state is State.CANCELLED else "")
             if not await store.get([self.id]):
                 raise self._not_found()
             if alone:
@@ -79,14 +82,13 @@ class Handle(Generic[R]):
     record = sync(arecord)
     cancel = sync(acancel)
 
-    def _value(self, record: Record) -> Any:
+    def _value(self, record: Record, cause: str) -> Any:
         what = f"job {self.id} ({record.task})"
         match record.state:
             case State.DEAD:
                 raise JobFailed(f"{what} is dead: {_last_error(record)}", record)
             case State.CANCELLED:
-                reason = "" if record.reason in (None, "cancelled") else f": {record.reason}"
-                raise JobCancelled(f"{what} was cancelled{reason}", record)
+                raise JobCancelled(f"{what} was cancelled{cause}", record)
             case State.EXPIRED:
                 raise JobExpired(f"{what} expired: no worker started it before {record.expires_at}", record)
             case _:
@@ -99,25 +101,39 @@ class Handle(Generic[R]):
         from offload.diagnosis import why
 
         standing = await store.standing(self.id)
-        reason = "" if standing is None else f" {why(standing)}"
-        return ResultTimeout(f"job {self.id} has not ended within {timeout:g} seconds; it goes on.{reason}{self._later()}")
+        said = "" if standing is None else f" {why(standing)}"
+        option = self._option()
+        if option is not None:
+            said = f"{said} `offload why {self.id}` says how it stands later."
+            said = _COMMAND.sub(lambda command: f"`{command[1]}{option}`", said)
+        return ResultTimeout(f"job {self.id} has not ended within {timeout:g} seconds; it goes on.{said}")
 
-    def _later(self) -> str:
-        """The command that says how the job stands later, as it can be typed here: nothing that is printed may hold a password."""
+    def _option(self) -> str | None:
+        """What a command needs to find the job, as it can be typed here: nothing that is printed may hold a password.
+
+        None where no other process sees the job.
+        """
         clients = self._producer.clients
-        if not clients.broker.durable:  # no other process sees it
-            return ""
+        if not clients.broker.durable:
+            return None
         if os.environ.get("OFFLOAD_APP") or os.environ.get("OFFLOAD_URL") == clients.url:
-            app = ""
-        else:
-            app = f" --url {shlex.quote(clients.url)}" if clients.place == clients.url else " --app MODULE:APP"
-        return f" `offload why {self.id}{app}` says how it stands later."
+            return ""
+        return f" --url {shlex.quote(clients.url)}" if clients.place == clients.url else " --app MODULE:APP"
 
     def _not_found(self) -> JobNotFound:
         return JobNotFound(
             f"no job {self.id}: it was never enqueued, was deleted, or its record is forgotten"
             " (with keep=0 none is kept once the job has succeeded, and so no result)"
         )
+
+
+async def _cause(store: Store, record: Record) -> str:
+    """Why a job was cancelled: who failed first, where it fell with another."""
+    from offload.roots import felled_by, roots_of
+
+    if felled_by(record) is not None and (told := (await roots_of(store.get, record)).told):
+        return f", for it comes after {told}"
+    return "" if record.reason in (None, "cancelled") else f": {record.reason}"
 
 
 def _last_error(record: Record) -> str:

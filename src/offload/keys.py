@@ -50,7 +50,8 @@ def few(ids: Sequence[str], total: int | None = None) -> str:
 
 def command(verb: str, key: str) -> str:
     """What a person types about a key."""
-    return f"`offload limits {verb} {shlex.quote(key)}`"
+    dashes = "-- " if key.startswith("-") else ""  # or else it is taken for an option
+    return f"`offload limits {verb} {dashes}{shlex.quote(key)}`"
 
 
 def why_at_gate(standing: Standing) -> str:

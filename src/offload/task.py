@@ -60,6 +60,8 @@ class Task(Generic[P, R]):
         self.log = self._parameters(options.log, f"{what}: log")
         self.mask = self._parameters(options.mask, f"{what}: mask")
         self.producer = producer
+        self.declared_in: str = self.function.__module__
+        """The module that made the function a task, as far as is known."""
         producer.check(self._asks(), what)
 
     def __repr__(self) -> str:

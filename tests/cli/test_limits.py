@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 from tests.cli.project import Project
 
@@ -41,6 +43,21 @@ def test_keys_are_listed_with_what_they_allow_and_who_holds_them(shop: Project) 
     assert header.split() == ["key", "kind", "allows", "held", "waiting", "next", "holders"]
     assert [row.split()[0] for row in rows] == ["account:7", "api", "tenant:7"]
     assert rows[2].endswith("c1 and c2")
+
+
+@pytest.mark.parametrize("key", ["-x", " ", "--help", "a b"])
+def test_what_is_said_of_odd_keys_can_be_typed(shop: Project, key: str) -> None:
+    said = shop.ok("limits", "pause", "--", key)
+    typed = shlex.split(said[said.index("`offload limits") + 1 : said.rindex("`")])
+    assert shop.ok(*typed[1:]) == f"Key {key!r} goes on.\n"
+
+
+def test_a_page_ends_at_an_odd_key_and_the_next_begins_there(shop: Project) -> None:
+    for key in (" ", "-x", "z"):
+        shop.ok("limits", "set", "--concurrency", "3", "--", key)
+    for key in (" ", "-x"):
+        [page] = shop.json("limits", "list", "--limit", "1", f"--after={key}")
+        assert page["key"] > key
 
 
 def test_keys_are_listed_a_page_at_a_time(shop: Project) -> None:
@@ -127,7 +144,7 @@ def test_no_key_says_so(shop: Project) -> None:
         (["set", "k"], "nothing to set: give --concurrency, --rate or --burst"),
         (["set", "k", "--concurrency", "0"], "paused=True stops a key"),
         (["set", "k", "--rate", "fast"], "a rate is a number per s, m, h or d, such as '100/s' or '5/m', not 'fast'"),
-        (["set", "", "--rate", "1/s"], "the name is empty"),
+        (["set", "", "--rate", "1/s"], "the key must be a text that is not empty"),
         (["pause", "x" * 201], "has 201 characters, of at most 200"),
     ],
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from tests.cli.project import Project
 
-from offload import Workflow
+from offload import State, Workflow
 
 FILM = """
 from offload import Offload, Workflow, chain, group, previous
@@ -26,6 +28,11 @@ def burn(n: int) -> int:
 
 @app.task(name="tell")
 def tell() -> None: ...
+"""
+
+SLOTS = """
+@app.task(name="say", limits=Concurrency(1, key="voice"))
+def say() -> None: ...
 """
 
 
@@ -102,7 +109,137 @@ def test_jobs_are_listed_by_workflow_and_tell_what_they_wait_for(film: Project) 
     assert f"It waits for 2 of its 2 parents to end: {', '.join(glue['parents'])}." in film.ok("why", glue["id"])
     film.drain()
     [fallen] = [job for job in film.json("jobs", "--workflow", id) if job["state"] == "CANCELLED"]
-    assert f"`offload jobs retry {fallen['parents'][0]}` revives it with that one" in film.ok("why", fallen["id"])
+    [burnt] = [job["id"] for job in film.json("jobs", "--workflow", id) if job["state"] == "DEAD"]
+    assert f"for it comes after job {burnt} (burn), which ended DEAD: ValueError: 7. `offload jobs retry {burnt}`" in film.ok(
+        "why", fallen["id"]
+    )
+
+
+def chained(film: Project, *tasks: str) -> list[str]:
+    """The ids of a chain's jobs."""
+    flow = Workflow()
+    nodes = [flow.add(film.app.tasks[tasks[0]].job(1))]
+    for task in tasks[1:]:
+        nodes.append(flow.add(film.app.tasks[task].job(nodes[-1].output)))
+    run = flow.enqueue()
+    return [run.handle(node).id for node in nodes]
+
+
+def test_who_fell_two_levels_below_is_revived_by_what_why_advises(film: Project) -> None:
+    a, b, c = chained(film, "burn", "cut", "cut")
+    film.drain()
+    for id in (b, c):
+        assert f"`offload jobs retry {a}` revives it with that one" in film.ok("why", id)
+        refused = film.run("jobs", "retry", id)
+        assert refused.exit_code == 1
+        assert (
+            f"{id} was left alone: it comes after job {a} (burn), which ended DEAD: ValueError: 1. "
+            f"`offload jobs retry {a}` revives it with that one." in refused.stderr
+        )
+    assert film.ok("jobs", "retry", a) == "1 job retried.\n"
+    assert [film.record(id).state for id in (a, b, c)] == ["READY", "WAITING", "WAITING"]
+
+
+def test_who_fell_with_one_that_was_deleted_cannot_be_revived_and_is_told_so(film: Project) -> None:
+    a, b, c = chained(film, "burn", "cut", "cut")
+    film.drain()
+    film.ok("jobs", "delete", a, "--yes")
+    for id in (b, c):
+        assert f"after job {a}, of which there is no record any more. It cannot be revived: enqueue it anew" in film.ok("why", id)
+        assert f"after job {a}, of which there is no record any more. It cannot be revived" in film.run("jobs", "retry", id).stderr
+    left = film.run("workflows", "retry", film.json("workflows")[0]["id"], "--yes")
+    assert left.stdout == "0 jobs retried.\n"
+    assert "1 job changed meanwhile or cannot be retried, and left alone." in left.stderr
+
+
+def test_jobs_that_were_cancelled_one_by_one_come_back_in_any_order(film: Project) -> None:
+    ids = chained(film, "cut", "cut", "cut")
+    film.ok("jobs", "cancel", *ids)
+    assert f"`offload jobs retry {ids[0]} {ids[1]}` revives it" in film.ok("why", ids[1])
+    assert film.ok("jobs", "retry", *reversed(ids)) == "3 jobs retried.\n"
+    assert [film.record(id).state for id in ids] == ["READY", "WAITING", "WAITING"]
+
+
+def test_a_workflow_is_retried_once_that_is_sure(film: Project) -> None:
+    id = enqueued(film)
+    film.drain()
+    [burnt] = film.app.find(state="dead")
+    refused = film.run("workflows", "retry", id)
+    assert (refused.exit_code, "nothing was changed" in refused.stderr, "Retry 1 job?" in refused.stderr) == (1, True, True)
+    assert film.ok("workflows", "retry", id, "--dry-run") == "1 job would be retried.\n"
+    assert film.json("workflows", "retry", id, "--yes") == {"retried": [burnt.id], "left_alone": []}
+    assert film.json("workflows")[0]["waiting"] == 2
+    assert film.run("workflows", "retry", "none").exit_code == 1
+    film.drain()
+    matching = film.run("jobs", "retry", "--workflow", id, "--all-matching", "--yes")
+    assert matching.stdout == "1 job retried.\n"
+    assert "1 job came back with those that they had fallen with." in matching.stderr
+
+
+def test_a_workflow_that_was_cancelled_comes_back_as_a_whole(film: Project) -> None:
+    id = enqueued(film)
+    film.ok("workflows", "cancel", id, "--yes")
+    film.ok("workflows", "retry", id, "--yes")
+    told = film.json("workflows")[0]
+    assert (told["cancelled"], told["waiting"]) == (0, 6)
+
+
+def test_a_batch_is_retried(film: Project) -> None:
+    cut, burn = film.app.tasks["cut"], film.app.tasks["burn"]
+    with film.app.batch(id="n1", on_failure=burn.job(5)) as batch:
+        batch.add_many([cut.job(1), burn.job(2), burn.job(3)])
+    film.drain()
+    assert film.ok("batches", "retry", "n1", "--yes") == "3 jobs retried.\n"
+    assert film.json("batches")[0]["waiting"] == 2
+    assert film.run("batches", "retry", "none").exit_code == 1
+
+
+def test_a_page_goes_on_after_one_that_there_is(film: Project) -> None:
+    id = enqueued(film)
+    for kind in ("workflow", "batch"):
+        lost = film.run("workflows" if kind == "workflow" else "batches", "list", "--after", "nope")
+        assert (lost.exit_code, lost.stdout) == (1, "")
+        assert f"--after nope: there is no such {kind}, so it is not known where to go on" in lost.stderr
+    assert "There is no older workflow." in film.run("workflows", "list", "--after", id).stderr
+
+
+def test_a_tree_names_the_parents_below_which_a_job_is_not_drawn(film: Project) -> None:
+    cut, glue = film.app.tasks["cut"], film.app.tasks["glue"]
+    flow = Workflow()
+    parts = [flow.add(cut.job(n)) for n in range(3)]
+    last = flow.add(glue.job([part.output for part in parts]))
+    run = flow.enqueue()
+    film.drain()
+    first, second, third, joined = (run.handle(node).id for node in (*parts, last))
+    assert f"{joined}  also after {second}, {third}" in film.ok("workflows", "show", run.id)
+    film.ok("jobs", "delete", first, "--yes")
+    shown = film.ok("workflows", "show", run.id).splitlines()
+    assert f"{joined}  also after {first}, {third}" in next(line for line in shown if joined in line)
+    film.ok("jobs", "delete", second, third, "--yes")
+    assert f"{joined}  after {first}, {second}, {third}" in film.ok("workflows", "show", run.id)
+
+
+def test_an_argument_that_is_the_output_of_a_parent_is_shown_as_that(film: Project) -> None:
+    id = enqueued(film)
+    jobs = film.json("jobs", "--workflow", id)
+    glue = next(job for job in jobs if job["task"] == "glue")
+    cut = next(job for job in jobs if job["task"] == "cut" and job["parents"])
+    assert f"n = <output of {cut['parents'][0]}>" in film.ok("jobs", "show", cut["id"])
+    left, right = glue["parents"]
+    assert f'parts = ["<output of {left}>","<output of {right}>"]' in film.ok("jobs", "show", glue["id"])
+    assert film.json("jobs", "show", cut["id"])["payload"] == {"n": None}
+
+
+def test_a_callback_that_is_due_and_waits_for_a_slot_is_not_called_not_due(film: Project) -> None:
+    film.write("shop.py", FILM.replace("import Offload", "import Concurrency, Offload") + SLOTS)
+    sys.modules.pop("shop")
+    tell = film.app.tasks["say"]
+    tell.enqueue()
+    with film.app.batch(id="n1", on_complete=tell.job()):
+        pass
+    [(_, callback)] = film.app.batch(id="n1").progress().callbacks
+    assert film.record(callback).state is State.WAITING
+    assert film.ok("batches", "show", "n1").splitlines()[1] == f"on_complete: WAITING  {callback}"
 
 
 def test_a_batch_is_shown_with_its_callbacks_sealed_and_cancelled(film: Project) -> None:

@@ -18,14 +18,16 @@ import msgspec
 
 import offload
 from offload import events, records
+from offload.adding import OwnBatch, OwnWorkflow
 from offload.cli import COMMANDS, main
+from offload.composing import Chain
 from offload.current import Current
 from offload.task import Bound
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "reference.md"
 FOR_WORKERS = ("observes", "emit", "opened_lifespan", "rules")
 """Methods of apps and tasks that the worker needs, and nobody else."""
-PART = re.compile(r"(<!-- reference: (?!end)([\w.]+) -->\n).*?(<!-- reference: end -->)", re.DOTALL)
+PART = re.compile(r"(<!-- reference: (?!end)([\w. ]+) -->\n).*?(<!-- reference: end -->)", re.DOTALL)
 
 
 def written(text: str) -> str:
@@ -91,10 +93,25 @@ def methods(owner: type) -> str:
     """The public methods and properties of a class: sync forms, with their async twin named beside them."""
     rows = table("call", "does")
     for name, member in public(owner):
-        twin = f"a{name}" in dir(owner)
+        async_name = twin(owner, name)
         call = name if isinstance(member, property) else f"{name}({parameters(member)})"
-        rows.append(f"| `{call}`{f' · `a{name}`' if twin else ''} | {sentence(member)} |")
+        told = sentence(member)
+        if async_name is not None and told == f"As `{async_name}`, for sync code.":
+            told = sentence(getattr(owner, async_name))
+        rows.append(f"| `{call}`{f' · `{async_name}`' if async_name else ''} | {told} |")
     return "\n".join(rows)
+
+
+def twin(owner: type, name: str) -> str | None:
+    """The async form of a method; of `wait` it is `await_`, for `await` is a word of Python."""
+    return next((each for each in (f"a{name}", f"a{name}_") if each in dir(owner)), None)
+
+
+def composed() -> str:
+    """What makes chains and groups, and what these can do."""
+    rows = table("call", "does")
+    rows += [f"| `{each.__name__}({parameters(each)})` | {sentence(each)} |" for each in (offload.chain, offload.group)]
+    return "\n".join([*rows, *methods(Chain).splitlines()[2:]])
 
 
 def public(owner: type) -> Iterator[tuple[str, Any]]:
@@ -104,7 +121,7 @@ def public(owner: type) -> Iterator[tuple[str, Any]]:
         hidden = (
             name.startswith("_")
             or name in FOR_WORKERS
-            or (name.startswith("a") and name[1:] in own)
+            or (name.startswith("a") and name[1:].removesuffix("_") in own)
             or not (inspect.getdoc(member) or "").strip()
         )
         if not hidden and (callable(member) or isinstance(member, property)) and not isinstance(member, type):
@@ -199,6 +216,18 @@ PARTS: dict[str, Callable[[], str]] = {
     "app": lambda: methods(offload.Offload),
     "handle": lambda: methods(offload.Handle),
     "current": lambda: methods(Current),
+    "chain": composed,
+    "Workflow": lambda: options(offload.Workflow.__init__, offload.Workflow),
+    "workflow": lambda: methods(offload.Workflow),
+    "node": lambda: methods(offload.Node),
+    "run": lambda: methods(offload.Run),
+    "results": lambda: methods(offload.Results),
+    "own workflow": lambda: methods(OwnWorkflow),
+    "Batch": lambda: options(offload.Offload.batch),
+    "batch": lambda: methods(offload.Batch),
+    "own batch": lambda: methods(OwnBatch),
+    "tally": lambda: fields(records.Tally),
+    "tallied": lambda: methods(records.Tally),
     "worker": lambda: methods(offload.Worker),
     "record": lambda: fields(records.Record),
     "limit": lambda: fields(records.LimitRecord),

@@ -25,6 +25,18 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert [name for name in offload.__all__ if f"| `{name}` |" not in text] == []
 
 
+@pytest.mark.parametrize("name", ["Workflow", "Node", "Run", "Results", "current.workflow", "Batch", "current.batch", "Tally"])
+def test_workflows_and_batches_have_an_entry_each(name: str) -> None:
+    assert f"\n### `{name}`\n" in PAGE.read_text()
+
+
+def test_an_async_form_is_named_beside_its_sync_form_also_that_of_wait() -> None:
+    text = PAGE.read_text()
+    assert text.count("| `wait(timeout=None)` · `await_` |") == 2
+    assert "| `await_(" not in text
+    assert "| As `a" not in text
+
+
 def commands_shown() -> list[tuple[str, str]]:
     """Every `offload ...` of a page, in its blocks and in its text, with the page's name."""
     shown: list[tuple[str, str]] = []

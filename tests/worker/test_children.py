@@ -85,8 +85,22 @@ async def test_a_task_declared_in_another_module_than_its_app_runs_in_a_child(tm
         assert await (await task.aenqueue()).aresult(timeout=20) == "its_tasks"
 
 
+async def test_a_function_that_another_module_makes_a_task_runs_in_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_app.py").write_text("from offload import Offload\n\napp = Offload('memory://')\n")
+    (tmp_path / "a_library.py").write_text("def whereabouts() -> str:\n    return __name__\n")
+    (tmp_path / "own_tasks.py").write_text(
+        "import a_library\nimport own_app\n\nwhereabouts = own_app.app.task(a_library.whereabouts, isolation='process')\n"
+        "named = own_app.app.task(name='named', isolation='process')(a_library.whereabouts)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    declared = importlib.import_module("own_tasks")
+    async with Worker(sys.modules["own_app"].app):
+        for task in (declared.whereabouts, declared.named):
+            assert await (await task.aenqueue()).aresult(timeout=20) == "a_library"
+
+
 async def test_a_child_that_cannot_import_the_module_of_the_task_says_so(program: Offload, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offload.worker.children.home_of", lambda _: Home("no.such.module"))
+    monkeypatch.setattr("offload.worker.children.homes_of", lambda _: (Home("no.such.module"),))
 
     @program.task(name="elsewhere", isolation="process", retry=False)
     def elsewhere() -> None: ...

@@ -365,6 +365,16 @@ async def test_observers_are_told_of_jobs_that_others_add(shop: Any) -> None:
     assert told == ["adds", "note"]
 
 
+async def test_who_waits_in_vain_is_told_that_no_worker_is_alive(shop: Any) -> None:
+    run = Workflow()
+    run.add(shop.note.job("never"))
+    async with shop.app.batch() as batch:
+        await batch.aadd(shop.note.job("never"))
+    for waiting in (await run.aenqueue(), batch):
+        with pytest.raises(ResultTimeout, match=r"it goes on: 1 waiting\. Job .* of it is READY: No worker is alive"):
+            await waiting.await_(0.01)
+
+
 async def test_an_empty_workflow_has_ended_well(shop: Any) -> None:
     run = await Workflow("nothing").aenqueue()
     assert ((await run.await_(1)).state, (await run.arecord()).jobs, await run.acancel()) == ("succeeded", (), False)

@@ -1,4 +1,4 @@
-"""`offload batches`: lists batches, shows one with its progress and callbacks, seals or cancels one."""
+"""`offload batches`: lists batches, shows one with its progress and callbacks, seals, retries or cancels one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 import click
 
 from offload.cli import output
+from offload.cli.actions import retry_failed, takes_way
 from offload.cli.confirm import ask, yes_option
 from offload.cli.groups import ListingGroup
 from offload.cli.loading import app_argument, takes_app
 from offload.cli.tallies import bar, plain, show_page, state_of, takes_page
 from offload.cli.values import Name
 from offload.errors import JobNotFound
-from offload.job import State
+from offload.job import Callback, State
+from offload.records import Filter, Tally
 
 if TYPE_CHECKING:
     from offload.app import Offload
@@ -23,7 +25,7 @@ id_argument = click.argument("batch_id", metavar="ID", type=Name())
 
 @click.group(cls=ListingGroup)
 def batches() -> None:
-    """List, show, seal and cancel batches. Without a command it lists."""
+    """List, show, seal, retry and cancel batches. Without a command it lists."""
 
 
 @batches.command("list")
@@ -33,7 +35,7 @@ def batches() -> None:
 @takes_app
 def list_batches(app: Offload, limit: int, after: str | None, as_json: bool) -> None:
     """List batches, newest first, with how far each is."""
-    show_page("batch", app.batches(limit=limit, after=after), limit, app.clock.now(), as_json=as_json)
+    show_page(app, "batch", limit, after, as_json=as_json)
 
 
 @batches.command()
@@ -50,15 +52,26 @@ def show(app: Offload, batch_id: str, as_json: bool) -> None:
         return
     output.show(Text(f"{tally.name or tally.id}  {state_of(tally)}  ", style="bold").append_text(bar(tally)))
     for which, id in tally.callbacks:
-        click.echo(f"on_{which}: {_callback(app, id)}  {id}")
+        click.echo(f"on_{which}: {_callback(app, tally, which, id)}  {id}")
 
 
-def _callback(app: Offload, id: str) -> str:
+def _callback(app: Offload, tally: Tally, which: Callback, id: str) -> str:
     try:
         record = app.handle(id).record()
     except JobNotFound:
         return "gone, for it never came due or its record is forgotten"
-    return "not due" if record.state is State.WAITING else record.state.value
+    return record.state.value if record.state is not State.WAITING or _is_due(tally, which) else "not due"
+
+
+def _is_due(tally: Tally, which: Callback) -> bool:
+    """Whether what a callback waits for has come: if it waits all the same, that is for something else, such as a slot."""
+    match which:
+        case "failure":
+            return tally.abandoned or tally.dead + tally.expired > 0
+        case "success":
+            return tally.state == "succeeded"
+        case "complete":
+            return tally.finished_at is not None
 
 
 @batches.command()
@@ -72,6 +85,19 @@ def seal(app: Offload, batch_id: str) -> None:
     batch = app.batch(id=batch_id)
     batch.progress()
     click.echo(f"Batch {batch_id} is sealed." if batch.seal() else f"Batch {batch_id} was sealed before.")
+
+
+@batches.command()
+@id_argument
+@takes_way
+@takes_app
+def retry(app: Offload, batch_id: str, **how: bool) -> None:
+    """Retry the jobs of the batch ID that failed, its callbacks included.
+
+    The batch is running again, and can still succeed; callbacks that have been called are not called again.
+    """
+    app.batch(id=batch_id).progress()
+    retry_failed(app, Filter(batch=batch_id), **how)
 
 
 @batches.command()

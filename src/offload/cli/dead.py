@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from offload.cli import filters, output, records
-from offload.cli.actions import DELETE, RETRY, Action, carry_out
-from offload.cli.confirm import yes_option
+from offload.cli.actions import DELETE, RETRY, Action, carry_out, takes_way
 from offload.cli.groups import ListingGroup
 from offload.cli.loading import app_argument, takes_app
 from offload.cli.tables import Column, show_table
@@ -112,9 +111,7 @@ def _plain(task: str, error: str, group: list[Record]) -> dict[str, object]:
 
 
 def _acts(function: F) -> F:
-    for option in (output.json_option, yes_option, click.option("--dry-run", "dry", is_flag=True, help="Only count them.")):
-        function = option(function)
-    return wanted_options(click.argument("ids", nargs=-1)(function))
+    return wanted_options(click.argument("ids", nargs=-1)(takes_way(function)))
 
 
 def _act(

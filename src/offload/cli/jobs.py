@@ -10,8 +10,7 @@ import click
 import msgspec
 
 from offload.cli import filters, output, records
-from offload.cli.actions import CANCEL, DELETE, RETRY, Action, carry_out
-from offload.cli.confirm import yes_option
+from offload.cli.actions import CANCEL, DELETE, RETRY, Action, carry_out, takes_way
 from offload.cli.filters import takes_filter
 from offload.cli.groups import ListingGroup
 from offload.cli.loading import app_argument, takes_app
@@ -141,7 +140,7 @@ def _stage(record: Record) -> str:
 
 
 def _described(record: Record, app: Offload, *, reveal: bool) -> str:
-    plain = records.plain(record, app, reveal=reveal)
+    plain = records.plain(records.with_outputs(record), app, reveal=reveal)
     errors: list[dict[str, Any]] = plain.pop("errors")
     payload: dict[str, Any] = plain.pop("payload")
     shown = {name: value for name, value in plain.items() if value not in (None, {}, [], "")}
@@ -187,9 +186,7 @@ def takes_jobs(function: Callable[..., R]) -> Callable[..., R]:
     @click.argument("ids", nargs=-1)
     @takes_filter
     @click.option("--all-matching", is_flag=True, help="Act on all the jobs that the filters find, in place of ids.")
-    @click.option("--dry-run", "dry", is_flag=True, help="Only count them.")
-    @yes_option
-    @output.json_option
+    @takes_way
     @functools.wraps(function)
     def command(*args: Any, ids: tuple[str, ...], all_matching: bool, filter: Filter, **kwargs: Any) -> R:
         filtered = filter != Filter()

@@ -14,7 +14,7 @@ from offload.cli import output
 from offload.cli.groups import ListingGroup, near
 from offload.cli.loading import app_argument, takes_app
 from offload.cli.tables import Column, show_table
-from offload.cli.values import Name
+from offload.cli.values import Key
 from offload.job import Kind
 from offload.keys import allows, command, few
 from offload.limits import Rate, fits
@@ -35,7 +35,7 @@ COLUMNS = (
     Column("holders", spare=1),
     Column("", whole=True),
 )
-key_argument = click.argument("key", type=Name())
+key_argument = click.argument("key", type=Key())
 
 
 @click.group(cls=ListingGroup)
@@ -46,7 +46,7 @@ def limits() -> None:
 @limits.command("list")
 @app_argument
 @click.option("--limit", "most", type=click.IntRange(min=1), default=1_000, show_default=True, help="At most so many keys.")
-@click.option("--after", type=Name(), help="The keys after this one, such as the last of the page before.")
+@click.option("--after", type=Key(), help="The keys after this one, such as the last of the page before.")
 @output.json_option
 @takes_app
 def list_limits(app: Offload, most: int, after: str | None, as_json: bool) -> None:
@@ -61,7 +61,7 @@ def list_limits(app: Offload, most: int, after: str | None, as_json: bool) -> No
     rows = [_row(each, now) for _, group in groupby(found, key=lambda each: each.key) for each in _telling(list(group))]
     show_table(COLUMNS, rows, empty="No key is held or waited for, and none was changed.")
     if len(keys := _keys(found)) == most:
-        output.note(f"There may be more: --after {shlex.quote(keys[-1])} lists them.")
+        output.note(f"There may be more: --after{'=' if keys[-1].startswith('-') else ' '}{shlex.quote(keys[-1])} lists them.")
 
 
 @limits.command("set")

@@ -12,6 +12,7 @@ from offload.cli.output import iso
 from offload.job import Progress, State
 from offload.keys import allows
 from offload.records import Record
+from offload.workflow import with_inputs
 
 if TYPE_CHECKING:
     from offload.app import Offload
@@ -26,6 +27,12 @@ def payload(record: Record, app: Offload, *, reveal: bool) -> Mapping[str, Any]:
         return arguments
     task = app.tasks.get(record.task)
     return {name: MASK if task is None or name in task.mask else value for name, value in arguments.items()}
+
+
+def with_outputs(record: Record) -> Record:
+    """The job with `<output of ID>` in the places of its arguments that are filled when it runs."""
+    places = [msgspec.json.encode(f"<output of {parent.id}>") for parent in record.parents]
+    return msgspec.structs.replace(record, payload=with_inputs(record, places)) if places else record
 
 
 def plain(record: Record, app: Offload, *, reveal: bool) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,11 +10,14 @@ import click
 
 from offload.cli import output
 from offload.cli.tables import Column, show_table
+from offload.errors import JobNotFound
 from offload.job import TallyKind
 from offload.records import Tally
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+    from offload.app import Offload
 
 R = TypeVar("R")
 
@@ -22,12 +25,15 @@ BAR = 20
 """Characters of a progress bar."""
 _PARTS = (
     ("succeeded", "green", "█"),
-    ("dead", "red", "█"),
-    ("expired", "yellow", "█"),
+    ("dead", "red", "X"),
+    ("expired", "yellow", "x"),
     ("cancelled", "yellow", "▒"),
     ("running", "cyan", "▓"),
+    ("waiting", "dim", "·"),
 )
-"""How the jobs in each state are drawn; what waits is drawn as dots."""
+"""How the jobs in each state are drawn; differently also where there are no colours."""
+_ENDED = {"succeeded": "succeeded", "failed": "dead", "cancelled": "cancelled"}
+"""As what the end of a workflow or batch without any jobs is drawn."""
 
 
 def columns(kind: TallyKind) -> tuple[Column, ...]:
@@ -51,14 +57,26 @@ def takes_page(function: Callable[..., R]) -> Callable[..., R]:
     return limit(after(function))
 
 
-def show_page(kind: TallyKind, found: Sequence[Tally], limit: int, now: datetime, *, as_json: bool) -> None:
+def show_page(app: Offload, kind: TallyKind, limit: int, after: str | None, *, as_json: bool) -> None:
     """Print a page of at most `limit` workflows or batches, and how to go on where there may be more."""
+    if after is not None:
+        _known(app, kind, after)
+    found = (app.workflows if kind == "workflow" else app.batches)(limit=limit, after=after)
     if as_json:
         output.emit([plain(tally) for tally in found])
         return
-    show_table(columns(kind), [_row(tally, now) for tally in found], empty=f"There is no {kind}.")
+    now = app.clock.now()
+    empty = f"There is no {kind}." if after is None else f"There is no older {kind}."
+    show_table(columns(kind), [_row(tally, now) for tally in found], empty=empty)
     if len(found) == limit:
         output.note(f"There may be more: --after {found[-1].id}")
+
+
+def _known(app: Offload, kind: TallyKind, after: str) -> None:
+    try:
+        (app.workflow(after) if kind == "workflow" else app.batch(id=after)).progress()
+    except JobNotFound as error:
+        raise click.ClickException(f"--after {after}: there is no such {kind}, so it is not known where to go on") from error
 
 
 def _row(tally: Tally, now: datetime) -> tuple[str, ...]:
@@ -84,26 +102,31 @@ def state_of(tally: Tally) -> str:
 
 
 def widths(tally: Tally) -> dict[str, int]:
-    """How many characters of the bar each state takes; one at least, where there is any such job."""
-    wanted = {name: getattr(tally, name) for name, *_ in _PARTS}
-    total = max(tally.total, tally.size, 1)
-    return {name: max(number * BAR // total, 1) if number else 0 for name, number in wanted.items()}
+    """How many characters of the bar each state takes, BAR in all; one at least, where there is any such job."""
+    numbers = {name: getattr(tally, name) for name, *_ in _PARTS}
+    if tally.finished_at is None:
+        numbers["waiting"] += max(tally.size - tally.total, 0 if tally.total else 1)
+    elif not tally.total:
+        numbers[_ENDED[tally.state]] = 1
+    total = sum(numbers.values())
+    shown = {name: max(number * BAR // total, 1) if number else 0 for name, number in numbers.items()}
+    shown[max(numbers, key=numbers.__getitem__)] += BAR - sum(shown.values())  # what rounding leaves, or takes too much
+    return shown
 
 
 def plain_bar(tally: Tally) -> str:
     """The bar without colours, as it stands in a table."""
-    drawn = "".join(sign * widths(tally)[name] for name, _, sign in _PARTS)[:BAR]
-    return drawn.ljust(BAR, "·")
+    shown = widths(tally)
+    return "".join(sign * shown[name] for name, _, sign in _PARTS)
 
 
 def bar(tally: Tally) -> Text:
     """The bar in colours, with the numbers behind it."""
     from rich.text import Text
 
-    text = Text()
+    text, shown = Text(), widths(tally)
     for name, style, sign in _PARTS:
-        text.append(sign * min(widths(tally)[name], BAR - len(text)), style=style)
-    text.append("·" * (BAR - len(text)), style="dim")
+        text.append(sign * shown[name], style=style)
     return text.append(f" {tally.told}")
 
 

@@ -9,6 +9,9 @@ from typing import Any, cast
 
 import click
 
+from offload.errors import BadDeclaration
+from offload.limits import given_key
+
 SIZES = {
     "": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30,
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30,
@@ -57,6 +60,18 @@ class Name(click.ParamType[str]):
         if not str(value).strip():
             self.fail("the name is empty", param, ctx)
         return str(value)
+
+
+class Key(click.ParamType[str]):
+    """The key of an order or a limit; it may consist of spaces."""
+
+    name = "key"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return given_key(value, "the key")
+        except BadDeclaration as error:
+            self.fail(str(error), param, ctx)
 
 
 def arguments(given: Sequence[str]) -> dict[str, Any]:

@@ -178,7 +178,7 @@ class Runner:
 
     def run(self, run: Run) -> Outcome:
         """Run one attempt to its outcome. Raises TaskNotFound."""
-        task = task_of(self._app, run.job.task, Home(run.module, run.file))
+        task = task_of(self._app, run.job.task, [Home(*home) for home in run.homes])
         attempt = self._parent.attempt = ChildAttempt(run, task, self._state, self._parent)
         try:
             return copy_context().run(self._outcome, attempt)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from offload.broker import SqlStore
 from offload.errors import BadDeclaration, SessionLost
 from offload.job import Done, Outcome
-from offload.worker.source import Source, home_of
+from offload.worker.source import Source, homes_of
 from offload.worker.wire import (
     HEADER,
     Committed,
@@ -138,7 +138,7 @@ class Children:
                     lease.crashes,
                     lease.steps,
                     attempt.session_id,
-                    *home_of(attempt.task.function),
+                    homes_of(attempt.task),
                     ref,
                 )
             )

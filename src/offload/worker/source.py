@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,29 +85,36 @@ def _imported(name: str, file: str | None) -> ModuleType:
 
 
 class Home(NamedTuple):
-    """The module that declares a task: another one, perhaps, than that of its app."""
+    """A module that declares a task: another one, perhaps, than that of its app."""
 
     module: str
     file: str | None = None
 
 
-def home_of(function: Callable[..., Any]) -> Home:
-    """Where a task's function is declared."""
-    module = inspect.unwrap(function).__module__
+def homes_of(task: Task[..., Any]) -> tuple[Home, ...]:
+    """Where a task may be declared: in the module of its function, or in the one that made it a task of a function of another."""
+    modules = dict.fromkeys((inspect.unwrap(task.function).__module__, task.declared_in))
+    return tuple(_home(module) for module in modules if module)
+
+
+def _home(module: str) -> Home:
     main = _main("") if module == "__main__" else None
     return Home(module) if main is None else Home(main.module, main.file)
 
 
-def task_of(app: Offload, name: str, home: Home) -> Task[..., Any]:
-    """The task of that name, in a child process, once the module is imported that declares it. Raises TaskNotFound."""
-    if name not in app.tasks:
+def task_of(app: Offload, name: str, homes: Sequence[Home]) -> Task[..., Any]:
+    """The task of that name, in a child process, once a module is imported that declares it. Raises TaskNotFound."""
+    for home in homes:
+        if name in app.tasks:
+            break
         Producer.importing_in_child = True
         try:
             _imported(home.module, home.file)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TaskNotFound(f"a child process could not import {home.module}, which declares {name}: {error!r}") from error
         finally:
             Producer.importing_in_child = False
     if name not in app.tasks:
-        raise TaskNotFound(f"a child process does not know the task {name}: importing {home.module} does not declare it on the same app")
+        modules = " and ".join(home.module for home in homes)
+        raise TaskNotFound(f"a child process does not know the task {name}: importing {modules} does not declare it on the same app")
     return app.tasks[name]

@@ -32,9 +32,8 @@ class Run(msgspec.Struct, frozen=True, tag=True):
     crashes: int
     steps: Mapping[str, bytes]
     session: str
-    module: str
-    file: str | None
-    """Where the task is declared."""
+    homes: tuple[tuple[str, str | None], ...]
+    """The modules in which the task may be declared, and of a program its file."""
     ref: Any
     """The broker's own handle, where that is an SQL store, so that the job can be ended in a transaction."""
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import msgspec
 
 from offload import counting
-from offload.counting import is_over, kept_for, may_be_given_up
+from offload.counting import is_over, kept_for, may_be_given_up, still_open
 from offload.job import Callback, Job, State, TallyKind
 
 MICROSECOND = timedelta(microseconds=1)
@@ -44,7 +44,7 @@ class Debts(NamedTuple):
 
 
 class Count(msgspec.Struct, array_like=True):
-    """A row of `tallies`."""
+    """A row of `tallies`. Its fields are the columns, and the SQL that names them all is made of these: see `transaction`."""
 
     n: int
     kind: TallyKind
@@ -52,6 +52,7 @@ class Count(msgspec.Struct, array_like=True):
     created_at: int
     name: str
     touched_at: int
+    """When a job last came, or, of a batch, all had last ended."""
     keep: float = 0.0
     total: int = 0
     succeeded: int = 0
@@ -80,12 +81,14 @@ class Count(msgspec.Struct, array_like=True):
         name = state.value.lower()
         setattr(self, name, getattr(self, name) + number)
 
-    def close(self, now: int) -> bool:
+    def close(self, now: int, *, changed: bool) -> bool:
         """All have ended; or, where that is not so any more, they have not. And when it is given up, if nothing comes.
 
-        Returns whether that changed anything.
+        `changed` says that something came of its jobs, or was done to it. Returns whether it is to be written for this.
         """
         was = (self.finished_at, self.forget_at, self.abandon_at)
+        if changed and self.kind == "batch" and still_open(self) == 0:
+            self.touched_at = now
         if not is_over(self):
             self.finished_at = self.forget_at = None
         elif self.finished_at is None:
@@ -95,7 +98,13 @@ class Count(msgspec.Struct, array_like=True):
 
     def row(self) -> tuple[Any, ...]:
         """The columns of `tallies`."""
-        return (*(getattr(self, name) for name in self.__struct_fields__[:-2]), msgspec.json.encode(self.callbacks).decode())
+        return (*(getattr(self, name) for name in COLUMNS[:-1]), msgspec.json.encode(self.callbacks).decode())
+
+
+COLUMNS = Count.__struct_fields__[:-1]
+"""The columns of `tallies`, of which the last holds JSON."""
+FIXED = ("n", "kind", "id", "created_at", "callbacks")
+"""Those that are written once and for all."""
 
 
 @dataclass(slots=True)

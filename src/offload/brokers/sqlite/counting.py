@@ -9,9 +9,18 @@ import msgspec
 from offload.brokers.sqlite.books import Count, Key
 from offload.brokers.sqlite.rows import text
 from offload.brokers.sqlite.transaction import Transaction
+from offload.job import Job
 
 counts_from = msgspec.json.Decoder(list[Count]).decode
 count_from = msgspec.json.Decoder(Count).decode
+
+
+def of(job: Job) -> list[Key]:
+    """Where a job is counted."""
+    keys: list[Key] = [] if job.workflow is None else [("workflow", job.workflow.id)]
+    if job.batch is not None and job.callback is None:
+        keys.append(("batch", job.batch))
+    return keys
 
 
 def known(tx: Transaction, keys: Iterable[Key]) -> Mapping[Key, Count | None]:

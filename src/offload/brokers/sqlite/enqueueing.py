@@ -136,7 +136,7 @@ def _note_expiry(tx: Transaction, first: int, jobs: Sequence[Job]) -> None:
 def _store(tx: Transaction, now: int, job: Job, adder: Job | None = None) -> str:
     known = tx.row("known", id=job.id)
     if known is not None:
-        if known != (job.task, job.payload.decode(), None if job.workflow is None else job.workflow.id):
+        if known != (job.task, job.payload.decode(), job.batch, job.callback, None if job.workflow is None else job.workflow.id):
             raise IdConflict(job.id)
         return job.id
     behind: str | None = None

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from offload.brokers.sqlite.books import Debts, Fate
-from offload.brokers.sqlite.counting import known
+from offload.brokers.sqlite.counting import known, of
 from offload.brokers.sqlite.endings import NEVER, Ending, let_go, record_ends
 from offload.brokers.sqlite.gating import Past
 from offload.brokers.sqlite.keys import any_held, take
@@ -115,6 +115,13 @@ def waiting_in_vain(tx: Transaction, rows: Iterable[JobColumns]) -> set[int]:
     return set(_numbers(tx.value("in_vain", ns=text(ns)))) if ns else set()
 
 
+def _stopped(tx: Transaction, rows: Iterable[JobColumns]) -> set[int]:
+    """Those whose workflow or batch is stopped: also such as the stop has yet to reach, and they stay where they are until it does."""
+    keys = {row.n: of(row.job()) for row in rows}
+    counts = known(tx, [key for each in keys.values() for key in each])
+    return {n for n, each in keys.items() if any((count := counts[key]) is not None and count.stopped for key in each)}
+
+
 def pay(tx: Transaction, now: int) -> None:
     """Tell children how their parents ended; generation after generation, and in each in the order in which they were stored.
 
@@ -170,9 +177,9 @@ def _put_off(tx: Transaction, debts: Debts, parents: Mapping[str, str | None]) -
         tx.add("add_owed", [(n, id, debts.flow, debts.fate.value, told, debts.after) for n, (id, told) in rows])
 
 
-def take_up(tx: Transaction) -> list[str]:
-    """Owe again what was put off, as much as one operation may pay. Returns the workflows."""
-    rows = _debts(tx.value("owed", limit=MOST_LINKS))
+def take_up(tx: Transaction, only: str | None = None) -> list[str]:
+    """Owe again what was put off, of one workflow or of all, as much as one operation may pay. Returns the workflows."""
+    rows = _debts(tx.value("owed", flow=only, limit=MOST_LINKS))
     if rows:
         tx.do("drop_owed_rows", ns=text([row[0] for row in rows]))
     for _, parent, flow, fate, told, after in rows:
@@ -186,6 +193,8 @@ def _reconsider(tx: Transaction, now: int, ns: Sequence[int]) -> None:
     if not acting:
         return
     rows = jobs_by_number(tx, list(acting))
+    stopped = _stopped(tx, rows.values())
+    acting = {n: each for n, each in acting.items() if each.why is not None or n not in stopped}
     moves = Moves(tx, now)
     moves.seated({row.n: row.seat for row in rows.values()})
     waiting = [n for n in acting if acting[n].waits]

@@ -1,4 +1,5 @@
--- The SQL of workflows and batches. As in queries.sql, lists come in as one JSON text and go out as one.
+-- The SQL of workflows and batches. As in queries.sql, lists come in as one JSON text and go out as one. Of `tallies`, <columns> stands for
+-- all columns, <count> for a row as books.Count, and <changes> for what sets a row to the Count in c.value: see transaction.py.
 
 -- name: add_members
 insert into jobs (n, id, task, queue, rank, payload, enqueued_at, keep, due, extra, workflow, batch)
@@ -105,8 +106,9 @@ select
     (select json_group_array(parent) from (select parent from links indexed by links_open where child = :n and fate = 0 order by place limit :most))
 
 -- name: owed
--- What is owed longest, as [n, parent, workflow, fate, what is to be told, the last child that knows].
-select json_group_array(json_array(n, parent, flow, fate, told, after)) from (select * from owed order by n limit :limit)
+-- What is owed longest, or longest in one workflow, as [n, parent, workflow, fate, what is to be told, the last child that knows].
+select json_group_array(json_array(n, parent, flow, fate, told, after)) from (
+    select * from owed where :flow is null or flow = :flow order by n limit :limit)
 
 -- name: add_owed
 insert into owed (n, parent, flow, fate, told, after)
@@ -124,25 +126,19 @@ select exists (select 1 from owed) or exists (select 1 from tallies indexed by t
 
 -- name: tallies
 -- Those of the given [kind, id] that there are, as books.Count.
-select json_group_array(json_array(
-    n, kind, id, created_at, name, touched_at, keep, total, succeeded, dead, cancelled, expired, size, sealed, stopped, abandoned,
-    finished_at, forget_at, abandon_at, stopping, json(callbacks)))
-from tallies where (kind, id) in (select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(:pairs))
+select json_group_array(<count>) from tallies
+where (kind, id) in (select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(:pairs))
 
 -- name: count
 -- Count jobs that have ended; gives what there is now, as books.Count.
 update tallies set
     succeeded = succeeded + :succeeded, dead = dead + :dead, cancelled = cancelled + :cancelled, expired = expired + :expired
 where kind = :kind and id = :id
-returning json_array(
-    n, kind, id, created_at, name, touched_at, keep, total, succeeded, dead, cancelled, expired, size, sealed, stopped, abandoned,
-    finished_at, forget_at, abandon_at, stopping, json(callbacks))
+returning <count>
 
 -- name: tally_page
 -- A page of them, newest first.
-select json_group_array(json_array(
-    n, kind, id, created_at, name, touched_at, keep, total, succeeded, dead, cancelled, expired, size, sealed, stopped, abandoned,
-    finished_at, forget_at, abandon_at, stopping, json(callbacks)))
+select json_group_array(<count>)
 from (select * from tallies where kind = :kind and (created_at, n) < (:at, :after) order by created_at desc, n desc limit :limit)
 
 -- name: tally_after
@@ -162,19 +158,11 @@ select json_group_array(json_array(kind, id)) from (
     select kind, id from tallies indexed by tallies_stopping where stopping is not null order by n limit 1)
 
 -- name: add_tallies
-insert into tallies (
-    n, kind, id, created_at, name, touched_at, keep, total, succeeded, dead, cancelled, expired, size, sealed, stopped, abandoned,
-    finished_at, forget_at, abandon_at, stopping, callbacks)
+insert into tallies (<columns>)
 
 -- name: put_tallies
 -- Those that there were, as they are now.
-update tallies set
-    name = json_extract(c.value, '$[4]'), touched_at = json_extract(c.value, '$[5]'), keep = json_extract(c.value, '$[6]'),
-    total = json_extract(c.value, '$[7]'), succeeded = json_extract(c.value, '$[8]'), dead = json_extract(c.value, '$[9]'),
-    cancelled = json_extract(c.value, '$[10]'), expired = json_extract(c.value, '$[11]'), size = json_extract(c.value, '$[12]'),
-    sealed = json_extract(c.value, '$[13]'), stopped = json_extract(c.value, '$[14]'), abandoned = json_extract(c.value, '$[15]'),
-    finished_at = json_extract(c.value, '$[16]'), forget_at = json_extract(c.value, '$[17]'), abandon_at = json_extract(c.value, '$[18]'),
-    stopping = json_extract(c.value, '$[19]')
+update tallies set <changes>
 from json_each(:counts) as c where tallies.n = json_extract(c.value, '$[0]')
 
 -- name: drop_tally

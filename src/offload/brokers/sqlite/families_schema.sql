@@ -12,7 +12,7 @@ alter table waiting add column crashes integer not null default 0;
 alter table waiting add column started_at integer;
 alter table waiting add column worker text;
 
-alter table done add column felled integer; -- 1 where the end of a parent took it down
+alter table done add column felled integer; -- 1 where the end of a parent took it down, or a stop as it waited: it comes back with its parents
 
 create table links (                -- that a job waits for a parent, and what is known of that one
     child integer not null,         -- the n of the job
@@ -46,7 +46,7 @@ create table tallies (              -- workflows and batches, counted
     id text not null,
     created_at integer not null,
     name text not null,
-    touched_at integer not null,    -- when a job last came
+    touched_at integer not null,    -- when a job last came, or, of a batch, all had last ended
     keep real not null,             -- the longest of its jobs'
     total integer not null,
     succeeded integer not null,

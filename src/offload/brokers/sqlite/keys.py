@@ -11,6 +11,9 @@ from offload.brokers.sqlite.rows import jobs_by_number, optional_stored, seconds
 from offload.brokers.sqlite.transaction import Transaction
 from offload.job import Job, UniqueKey, keys_of
 
+ALL_KEYS = ("started", "finished", "time")
+"""What a key may cover: given up by who is deleted."""
+
 
 class Hold(NamedTuple):
     """A taken key."""

@@ -27,7 +27,8 @@ insert into expiring (expires_at, n)
 delete from expiring where (expires_at, n) in (select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(:pairs))
 
 -- name: known
-select task, payload, workflow from jobs where id = :id
+-- What a job of a known id must have in common with that one.
+select task, payload, batch, json_extract(extra, '$.callback'), workflow from jobs where id = :id
 
 -- name: id
 select id from jobs where n = :n

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
 from offload.brokers.sqlite.books import Count, Key
 from offload.brokers.sqlite.cancelling import end
-from offload.brokers.sqlite.counting import count_from, counts_from, known
+from offload.brokers.sqlite.counting import count_from, counts_from, known, of
 from offload.brokers.sqlite.endings import drop_expiring, forget
 from offload.brokers.sqlite.families import pay, take_up
+from offload.brokers.sqlite.keys import ALL_KEYS, give_up
 from offload.brokers.sqlite.moves import Moves, past_of
 from offload.brokers.sqlite.rows import SECOND, jobs_by_number, moment, optional_moment, optional_stored, stored, text
 from offload.brokers.sqlite.transaction import Transaction
@@ -36,14 +38,6 @@ _keys = msgspec.json.Decoder(list[Key]).decode
 _members = msgspec.json.Decoder(list[tuple[int, str]]).decode
 _numbers = msgspec.json.Decoder(list[int]).decode
 _running = msgspec.json.Decoder(dict[str, int]).decode
-
-
-def of(job: Job) -> list[Key]:
-    """Where a job is counted."""
-    keys: list[Key] = [] if job.workflow is None else [("workflow", job.workflow.id)]
-    if job.batch is not None and job.callback is None:
-        keys.append(("batch", job.batch))
-    return keys
 
 
 def _there(tx: Transaction, keys: Sequence[Key]) -> list[Count]:
@@ -72,7 +66,7 @@ def join(tx: Transaction, now: int, job: Job, adder: Job | None) -> str | None:
         count = counts[key] or _new(tx, key, stored(job.enqueued_at))
         count.name, count.keep = count.name or job.workflow.name, max(count.keep, job.keep)
         if not count.stopped:
-            count.size = max(count.size, job.workflow.size)
+            count.size = max(count.size, job.workflow.size) + (adder is not None)  # whom a job adds its producer did not announce
         stopped = _add(tx, now, count)
     if job.batch is not None and job.callback is None:
         count = counts["batch", job.batch]
@@ -145,18 +139,18 @@ def settle_up(tx: Transaction, now: int) -> None:
     """What is to be done at the end of each operation: children learn how their parents ended, and callbacks that are due may go."""
     if not tx.books_kept:
         return
-    _count(tx)
+    counted = _count(tx)
     if tx.books.owed:
         pay(tx, now)
-        _count(tx)
-    due, gone = _close(tx, now)
+        counted |= _count(tx)
+    due, gone = _close(tx, now, counted)
     if due or gone:
         _let_go(tx, now, due, gone)
     tx.close_books()
 
 
-def _count(tx: Transaction) -> None:
-    """Count what has ended: by one statement where the workflow or batch was not looked up before."""
+def _count(tx: Transaction) -> set[Key]:
+    """Count what has ended: by one statement where the workflow or batch was not looked up before. Returns what was counted."""
     books = tx.books
     changes, books.changes = books.changes, {}
     for key, change in changes.items():
@@ -169,9 +163,10 @@ def _count(tx: Transaction) -> None:
         else:
             row = tx.row("count", kind=key[0], id=key[1], **{name: change.get(state, 0) for state, name in ENDS})
             books.counts[key] = None if row is None else count_from(row[0])
+    return set(changes)
 
 
-def _close(tx: Transaction, now: int) -> tuple[list[str], list[str]]:
+def _close(tx: Transaction, now: int, counted: AbstractSet[Key]) -> tuple[list[str], list[str]]:
     """Write down what was counted. Returns the callbacks that are due, and those that never will be, if they still wait."""
     due: list[str] = []
     gone: list[str] = []
@@ -179,7 +174,8 @@ def _close(tx: Transaction, now: int) -> tuple[list[str], list[str]]:
     for key, count in tx.books.counts.items():
         if count is None:
             continue
-        if count.close(now) or key in tx.books.touched:
+        is_touched = key in tx.books.touched
+        if count.close(now, changed=is_touched or key in counted) or is_touched:
             touched.append(count)
         for which, id in count.callbacks.items():
             if is_due(count, which):
@@ -197,7 +193,7 @@ def _let_go(tx: Transaction, now: int, due: Sequence[str], gone: Sequence[str]) 
     rows = jobs_by_number(tx, pending) if (pending := _pending(tx, [*due, *gone])) else {}
     if not rows:
         return
-    drop_callbacks(tx, [n for n, row in rows.items() if row.id in gone])
+    drop_callbacks(tx, now, [n for n, row in rows.items() if row.id in gone])
     going = sorted(n for n, row in rows.items() if row.id not in gone)
     tx.do("drop_waiting", ns=text(going))
     moves = Moves(tx, now)
@@ -214,12 +210,18 @@ def _pending(tx: Transaction, ids: Sequence[str]) -> list[int]:
     return _numbers(tx.value("pending_callbacks", ids=text(ids)))
 
 
-def drop_callbacks(tx: Transaction, ns: Sequence[int]) -> None:
-    """Remove callbacks that wait."""
-    if ns:
-        drop_expiring(tx, [(n, row.job()) for n, row in jobs_by_number(tx, ns).items()])
-        tx.do("drop_waiting", ns=text(ns))
-        forget(tx, ns)
+def drop_callbacks(tx: Transaction, now: int, ns: Sequence[int]) -> None:
+    """Remove callbacks that wait, with the keys that they hold."""
+    if not ns:
+        return
+    jobs = [(n, row.job()) for n, row in jobs_by_number(tx, ns).items()]
+    drop_expiring(tx, jobs)
+    tx.do("drop_waiting", ns=text(ns))
+    forget(tx, ns)
+    moves = Moves(tx, now)
+    for n, job in jobs:
+        give_up(tx, now, n, job, ALL_KEYS, moves)
+    moves.write()
 
 
 # -- the end of all ------------------------------------------------------------------------------------------------------------
@@ -227,6 +229,7 @@ def drop_callbacks(tx: Transaction, ns: Sequence[int]) -> None:
 
 def stop(tx: Transaction, now: int, kind: TallyKind, id: str) -> bool:
     """Cancel all jobs, those that are still to come too; of many the first piece."""
+    _tell_all(tx, now, [(kind, id)])
     count = known(tx, [(kind, id)])[kind, id]
     if count is None or count.finished_at is not None:
         return False
@@ -245,12 +248,46 @@ def _go_on_stopping(tx: Transaction, now: int, count: Count) -> None:
     members = _members(tx.value(f"{count.kind}_members", id=count.id, after=count.stopping, limit=PIECE))
     count.stopping = members[-1][0] if len(members) == PIECE else None
     tx.books.touch(count)
-    end(tx, now, [id for _, id in members], State.CANCELLED, f"its {count.kind} was cancelled")
+    ended = end(tx, now, [id for _, id in members], State.CANCELLED, f"its {count.kind} was cancelled")
+    if waited := [row.n for row in ended if row.what == "parents"]:
+        tx.do("note_felled", ns=text(waited))  # so they come back with them
+
+
+def _tell_all(tx: Transaction, now: int, keys: Iterable[Key]) -> None:
+    """Have the children of workflows know what upkeep has yet to tell them, before a stop, or its end, makes a difference."""
+    for flow in [id for kind, id in keys if kind == "workflow"]:
+        while take_up(tx, flow):
+            known(tx, [("workflow", flow)])
+            settle_up(tx, now)
+
+
+def anything_begun(tx: Transaction) -> bool:
+    """Whether something was begun that upkeep is to go on with."""
+    return bool(tx.value("anything_owed"))
+
+
+def finish_stops(tx: Transaction, now: int, jobs: Sequence[Job]) -> None:
+    """Have what stops workflows and batches of these jobs reach everybody at once: it must not meet whom a person revives meanwhile."""
+    for key in dict.fromkeys(key for job in jobs for key in of(job)):
+        while (count := known(tx, [key])[key]) is not None and count.stopping is not None:
+            _go_on_stopping(tx, now, count)
+            settle_up(tx, now)
+        if count is not None and count.stopped:
+            _tell_all(tx, now, [key])
+
+
+def resume(tx: Transaction, job: Job) -> None:
+    """Where a person revives a job nothing is stopped any more."""
+    for count in _there(tx, of(job)):
+        if count.stopped:
+            count.stopped = False
+            tx.books.touch(count)
 
 
 def abandon(tx: Transaction, now: int) -> int:
     """Give up what its producer left incomplete. Returns how many."""
     keys = _keys(tx.value("tallies_to_abandon", now=now, limit=MOST_AT_ONCE))
+    _tell_all(tx, now, keys)
     for count in _there(tx, keys):
         count.abandoned = True
         if count.kind == "workflow":
@@ -264,7 +301,7 @@ def abandon(tx: Transaction, now: int) -> int:
 
 def go_on(tx: Transaction, now: int) -> bool:
     """Do the next piece of what earlier operations have begun. Returns whether more is left."""
-    if not tx.value("anything_owed"):
+    if not anything_begun(tx):
         return False
     stopping = _there(tx, _keys(tx.value("tallies_stopping")))
     for count in stopping:
@@ -272,7 +309,7 @@ def go_on(tx: Transaction, now: int) -> bool:
     if not stopping:
         known(tx, [("workflow", id) for id in take_up(tx)])
     settle_up(tx, now)
-    return bool(tx.value("anything_owed"))
+    return anything_begun(tx)
 
 
 def forget_old(tx: Transaction, now: int) -> int:
@@ -284,14 +321,14 @@ def forget_old(tx: Transaction, now: int) -> int:
             count.forget_at = now + POSTPONED
             tx.do("put_tallies", counts=text([count]))
             continue
-        forgotten += _forget(tx, count, PIECE - forgotten)
+        forgotten += _forget(tx, now, count, PIECE - forgotten)
         if forgotten < PIECE:
             tx.do("drop_tally", n=count.n)
     tx.close_books()
     return forgotten
 
 
-def _forget(tx: Transaction, count: Count, most: int) -> int:
+def _forget(tx: Transaction, now: int, count: Count, most: int) -> int:
     """Drop so many records that go with a workflow or batch. Returns how many there were."""
     if count.kind == "workflow":
         ns = [n for n, _ in _members(tx.value("workflow_members", id=count.id, after=0, limit=most))]
@@ -301,7 +338,7 @@ def _forget(tx: Transaction, count: Count, most: int) -> int:
             forget(tx, ns)
     else:
         ns = _pending(tx, list(count.callbacks.values()))[:most]
-        drop_callbacks(tx, ns)
+        drop_callbacks(tx, now, ns)
     return len(ns)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from offload.broker import Execute
 from offload.brokers._sql import queries
-from offload.brokers.sqlite.books import Books
+from offload.brokers.sqlite.books import COLUMNS, FIXED, Books
 from offload.errors import OffloadError
 
 T = TypeVar("T")
@@ -23,7 +23,21 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 FILES = ("queries.sql", "gates.sql", "families.sql")
-SQL = {name: sql for file in FILES for name, sql in queries("offload.brokers.sqlite", file).items()}
+SPELLED_OUT = {
+    "<columns>": ", ".join(COLUMNS),
+    "<count>": f"json_array({', '.join(COLUMNS[:-1])}, json({COLUMNS[-1]}))",
+    "<changes>": ", ".join(f"{name} = json_extract(c.value, '$[{place}]')" for place, name in enumerate(COLUMNS) if name not in FIXED),
+}
+"""What families.sql says of the columns of `tallies`, which stand in the order of books.Count."""
+
+
+def _spelled_out(sql: str) -> str:
+    for short, long in SPELLED_OUT.items():
+        sql = sql.replace(short, long)
+    return sql
+
+
+SQL = {name: _spelled_out(sql) for file in FILES for name, sql in queries("offload.brokers.sqlite", file).items()}
 MOST_ROWS = 256
 """The most rows that one insert takes; more go in by several. Larger statements were no faster."""
 

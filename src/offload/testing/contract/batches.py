@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from offload.broker import Feature, Store
-from offload.errors import BatchClosed, IdConflict, UniqueConflict
+from offload.errors import BatchClosed, IdConflict, ParentNotFound, UniqueConflict
 from offload.job import KEEP_SUCCEEDED, KEEP_UNSUCCESSFUL, Cancelled, Dead, Done, Job, Retried, State, UniqueKey
 from offload.records import Filter, Tally
 from offload.testing.clock import TestClock
@@ -219,6 +219,16 @@ class Batches(Fixtures):
             assert (shown.sealed, shown.abandoned, shown.finished_at) == (True, True, clock.now())
             assert await run(session) == ["on failure", "on complete"]
             assert await callbacks(store) == [State.WAITING, State.SUCCEEDED, State.SUCCEEDED]
+
+    @needs(Feature.BATCH, Feature.PARENTS)
+    async def test_a_job_that_is_refused_keeps_no_batch_open(self, store: Store, clock: TestClock) -> None:
+        await opened(store, clock)
+        clock.advance(3_600)
+        with pytest.raises(ParentNotFound):
+            await store.enqueue([node(clock, "a", "ghost", batch=BATCH)])
+        async with store.session(info()) as session:
+            await session.maintain()
+        assert (await tally(store)).abandoned
 
     @needs(Feature.BATCH)
     async def test_a_batch_to_which_jobs_come_is_not_abandoned(self, store: Store, clock: TestClock) -> None:
