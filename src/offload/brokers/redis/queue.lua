@@ -1021,7 +1021,9 @@ function fn.store(id, tail)
   local known = fn.find_job(id)
   if known then
     local sent = fn.read_job(id, pack(HEAD, 0, 0, 0) .. tail)
-    local alike = known.task == sent.task and known.kin.workflow == sent.kin.workflow
+    local of, sent_of = known.kin, sent.kin
+    local alike = known.task == sent.task
+      and of.workflow == sent_of.workflow and of.batch == sent_of.batch and of.callback == sent_of.callback
     if not alike or fn.payload_of(known) ~= fn.payload_of(sent) then return nil, { 'id', id } end
     return id
   end
@@ -2052,8 +2054,7 @@ function operations.retry()
       if fn.is_gated(job) and not fn.holds_on(job, standing.state) then fn.take_seat(job) end -- who kept its turn keeps its place as well
       past.claim, past.attempt, past.crashes, past.started, past.worker = standing.claim, 0, 0, standing.started, standing.worker
       past.bare, past.due = nil, NEVER
-      if fn.is_kin(job) then kin.note_revival(job, standing.state) end
-      if job.kin.linked then kin.arrive(job, past) else fn.place(job, past, NEVER) end
+      if fn.is_kin(job) then kin.restart(job, past, standing.state) else fn.place(job, past, NEVER) end
       found[#found + 1] = job.id
     end
   end
@@ -3194,6 +3195,7 @@ local DAY = 86400                     -- seconds
 local LEAST_KEEP = 60                 -- seconds for which a finished workflow is kept at least
 local LOST = pack(ROW, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0) -- stands for a row that is gone
 local LINES = { workflow = 'workflows', batch = 'batches' }
+local TURN, ALL_KEYS = { turn = true }, { started = true, finished = true, time = true }
 local REFUSED = '\0'                  -- begins the reason of one whose additions were refused: msgpack of why follows
 
 -- What is known of tallies, by name; those that have changed; whether workflows were incomplete before jobs were stored, and in which
@@ -3245,6 +3247,13 @@ function kin.count(job, what, by)
   end
 end
 
+-- Counts the dead jobs of a workflow that keep their turn.
+function kin.count_holder(job, by)
+  local name = job.kin.workflow and 'workflow ' .. job.kin.workflow
+  local count = name and kin.tally(name)
+  if count then count.holding, changed[name] = count.holding + by, count end
+end
+
 function kin.begin(kind, id, at)
   local count = {
     kind = kind, id = id, n = fn.next_number(), created_at = at, touched_at = at, name = '', total = 0, running = 0,
@@ -3283,6 +3292,7 @@ end
 
 -- All have ended; or, where that is not so any more, they have not.
 function kin.finish(count)
+  if count.kind == 'batch' and kin.still_open(count) == 0 then count.touched_at = now end
   if not kin.is_complete(count) or kin.still_open(count) > 0 then
     count.finished_at, count.forget_at = nil, nil
   elseif not count.finished_at then
@@ -3651,7 +3661,7 @@ function kin.reconsider(member)
     local was = row and fn.read_end(row)
     if was and why then
       fn.put(our.ends, id, fn.end_row(was.state, was.claim, was.attempt, was.started, was.worker, why, '', was.finished))
-    elseif was and not kin.in_vain(job) then
+    elseif was and not kin.is_stopped(job) and not kin.in_vain(job) then
       kin.revive(job, was)
     end
   end
@@ -3659,9 +3669,13 @@ end
 
 -- The end of a parent takes down a job that stands in no line.
 function kin.fell(job, why)
+  kin.note_fall(job)
+  fn.finish(job, fn.past_of(job), 'CANCELLED', why, KEEP)
+end
+
+function kin.note_fall(job)
   any.felled = true
   fn.put(our.felled, job.id, '')
-  fn.finish(job, fn.past_of(job), 'CANCELLED', why, KEEP)
 end
 
 -- One that has waited for its parents, or for its batch, goes to the line that its time asks for.
@@ -3695,9 +3709,15 @@ function kin.revive(job, standing)
   kin.arrive(job, past)
 end
 
--- A job that was revived waits for its parents, or takes its place where they have ended.
+-- A job that was revived waits for its parents, or takes its place where they have ended. Returns whether it waits.
 function kin.arrive(job, past)
-  if call('HEXISTS', our.open, job.id) == 0 then return fn.place(job, past, job.rare.run_at or NEVER) end
+  local waits = call('HEXISTS', our.open, job.id) == 1
+  if waits then kin.wait(job, past) else fn.place(job, past, job.rare.run_at or NEVER) end
+  return waits
+end
+
+-- A job that was revived waits for its parents, or for its batch.
+function kin.wait(job, past)
   fn.note_past(job, past)
   fn.wait_behind(job, '')
 end
@@ -3712,7 +3732,7 @@ end
 
 function kin.note_end(job, state, result)
   kin.count(job, state, 1)
-  if fn.holds_on(job, state) then kin.count(job, 'holding', 1) end
+  if fn.holds_on(job, state) then kin.count_holder(job, 1) end
   if state == 'SUCCEEDED' then
     kin.owe(job, DONE, result or '')
   else
@@ -3723,8 +3743,34 @@ end
 function kin.note_revival(job, was)
   if fn.has_any('felled') then fn.drop(our.felled, job.id) end
   kin.count(job, was, -1)
-  if fn.holds_on(job, was) then kin.count(job, 'holding', -1) end
+  if fn.holds_on(job, was) then kin.count_holder(job, -1) end
   kin.owe(job, OPEN, '')
+end
+
+-- Whether a workflow or a batch of a job is stopped.
+function kin.is_stopped(job)
+  for _, name in ipairs(kin.tallies_of(job)) do
+    local count = kin.tally(name)
+    if count and count.stopped then return true end
+  end
+  return false
+end
+
+-- A person revives a job, so what it belongs to is stopped no more. A callback that has never run waits for its batch again.
+function kin.restart(job, past, was)
+  kin.note_revival(job, was)
+  for _, name in ipairs(kin.tallies_of(job)) do
+    local count = kin.tally(name)
+    if count then count.stopped = false end
+  end
+  local batch = job.kin.callback and past.claim == 0 and 'batch ' .. job.kin.batch
+  local count = batch and kin.tally(batch)
+  if count then
+    changed[batch] = count
+    kin.wait(job, past)
+  elseif kin.arrive(job, past) and fn.holds_on(job, was) then -- the parent for whom it waits may itself wait for that turn
+    fn.leave_gates(job, TURN)
+  end
 end
 
 -- A job is deleted that has ended, in the state `was`, or never will.
@@ -3733,7 +3779,7 @@ function kin.note_deletion(job, was)
     kin.count(job, 'CANCELLED', 1)
     kin.owe(job, FAILED, 'parent ' .. job.id .. ' was deleted')
   elseif fn.holds_on(job, was) then
-    kin.count(job, 'holding', -1)
+    kin.count_holder(job, -1)
   end
   kin.drop(job)
 end
@@ -3818,9 +3864,9 @@ function kin.drop(job)
   for _, key in ipairs({ our.parents, our.open, our.felled }) do call('HDEL', key, job.id) end
 end
 
--- Drops jobs that have ended, or wait for their batch.
+-- Drops jobs that have ended, or wait for their batch; these give up their keys.
 function kin.remove(members)
-  local ids, leaving = {}, {}
+  local ids, leaving, waiting = {}, {}, {}
   for i, member in ipairs(members) do ids[i] = sub(member, 7) end
   local rows, ends = fn.rows_of(ids), call('HMGET', our.ends, unpack(ids))
   for i, member in ipairs(members) do
@@ -3834,11 +3880,13 @@ function kin.remove(members)
     elseif job then
       fn.take_out(job, fn.where(job))
       fn.leave(our.expiring, member)
+      waiting[#waiting + 1] = job
     end
     if job then kin.drop(job) end
   end
   for state, gone in pairs(leaving) do fn.many('ZREM', each.done .. state, gone) end
   fn.forget(ids, members)
+  for _, job in ipairs(waiting) do fn.give_up(job, ALL_KEYS) end
 end
 
 -- Enqueue ---
@@ -3856,7 +3904,9 @@ function kin.join(job)
     count = count or kin.begin('workflow', of.workflow, select(3, fn.origin_of(job)))
     if count.name == '' then count.name = of.flow[1] end
     count.keep = math.max(count.keep, read('>d', job.row, KEEP_AT))
-    if not count.stopped then count.size = math.max(count.size, of.flow[2]) end
+    if not count.stopped then -- whom a job adds its producer did not announce
+      count.size = math.max(count.size, of.flow[2]) + (adder and 1 or 0)
+    end
     stopped = kin.add_to(name, count)
   end
   if of.batch and not of.callback then
@@ -4097,7 +4147,10 @@ function kin.stop_some(name, from)
   fn.fetch(ids)
   for _, id in ipairs(ids) do
     local job = fn.find_job(id)
-    if job and not job.kin.callback then fn.stop(job, 'CANCELLED', 'its ' .. (count and count.kind or 'batch') .. ' was cancelled') end
+    if job and not job.kin.callback then
+      if job.kin.linked and call('HGET', our.waiting, job.member) == '' then kin.note_fall(job) end -- so it comes back with its parents
+      fn.stop(job, 'CANCELLED', 'its ' .. (count and count.kind or 'batch') .. ' was cancelled')
+    end
   end
 end
 
