@@ -653,6 +653,7 @@ function fn.line_up_anew(job, past)
   if (not past or past.bare) and #job.row <= SMALL_BYTES and job.payload <= #job.row then
     job.row = sub(job.row, 1, ORIGIN_AT - 1) .. pack('>I6I7', position, now) .. sub(job.row, ORIGIN_AT + 13)
     fn.later('HSET', our.jobs, job.id, job.row)
+    fetched[job.id] = nil
   else
     past = past or fn.no_past(job)
     past.since, past.place = now, place
@@ -740,6 +741,7 @@ end
 -- The one that waited for `key`, which is free now, takes it, and goes on unless it waits for another key as well.
 function fn.succeed(id, key)
   local job = fn.find_job(id)
+  if not job then return end -- its row was evicted, or deleted by hand
   local blocked
   for _, want in ipairs(fn.keys_of(job)) do
     local hold = fn.held(want.key)
@@ -917,8 +919,9 @@ end
 function fn.resolve(hold, want, job)
   if want.conflict == 'raise' then return nil, { 'unique', want.key, hold.holder } end
   if want.conflict == 'keep_last' and hold.covers == 'finished' then
-    if hold.successor then fn.replace(fn.find_job(hold.successor), job, false) end
-    return hold.successor
+    local successor = hold.successor and fn.find_job(hold.successor) -- its row may be gone
+    if successor then fn.replace(successor, job, false) end
+    return successor and successor.id or nil
   end
   if want.conflict == 'replace' or want.conflict == 'debounce' then
     local holder = fn.find_job(hold.holder)
@@ -2885,7 +2888,7 @@ end
 
 -- Whoever stood first in a lane has passed, as the job before him, with which he has all in common: to the end of his ready line.
 function fn.come_after(job, member, row, lane)
-  local heir = setmetatable({ id = sub(member, 7), member = member, payload = job.payload, row = row }, job.common)
+  local heir = setmetatable({ id = sub(member, 7), member = member, payload = COMMON_AT + #job.common.words, row = row }, job.common)
   fn.quit_lane(lane, heir)
   fn.line_up_anew(heir, fn.stored_past(heir))
   passed = passed + 1
@@ -3364,21 +3367,30 @@ function kin.fails_with(job)
   return parent and sub(call('HGET', each.links .. job.id, parent), LINK_AT)
 end
 
--- Whether it waits for a parent that is not there, though no more of its workflow are to come: given up, or stopped.
+-- Whether no more jobs of a workflow are to come, though some wait, or waited, for parents that are not there.
+function kin.lacks_for_good(name)
+  local count = kin.tally(name)
+  return count and kin.is_complete(count) and kin.lacks(name)
+end
+
+-- Whether it waits for a parent that is not there, though no more of its workflow are to come.
 function kin.in_vain(job)
   local name = job.kin.workflow and 'workflow ' .. job.kin.workflow
-  local count = name and kin.tally(name)
-  if not count or not kin.is_complete(count) or not kin.lacks(name) then return false end
-  local parents = cmsgpack.unpack(call('HGET', our.parents, job.id))
+  return name and kin.lacks_for_good(name) and kin.missing_of(job, name) ~= nil
+end
+
+-- The first of its parents that has not ended and is not there.
+function kin.missing_of(job, name)
+  local row = call('HGET', our.parents, job.id)
+  local parents = row and cmsgpack.unpack(row) or {}
   for first = 1, #parents, WINDOW do
     local ids = {}
     for i = first, math.min(first + WINDOW - 1, #parents) do ids[#ids + 1] = parents[i].id end
     local links = kin.links_of(job.id, ids)
     for i, id in ipairs(ids) do
-      if links[i] and read(LINK, links[i]) == OPEN and call('ZSCORE', each.missing .. name, id) then return true end
+      if links[i] and read(LINK, links[i]) == OPEN and call('ZSCORE', each.missing .. name, id) then return id end
     end
   end
-  return false
 end
 
 -- How a parent ended, and its result or how that reads.
@@ -3957,7 +3969,7 @@ function kin.all_come(jobs, families)
   if not complete then return true end
   for _, job in ipairs(jobs) do given[job.kin.workflow and kin.parent_of(job, job.id) or ''] = true end
   for _, name in ipairs(grown) do
-    if kin.is_complete(kin.tally(name)) and kin.lacks(name) then
+    if growing[name] and kin.lacks_for_good(name) then
       local workflow, missing = sub(name, #'workflow ' + 1), call('ZRANGE', each.missing .. name, 0, WINDOW)
       if #missing > WINDOW then return false end
       for _, id in ipairs(missing) do
@@ -4025,15 +4037,15 @@ function kin.settle_in(job, behind, family)
   end
 end
 
--- Of the jobs that wait for a parent which is not there, in a workflow of which no more are to come: the first, and that parent.
-function kin.missing_in(name, given)
+-- Of the jobs that wait for a parent which is not there: the first, and that parent.
+function kin.missing_in(name)
   local first, place, parent
   for _, id in ipairs(call('ZRANGE', each.missing .. name, 0, -1)) do
     local parent_name = sub(name, #'workflow ' + 1) .. '\0' .. id
     local heir = call('HGET', our.heirs, parent_name)
     for _, member in ipairs(heir == '' and call('ZRANGE', each.children .. parent_name, 0, -1) or { heir or nil }) do
       local child = sub(member, 7)
-      local link = (not given or given[child]) and call('HGET', our.waiting, member) == '' and call('HGET', each.links .. child, id)
+      local link = call('HGET', our.waiting, member) == '' and call('HGET', each.links .. child, id)
       local fate, _, at = read(LINK, link or LOST)
       if link and fate == OPEN and (not first or member < first or member == first and at < place) then
         first, place, parent = member, at, id
@@ -4043,16 +4055,28 @@ function kin.missing_in(name, given)
   return first and { 'parent', sub(first, 7), parent }
 end
 
+-- The same of those of some jobs that are of this workflow.
+function kin.missing_among(name, ids)
+  local first, parent
+  for _, id in ipairs(ids) do
+    local job = fn.find_job(id)
+    local is_of_it = job and job.kin.linked and 'workflow ' .. job.kin.workflow == name
+    if is_of_it and not (first and first < job.member) and call('HGET', our.waiting, job.member) == '' then
+      local missing = kin.missing_of(job, name)
+      if missing then first, parent = job.member, missing end
+    end
+  end
+  return first and { 'parent', sub(first, 7), parent }
+end
+
 -- Why jobs that were stored cannot be, as somebody would wait for a parent that never comes. Parents may come after those who wait for
 -- them, as long as more are to come.
 function kin.missing_parent(ids)
-  local given = {}
-  for _, id in ipairs(ids) do given[id] = true end
   for _, name in ipairs(grown) do
-    if kin.is_complete(kin.tally(name)) and kin.lacks(name) then
-      local missing = kin.missing_in(name, not growing[name] and given)
+    if kin.lacks_for_good(name) then
+      local missing
+      if growing[name] then missing = kin.missing_in(name) else missing = kin.missing_among(name, ids) end
       if missing then return missing end
-      fn.empty(each.missing .. name)
     end
   end
 end
@@ -4154,21 +4178,29 @@ function kin.stop_some(name, from)
   end
 end
 
--- Goes on with what calls before had to leave.
+-- How many children of a parent are still to be told, from a number on.
+function kin.number_of_children(parent, from)
+  local heir = call('HGET', our.heirs, parent)
+  if heir == '' then return call('ZCOUNT', each.children .. parent, from, '+inf') end
+  return heir and 1 or 0
+end
+
+-- Goes on with what calls before had to leave, the oldest first, as far as this call may.
 function kin.go_on()
+  local expected = 0 -- children of those whom this call has read
   for _, entry in ipairs(call('ZRANGE', our.owing, 0, MOST_TALLIES - 1)) do
     local kind, name = string.match(entry, '^(%a+) (.*)$')
+    if expected >= left or kind == 'tally' and expected > 0 then break end -- a stop may look at all that is left
     local row = call('HGET', our.owed, entry)
     local debt = row and cmsgpack.unpack(row)
     if not debt then
       call('ZREM', our.owing, entry)
-    elseif kind == 'job' then
-      if not owed[name] then
-        order[#order + 1] = name
-        owed[name] = debt
-      end
-    elseif left > 0 then
+    elseif kind == 'tally' then
       kin.stop_some(name, debt)
+    elseif not owed[name] then
+      order[#order + 1] = name
+      owed[name] = debt
+      expected = expected + kin.number_of_children(name, debt[4])
     end
   end
   kin.settle_up()
