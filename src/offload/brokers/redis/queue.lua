@@ -3270,7 +3270,7 @@ end
 
 function kin.add_to(name, count)
   count.total, count.touched_at, changed[name] = count.total + 1, now, count
-  return count.stopped and 'its ' .. count.kind .. ' was cancelled'
+  return count.stopped and kin.why_stopped(count)
 end
 
 function kin.still_open(count)
@@ -3662,6 +3662,7 @@ function kin.reconsider(member)
   local job = fn.find_job(id)
   local why = job and kin.fails_with(job)
   if job and not job.kin.callback and call('HGET', our.waiting, member) == '' then
+    why = why or not waits and kin.stopped_by(job) -- before `stop_some` has come to it
     if why then
       fn.take_out(job, 'WAITING')
       kin.fell(job, why)
@@ -3673,7 +3674,7 @@ function kin.reconsider(member)
     local was = row and fn.read_end(row)
     if was and why then
       fn.put(our.ends, id, fn.end_row(was.state, was.claim, was.attempt, was.started, was.worker, why, '', was.finished))
-    elseif was and not kin.is_stopped(job) and not kin.in_vain(job) then
+    elseif was and not kin.stopped_by(job) and not kin.in_vain(job) then
       kin.revive(job, was)
     end
   end
@@ -3759,13 +3760,16 @@ function kin.note_revival(job, was)
   kin.owe(job, OPEN, '')
 end
 
--- Whether a workflow or a batch of a job is stopped.
-function kin.is_stopped(job)
+-- Why a job is cancelled of which a workflow or a batch is stopped; nil where none is.
+function kin.stopped_by(job)
   for _, name in ipairs(kin.tallies_of(job)) do
     local count = kin.tally(name)
-    if count and count.stopped then return true end
+    if count and count.stopped then return kin.why_stopped(count) end
   end
-  return false
+end
+
+function kin.why_stopped(count)
+  return 'its ' .. count.kind .. ' was cancelled'
 end
 
 -- A person revives a job, so what it belongs to is stopped no more. A callback that has never run waits for its batch again.
@@ -4151,7 +4155,7 @@ end
 
 -- Cancels the next thousand jobs of a tally, after the one that `from` tells of; the rest later.
 function kin.stop_some(name, from)
-  local line, count, first = each.members .. name, kin.tally(name), 0
+  local line, count, first = each.members .. name, kin.tally(name) or { kind = 'batch' }, 0
   if from then
     local rank = call('ZRANK', line, from[2])
     first = rank and rank + 1 or call('ZCARD', line) - fn.number_before(line, tonumber(from[1]), from[2])
@@ -4173,7 +4177,7 @@ function kin.stop_some(name, from)
     local job = fn.find_job(id)
     if job and not job.kin.callback then
       if job.kin.linked and call('HGET', our.waiting, job.member) == '' then kin.note_fall(job) end -- so it comes back with its parents
-      fn.stop(job, 'CANCELLED', 'its ' .. (count and count.kind or 'batch') .. ' was cancelled')
+      fn.stop(job, 'CANCELLED', kin.why_stopped(count))
     end
   end
 end
