@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import assert_never
 
 from msgspec.structs import replace
@@ -23,7 +25,7 @@ from offload.job import Job, Membership, State, UniqueKey, keys_of
 
 def store(shelf: Shelf, jobs: Sequence[Job]) -> list[str]:
     """Store jobs in order, all or none; returns the ids that stand for them."""
-    with shelf.undo.on_error():
+    with _whole(shelf):
         ids = _store_all(shelf, jobs, None)
         settle_up(shelf)
         return ids
@@ -31,8 +33,16 @@ def store(shelf: Shelf, jobs: Sequence[Job]) -> list[str]:
 
 def add(shelf: Shelf, jobs: Sequence[Job], adder: Job) -> None:
     """Store the jobs that one adds by its success, all or none; what they change for others is settled with its end."""
-    with shelf.undo.on_error():
+    with _whole(shelf):
         _store_all(shelf, jobs, adder)
+
+
+@contextmanager
+def _whole(shelf: Shelf) -> Generator[None]:
+    """Do the block, or, where it raises, nothing of it; nor is anything looked at then that it alone has changed."""
+    with shelf.undo.on_error():
+        shelf.undo.by(partial(setattr, shelf.counts, "changed", dict(shelf.counts.changed)))
+        yield
 
 
 def _store_all(shelf: Shelf, jobs: Sequence[Job], adder: Job | None) -> list[str]:
@@ -46,7 +56,7 @@ def _store_all(shelf: Shelf, jobs: Sequence[Job], adder: Job | None) -> list[str
 
 def open_batch(shelf: Shelf, id: str, name: str, callbacks: Sequence[Job]) -> None:
     """Begin a batch, unless there is one of this id."""
-    with shelf.undo.on_error():
+    with _whole(shelf):
         if tallies.open_batch(shelf, id, name, callbacks):
             for job in callbacks:
                 _store(shelf, job, None)
