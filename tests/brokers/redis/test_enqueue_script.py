@@ -22,7 +22,7 @@ from offload.brokers.redis import RedisBroker
 from offload.brokers.redis.connections import Link
 from offload.clock import SystemClock
 from offload.errors import BrokerError
-from offload.job import Isolation, Job, State, WorkerInfo
+from offload.job import Isolation, Job, Membership, State, WorkerInfo
 from offload.records import Filter
 from offload.testing.clock import TestClock
 from offload.testing.servers import RedisServer
@@ -121,6 +121,16 @@ async def test_ids_of_other_producers_count(broker: RedisBroker, link: Link) -> 
     assert await enqueue(link, "a", "shop.welcome", "{}") == 0
     with pytest.raises(BrokerError, match="OFFLOADID"):
         await enqueue(link, "a", "shop.welcome", '{"user_id": 7}')
+
+
+async def test_a_job_of_a_workflow_or_a_batch_is_none_of_its_own(broker: RedisBroker, link: Link) -> None:
+    now = SystemClock().now()
+    await broker.open_batch("b", "", [])
+    await broker.enqueue([Job(id="a", task="shop.welcome", payload=b"{}", enqueued_at=now, batch="b")])
+    await broker.enqueue([Job(id="c", task="shop.welcome", payload=b"{}", enqueued_at=now, workflow=Membership("w"))])
+    for id in ("a", "c"):
+        with pytest.raises(BrokerError, match=f"OFFLOADID the id {id} was already used by a job of a workflow or a batch"):
+            await enqueue(link, id, "shop.welcome", "{}")
 
 
 async def test_a_store_of_another_version_is_refused_and_left_alone(broker: RedisBroker, link: Link, server: RedisServer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.brokers.redis.conftest import stored
+from tests.brokers.redis.conftest import stored, words
 
 from offload.brokers.redis import RedisBroker
 from offload.errors import BatchClosed, ParentNotFound
@@ -86,6 +86,36 @@ async def test_who_is_retried_while_its_fall_is_still_owed_takes_nobody_down(bro
         assert await number(broker, State.WAITING) == WIDE
         await end(session, a=Done(b"2"))
         assert {lease.inputs for lease in await claim(session, 10_000)} == {(b"2",)}
+
+
+async def test_who_goes_on_with_what_is_owed_reads_no_more_than_can_be_paid(
+    broker: RedisBroker, clock: TestClock, each_redis: RedisServer, fresh_name: str
+) -> None:
+    parents = ["a", "b", "c", "d"]
+    jobs = [node(clock, f"c{n}", *parents, size=1_504) for n in range(1_500)]
+    await enqueue_all(broker, [*jobs, *(node(clock, id) for id in parents)])
+    async with broker.session(info()) as session:
+        await end(session)
+        owing = f"{{{fresh_name}}}:owing"
+        assert words(each_redis.ask("ZRANGE", owing, "0", "-1")) == [f"job flow\0{id}".encode() for id in "abcd"]
+        assert await claim(session) == []
+        assert words(each_redis.ask("ZRANGE", owing, "0", "-1")) == [f"job flow\0{id}".encode() for id in "cdb"]
+        while (await session.maintain()).wait == 0:
+            pass
+        assert await number(broker, State.READY) == 1_500
+
+
+async def test_nobody_comes_to_run_while_a_workflow_is_being_stopped(broker: RedisBroker, clock: TestClock) -> None:
+    jobs = [node(clock, "a", size=2 * PIECE + 1), *(node(clock, f"p{n}") for n in range(2 * PIECE - 1))]
+    await enqueue_all(broker, [*jobs, node(clock, "brave", "a", fails="run")])
+    assert await broker.stop("workflow", "flow")
+    async with broker.session(info()) as session:
+        for _ in range(3):
+            assert await claim(session) == []
+        brave = await record(broker, "brave")
+        assert (brave.state, brave.reason) == (State.CANCELLED, "its workflow was cancelled")
+        assert await broker.retry(["a"]) == {"a"}
+        assert await states(broker, "a", "brave") == [State.READY, State.WAITING]
 
 
 async def test_a_thousand_jobs_are_stopped_at_once_and_the_others_by_upkeep(broker: RedisBroker, clock: TestClock) -> None:

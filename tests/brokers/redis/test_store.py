@@ -242,3 +242,18 @@ async def test_migrate_tells_whether_a_schema_was_there(each_redis: RedisServer,
     await app.aclose()
     broker = RedisBroker.connect(url, SystemClock())
     assert await broker.migrate() == (1, 1), "one that is not open"
+
+
+async def test_whose_successor_was_deleted_by_hand_ends_all_the_same(
+    broker: RedisBroker, clock: TestClock, each_redis: RedisServer, fresh_name: str
+) -> None:
+    last = UniqueKey("k", on_conflict="keep_last")
+    await broker.enqueue([job(clock, id, unique=last) for id in ("a", "gone")])
+    each_redis.ask("HDEL", f"{{{fresh_name}}}:jobs", "gone")
+    assert await broker.enqueue([job(clock, "c", unique=last)]) == ["c"]
+    each_redis.ask("HDEL", f"{{{fresh_name}}}:jobs", "c")
+    async with broker.session(info()) as session:
+        (lease,) = await claim(session)
+        assert await session.settle([(lease, Done())]) == []
+        assert await broker.enqueue([job(clock, "d", unique=last)]) == ["d"]
+        assert ids(await claim(session)) == ["d"]

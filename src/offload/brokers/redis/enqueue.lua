@@ -13,7 +13,7 @@
 --
 -- Replies with 1 when the job was stored, 0 when it was there already. Errors begin with a word of their own:
 --   OFFLOADARGUMENT  an argument cannot work; the text says which
---   OFFLOADID        the id was used before, with another task or payload
+--   OFFLOADID        the id was used before, with another task or payload, or for a job of a workflow or a batch
 --   OFFLOADVERSION   the jobs there are kept in another form than this script's; take the script of the release that runs there
 --
 -- One call is atomic. Several jobs: several calls in one pipeline. What `queue.lua` does on `enqueue` this does too, for the fields above.
@@ -93,8 +93,10 @@ end
 local known = call('HGET', prefix .. 'jobs', id)
 if known then
   local _, _, _, _, _, _, _, q, t, r, at = struct.unpack('>I6I6I7i8dBBI2I2I4', known)
-  if string.sub(known, at + q, at + q + t - 1) ~= task or string.sub(known, at + q + t + r) ~= payload then
-    return refuse('ID', 'the id ' .. id .. ' was already used with another task or payload; an id is an idempotency key')
+  local belongs = r > 0 and cmsgpack.unpack(string.sub(known, at + q + t, at + q + t + r - 1)).kin ~= nil
+  if belongs or string.sub(known, at + q, at + q + t - 1) ~= task or string.sub(known, at + q + t + r) ~= payload then
+    local by = belongs and 'by a job of a workflow or a batch' or 'with another task or payload'
+    return refuse('ID', 'the id ' .. id .. ' was already used ' .. by .. '; an id is an idempotency key')
   end
   return 0
 end

@@ -653,6 +653,7 @@ function fn.line_up_anew(job, past)
   if (not past or past.bare) and #job.row <= SMALL_BYTES and job.payload <= #job.row then
     job.row = sub(job.row, 1, ORIGIN_AT - 1) .. pack('>I6I7', position, now) .. sub(job.row, ORIGIN_AT + 13)
     fn.later('HSET', our.jobs, job.id, job.row)
+    fetched[job.id] = nil
   else
     past = past or fn.no_past(job)
     past.since, past.place = now, place
@@ -740,6 +741,7 @@ end
 -- The one that waited for `key`, which is free now, takes it, and goes on unless it waits for another key as well.
 function fn.succeed(id, key)
   local job = fn.find_job(id)
+  if not job then return end -- its row was evicted, or deleted by hand
   local blocked
   for _, want in ipairs(fn.keys_of(job)) do
     local hold = fn.held(want.key)
@@ -917,8 +919,9 @@ end
 function fn.resolve(hold, want, job)
   if want.conflict == 'raise' then return nil, { 'unique', want.key, hold.holder } end
   if want.conflict == 'keep_last' and hold.covers == 'finished' then
-    if hold.successor then fn.replace(fn.find_job(hold.successor), job, false) end
-    return hold.successor
+    local successor = hold.successor and fn.find_job(hold.successor) -- its row may be gone
+    if successor then fn.replace(successor, job, false) end
+    return successor and successor.id or nil
   end
   if want.conflict == 'replace' or want.conflict == 'debounce' then
     local holder = fn.find_job(hold.holder)
@@ -1021,7 +1024,9 @@ function fn.store(id, tail)
   local known = fn.find_job(id)
   if known then
     local sent = fn.read_job(id, pack(HEAD, 0, 0, 0) .. tail)
-    local alike = known.task == sent.task and known.kin.workflow == sent.kin.workflow
+    local of, sent_of = known.kin, sent.kin
+    local alike = known.task == sent.task
+      and of.workflow == sent_of.workflow and of.batch == sent_of.batch and of.callback == sent_of.callback
     if not alike or fn.payload_of(known) ~= fn.payload_of(sent) then return nil, { 'id', id } end
     return id
   end
@@ -2052,8 +2057,7 @@ function operations.retry()
       if fn.is_gated(job) and not fn.holds_on(job, standing.state) then fn.take_seat(job) end -- who kept its turn keeps its place as well
       past.claim, past.attempt, past.crashes, past.started, past.worker = standing.claim, 0, 0, standing.started, standing.worker
       past.bare, past.due = nil, NEVER
-      if fn.is_kin(job) then kin.note_revival(job, standing.state) end
-      if job.kin.linked then kin.arrive(job, past) else fn.place(job, past, NEVER) end
+      if fn.is_kin(job) then kin.restart(job, past, standing.state) else fn.place(job, past, NEVER) end
       found[#found + 1] = job.id
     end
   end
@@ -2884,7 +2888,7 @@ end
 
 -- Whoever stood first in a lane has passed, as the job before him, with which he has all in common: to the end of his ready line.
 function fn.come_after(job, member, row, lane)
-  local heir = setmetatable({ id = sub(member, 7), member = member, payload = job.payload, row = row }, job.common)
+  local heir = setmetatable({ id = sub(member, 7), member = member, payload = COMMON_AT + #job.common.words, row = row }, job.common)
   fn.quit_lane(lane, heir)
   fn.line_up_anew(heir, fn.stored_past(heir))
   passed = passed + 1
@@ -3194,6 +3198,7 @@ local DAY = 86400                     -- seconds
 local LEAST_KEEP = 60                 -- seconds for which a finished workflow is kept at least
 local LOST = pack(ROW, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0) -- stands for a row that is gone
 local LINES = { workflow = 'workflows', batch = 'batches' }
+local TURN, ALL_KEYS = { turn = true }, { started = true, finished = true, time = true }
 local REFUSED = '\0'                  -- begins the reason of one whose additions were refused: msgpack of why follows
 
 -- What is known of tallies, by name; those that have changed; whether workflows were incomplete before jobs were stored, and in which
@@ -3245,6 +3250,13 @@ function kin.count(job, what, by)
   end
 end
 
+-- Counts the dead jobs of a workflow that keep their turn.
+function kin.count_holder(job, by)
+  local name = job.kin.workflow and 'workflow ' .. job.kin.workflow
+  local count = name and kin.tally(name)
+  if count then count.holding, changed[name] = count.holding + by, count end
+end
+
 function kin.begin(kind, id, at)
   local count = {
     kind = kind, id = id, n = fn.next_number(), created_at = at, touched_at = at, name = '', total = 0, running = 0,
@@ -3258,7 +3270,7 @@ end
 
 function kin.add_to(name, count)
   count.total, count.touched_at, changed[name] = count.total + 1, now, count
-  return count.stopped and 'its ' .. count.kind .. ' was cancelled'
+  return count.stopped and kin.why_stopped(count)
 end
 
 function kin.still_open(count)
@@ -3283,6 +3295,7 @@ end
 
 -- All have ended; or, where that is not so any more, they have not.
 function kin.finish(count)
+  if count.kind == 'batch' and kin.still_open(count) == 0 then count.touched_at = now end
   if not kin.is_complete(count) or kin.still_open(count) > 0 then
     count.finished_at, count.forget_at = nil, nil
   elseif not count.finished_at then
@@ -3354,21 +3367,30 @@ function kin.fails_with(job)
   return parent and sub(call('HGET', each.links .. job.id, parent), LINK_AT)
 end
 
--- Whether it waits for a parent that is not there, though no more of its workflow are to come: given up, or stopped.
+-- Whether no more jobs of a workflow are to come, though some wait, or waited, for parents that are not there.
+function kin.lacks_for_good(name)
+  local count = kin.tally(name)
+  return count and kin.is_complete(count) and kin.lacks(name)
+end
+
+-- Whether it waits for a parent that is not there, though no more of its workflow are to come.
 function kin.in_vain(job)
   local name = job.kin.workflow and 'workflow ' .. job.kin.workflow
-  local count = name and kin.tally(name)
-  if not count or not kin.is_complete(count) or not kin.lacks(name) then return false end
-  local parents = cmsgpack.unpack(call('HGET', our.parents, job.id))
+  return name and kin.lacks_for_good(name) and kin.missing_of(job, name) ~= nil
+end
+
+-- The first of its parents that has not ended and is not there.
+function kin.missing_of(job, name)
+  local row = call('HGET', our.parents, job.id)
+  local parents = row and cmsgpack.unpack(row) or {}
   for first = 1, #parents, WINDOW do
     local ids = {}
     for i = first, math.min(first + WINDOW - 1, #parents) do ids[#ids + 1] = parents[i].id end
     local links = kin.links_of(job.id, ids)
     for i, id in ipairs(ids) do
-      if links[i] and read(LINK, links[i]) == OPEN and call('ZSCORE', each.missing .. name, id) then return true end
+      if links[i] and read(LINK, links[i]) == OPEN and call('ZSCORE', each.missing .. name, id) then return id end
     end
   end
-  return false
 end
 
 -- How a parent ended, and its result or how that reads.
@@ -3640,6 +3662,7 @@ function kin.reconsider(member)
   local job = fn.find_job(id)
   local why = job and kin.fails_with(job)
   if job and not job.kin.callback and call('HGET', our.waiting, member) == '' then
+    why = why or not waits and kin.stopped_by(job) -- before `stop_some` has come to it
     if why then
       fn.take_out(job, 'WAITING')
       kin.fell(job, why)
@@ -3651,7 +3674,7 @@ function kin.reconsider(member)
     local was = row and fn.read_end(row)
     if was and why then
       fn.put(our.ends, id, fn.end_row(was.state, was.claim, was.attempt, was.started, was.worker, why, '', was.finished))
-    elseif was and not kin.in_vain(job) then
+    elseif was and not kin.stopped_by(job) and not kin.in_vain(job) then
       kin.revive(job, was)
     end
   end
@@ -3659,9 +3682,13 @@ end
 
 -- The end of a parent takes down a job that stands in no line.
 function kin.fell(job, why)
+  kin.note_fall(job)
+  fn.finish(job, fn.past_of(job), 'CANCELLED', why, KEEP)
+end
+
+function kin.note_fall(job)
   any.felled = true
   fn.put(our.felled, job.id, '')
-  fn.finish(job, fn.past_of(job), 'CANCELLED', why, KEEP)
 end
 
 -- One that has waited for its parents, or for its batch, goes to the line that its time asks for.
@@ -3695,9 +3722,15 @@ function kin.revive(job, standing)
   kin.arrive(job, past)
 end
 
--- A job that was revived waits for its parents, or takes its place where they have ended.
+-- A job that was revived waits for its parents, or takes its place where they have ended. Returns whether it waits.
 function kin.arrive(job, past)
-  if call('HEXISTS', our.open, job.id) == 0 then return fn.place(job, past, job.rare.run_at or NEVER) end
+  local waits = call('HEXISTS', our.open, job.id) == 1
+  if waits then kin.wait(job, past) else fn.place(job, past, job.rare.run_at or NEVER) end
+  return waits
+end
+
+-- A job that was revived waits for its parents, or for its batch.
+function kin.wait(job, past)
   fn.note_past(job, past)
   fn.wait_behind(job, '')
 end
@@ -3712,7 +3745,7 @@ end
 
 function kin.note_end(job, state, result)
   kin.count(job, state, 1)
-  if fn.holds_on(job, state) then kin.count(job, 'holding', 1) end
+  if fn.holds_on(job, state) then kin.count_holder(job, 1) end
   if state == 'SUCCEEDED' then
     kin.owe(job, DONE, result or '')
   else
@@ -3723,8 +3756,37 @@ end
 function kin.note_revival(job, was)
   if fn.has_any('felled') then fn.drop(our.felled, job.id) end
   kin.count(job, was, -1)
-  if fn.holds_on(job, was) then kin.count(job, 'holding', -1) end
+  if fn.holds_on(job, was) then kin.count_holder(job, -1) end
   kin.owe(job, OPEN, '')
+end
+
+-- Why a job is cancelled of which a workflow or a batch is stopped; nil where none is.
+function kin.stopped_by(job)
+  for _, name in ipairs(kin.tallies_of(job)) do
+    local count = kin.tally(name)
+    if count and count.stopped then return kin.why_stopped(count) end
+  end
+end
+
+function kin.why_stopped(count)
+  return 'its ' .. count.kind .. ' was cancelled'
+end
+
+-- A person revives a job, so what it belongs to is stopped no more. A callback that has never run waits for its batch again.
+function kin.restart(job, past, was)
+  kin.note_revival(job, was)
+  for _, name in ipairs(kin.tallies_of(job)) do
+    local count = kin.tally(name)
+    if count then count.stopped = false end
+  end
+  local batch = job.kin.callback and past.claim == 0 and 'batch ' .. job.kin.batch
+  local count = batch and kin.tally(batch)
+  if count then
+    changed[batch] = count
+    kin.wait(job, past)
+  elseif kin.arrive(job, past) and fn.holds_on(job, was) then -- the parent for whom it waits may itself wait for that turn
+    fn.leave_gates(job, TURN)
+  end
 end
 
 -- A job is deleted that has ended, in the state `was`, or never will.
@@ -3733,7 +3795,7 @@ function kin.note_deletion(job, was)
     kin.count(job, 'CANCELLED', 1)
     kin.owe(job, FAILED, 'parent ' .. job.id .. ' was deleted')
   elseif fn.holds_on(job, was) then
-    kin.count(job, 'holding', -1)
+    kin.count_holder(job, -1)
   end
   kin.drop(job)
 end
@@ -3818,9 +3880,9 @@ function kin.drop(job)
   for _, key in ipairs({ our.parents, our.open, our.felled }) do call('HDEL', key, job.id) end
 end
 
--- Drops jobs that have ended, or wait for their batch.
+-- Drops jobs that have ended, or wait for their batch; these give up their keys.
 function kin.remove(members)
-  local ids, leaving = {}, {}
+  local ids, leaving, waiting = {}, {}, {}
   for i, member in ipairs(members) do ids[i] = sub(member, 7) end
   local rows, ends = fn.rows_of(ids), call('HMGET', our.ends, unpack(ids))
   for i, member in ipairs(members) do
@@ -3834,11 +3896,13 @@ function kin.remove(members)
     elseif job then
       fn.take_out(job, fn.where(job))
       fn.leave(our.expiring, member)
+      waiting[#waiting + 1] = job
     end
     if job then kin.drop(job) end
   end
   for state, gone in pairs(leaving) do fn.many('ZREM', each.done .. state, gone) end
   fn.forget(ids, members)
+  for _, job in ipairs(waiting) do fn.give_up(job, ALL_KEYS) end
 end
 
 -- Enqueue ---
@@ -3856,7 +3920,9 @@ function kin.join(job)
     count = count or kin.begin('workflow', of.workflow, select(3, fn.origin_of(job)))
     if count.name == '' then count.name = of.flow[1] end
     count.keep = math.max(count.keep, read('>d', job.row, KEEP_AT))
-    if not count.stopped then count.size = math.max(count.size, of.flow[2]) end
+    if not count.stopped then -- whom a job adds its producer did not announce
+      count.size = math.max(count.size, of.flow[2]) + (adder and 1 or 0)
+    end
     stopped = kin.add_to(name, count)
   end
   if of.batch and not of.callback then
@@ -3907,7 +3973,7 @@ function kin.all_come(jobs, families)
   if not complete then return true end
   for _, job in ipairs(jobs) do given[job.kin.workflow and kin.parent_of(job, job.id) or ''] = true end
   for _, name in ipairs(grown) do
-    if kin.is_complete(kin.tally(name)) and kin.lacks(name) then
+    if growing[name] and kin.lacks_for_good(name) then
       local workflow, missing = sub(name, #'workflow ' + 1), call('ZRANGE', each.missing .. name, 0, WINDOW)
       if #missing > WINDOW then return false end
       for _, id in ipairs(missing) do
@@ -3975,15 +4041,15 @@ function kin.settle_in(job, behind, family)
   end
 end
 
--- Of the jobs that wait for a parent which is not there, in a workflow of which no more are to come: the first, and that parent.
-function kin.missing_in(name, given)
+-- Of the jobs that wait for a parent which is not there: the first, and that parent.
+function kin.missing_in(name)
   local first, place, parent
   for _, id in ipairs(call('ZRANGE', each.missing .. name, 0, -1)) do
     local parent_name = sub(name, #'workflow ' + 1) .. '\0' .. id
     local heir = call('HGET', our.heirs, parent_name)
     for _, member in ipairs(heir == '' and call('ZRANGE', each.children .. parent_name, 0, -1) or { heir or nil }) do
       local child = sub(member, 7)
-      local link = (not given or given[child]) and call('HGET', our.waiting, member) == '' and call('HGET', each.links .. child, id)
+      local link = call('HGET', our.waiting, member) == '' and call('HGET', each.links .. child, id)
       local fate, _, at = read(LINK, link or LOST)
       if link and fate == OPEN and (not first or member < first or member == first and at < place) then
         first, place, parent = member, at, id
@@ -3993,16 +4059,28 @@ function kin.missing_in(name, given)
   return first and { 'parent', sub(first, 7), parent }
 end
 
+-- The same of those of some jobs that are of this workflow.
+function kin.missing_among(name, ids)
+  local first, parent
+  for _, id in ipairs(ids) do
+    local job = fn.find_job(id)
+    local is_of_it = job and job.kin.linked and 'workflow ' .. job.kin.workflow == name
+    if is_of_it and not (first and first < job.member) and call('HGET', our.waiting, job.member) == '' then
+      local missing = kin.missing_of(job, name)
+      if missing then first, parent = job.member, missing end
+    end
+  end
+  return first and { 'parent', sub(first, 7), parent }
+end
+
 -- Why jobs that were stored cannot be, as somebody would wait for a parent that never comes. Parents may come after those who wait for
 -- them, as long as more are to come.
 function kin.missing_parent(ids)
-  local given = {}
-  for _, id in ipairs(ids) do given[id] = true end
   for _, name in ipairs(grown) do
-    if kin.is_complete(kin.tally(name)) and kin.lacks(name) then
-      local missing = kin.missing_in(name, not growing[name] and given)
+    if kin.lacks_for_good(name) then
+      local missing
+      if growing[name] then missing = kin.missing_in(name) else missing = kin.missing_among(name, ids) end
       if missing then return missing end
-      fn.empty(each.missing .. name)
     end
   end
 end
@@ -4077,7 +4155,7 @@ end
 
 -- Cancels the next thousand jobs of a tally, after the one that `from` tells of; the rest later.
 function kin.stop_some(name, from)
-  local line, count, first = each.members .. name, kin.tally(name), 0
+  local line, count, first = each.members .. name, kin.tally(name) or { kind = 'batch' }, 0
   if from then
     local rank = call('ZRANK', line, from[2])
     first = rank and rank + 1 or call('ZCARD', line) - fn.number_before(line, tonumber(from[1]), from[2])
@@ -4097,25 +4175,36 @@ function kin.stop_some(name, from)
   fn.fetch(ids)
   for _, id in ipairs(ids) do
     local job = fn.find_job(id)
-    if job and not job.kin.callback then fn.stop(job, 'CANCELLED', 'its ' .. (count and count.kind or 'batch') .. ' was cancelled') end
+    if job and not job.kin.callback then
+      if job.kin.linked and call('HGET', our.waiting, job.member) == '' then kin.note_fall(job) end -- so it comes back with its parents
+      fn.stop(job, 'CANCELLED', kin.why_stopped(count))
+    end
   end
 end
 
--- Goes on with what calls before had to leave.
+-- How many children of a parent are still to be told, from a number on.
+function kin.number_of_children(parent, from)
+  local heir = call('HGET', our.heirs, parent)
+  if heir == '' then return call('ZCOUNT', each.children .. parent, from, '+inf') end
+  return heir and 1 or 0
+end
+
+-- Goes on with what calls before had to leave, the oldest first, as far as this call may.
 function kin.go_on()
+  local expected = 0 -- children of those whom this call has read
   for _, entry in ipairs(call('ZRANGE', our.owing, 0, MOST_TALLIES - 1)) do
     local kind, name = string.match(entry, '^(%a+) (.*)$')
+    if expected >= left or kind == 'tally' and expected > 0 then break end -- a stop may look at all that is left
     local row = call('HGET', our.owed, entry)
     local debt = row and cmsgpack.unpack(row)
     if not debt then
       call('ZREM', our.owing, entry)
-    elseif kind == 'job' then
-      if not owed[name] then
-        order[#order + 1] = name
-        owed[name] = debt
-      end
-    elseif left > 0 then
+    elseif kind == 'tally' then
       kin.stop_some(name, debt)
+    elseif not owed[name] then
+      order[#order + 1] = name
+      owed[name] = debt
+      expected = expected + kin.number_of_children(name, debt[4])
     end
   end
   kin.settle_up()

@@ -231,6 +231,18 @@ class Batches(Fixtures):
         assert (await tally(store)).abandoned
 
     @needs(Feature.BATCH)
+    async def test_jobs_that_are_refused_give_a_batch_no_more_time(self, store: Store, clock: TestClock) -> None:
+        await store.open_batch(BATCH, "", [])
+        clock.advance(3_599)
+        with pytest.raises(BatchClosed):
+            await store.enqueue([part(clock, "a"), job(clock, "b", batch="none")])
+        await store.enqueue([job(clock, "free")])
+        clock.advance(1)
+        async with store.session(info()) as session:
+            await session.maintain()
+        assert (await tally(store)).abandoned
+
+    @needs(Feature.BATCH)
     async def test_a_batch_to_which_jobs_come_is_not_abandoned(self, store: Store, clock: TestClock) -> None:
         await opened(store, clock, "a")
         async with store.session(info()) as session:

@@ -9,7 +9,7 @@ from offload.job import KEEP_UNSUCCESSFUL, Dead, Done, Lease, Membership, Retrie
 from offload.records import Filter, Tally
 from offload.testing.clock import TestClock
 from offload.testing.contract.families import FLOW, WAITS, end, node, states, takes, tally
-from offload.testing.contract.fixtures import Fixtures, claim, claim_one, ids, info, needs, record, settle
+from offload.testing.contract.fixtures import Fixtures, claim, claim_one, ids, info, needs, record, settle, state
 from offload.testing.contract.keyed import run, waits
 
 
@@ -109,6 +109,34 @@ class Workflows(Fixtures):
             assert (await tally(store)).finished_at == clock.now()
             assert await store.retry(["b"]) == {"b"}
             assert await run(session) == ["b"]
+
+    @needs(Feature.PARENTS)
+    async def test_nobody_comes_back_to_wait_for_a_parent_of_a_stopped_workflow_that_never_came(
+        self, store: Store, clock: TestClock
+    ) -> None:
+        await store.enqueue([node(clock, "a", size=5), node(clock, "c", "a", "never came")])
+        assert await store.stop("workflow", FLOW)
+        assert await store.retry(["c"]) == set()
+        await store.enqueue([node(clock, "late")])
+        assert await store.retry(["late"]) == {"late"}
+        await store.enqueue([node(clock, "later", "late")])
+        assert await store.retry(["a"]) == {"a"}
+        assert await store.retry(["c"]) == set()
+        assert await states(store, "a", "c", "late", "later") == [State.READY, State.CANCELLED, State.READY, State.WAITING]
+
+    @needs(Feature.PARENTS)
+    async def test_nobody_comes_back_to_wait_for_a_parent_that_did_not_come_before_the_last_job(
+        self, store: Store, clock: TestClock
+    ) -> None:
+        await store.enqueue([node(clock, "a", size=3), node(clock, "c", "a", "never came")])
+        async with store.session(info()) as session:
+            await end(session, a=Dead("no"))
+            assert await state(store, "c") is State.CANCELLED
+            await store.enqueue([node(clock, "d")])
+            assert await store.retry(["a"]) == {"a"}
+            assert sorted(await run(session)) == ["a", "d"]
+        assert await state(store, "c") is State.CANCELLED
+        assert (await tally(store)).finished_at == clock.now()
 
     @needs(Feature.PARENTS)
     async def test_whom_jobs_add_is_not_taken_for_whom_the_producer_announced(self, store: Store, clock: TestClock) -> None:
