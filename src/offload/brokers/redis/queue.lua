@@ -3219,6 +3219,11 @@ function kin.forget_read()
   counts, changed, growing, grown, lacking, order, owed, joins, concerned = {}, {}, {}, {}, {}, {}, {}, {}, {}
 end
 
+-- Whether a member has the smaller number. Lua would compare them by the language of the server's environment.
+function kin.is_earlier(one, other)
+  return read('>I6', one) < read('>I6', other)
+end
+
 -- Tallies ---
 
 function kin.tally(name)
@@ -3593,7 +3598,7 @@ function kin.children_of(ids, debts, told)
       kin.write_off('job ' .. id)
     end
   end
-  table.sort(children) -- by their numbers
+  if #children > 1 then table.sort(children, kin.is_earlier) end
   return children, parents
 end
 
@@ -4051,7 +4056,7 @@ function kin.missing_in(name)
       local child = sub(member, 7)
       local link = call('HGET', our.waiting, member) == '' and call('HGET', each.links .. child, id)
       local fate, _, at = read(LINK, link or LOST)
-      if link and fate == OPEN and (not first or member < first or member == first and at < place) then
+      if link and fate == OPEN and (not first or kin.is_earlier(member, first) or member == first and at < place) then
         first, place, parent = member, at, id
       end
     end
@@ -4065,7 +4070,7 @@ function kin.missing_among(name, ids)
   for _, id in ipairs(ids) do
     local job = fn.find_job(id)
     local is_of_it = job and job.kin.linked and 'workflow ' .. job.kin.workflow == name
-    if is_of_it and not (first and first < job.member) and call('HGET', our.waiting, job.member) == '' then
+    if is_of_it and not (first and kin.is_earlier(first, job.member)) and call('HGET', our.waiting, job.member) == '' then
       local missing = kin.missing_of(job, name)
       if missing then first, parent = job.member, missing end
     end
@@ -4169,7 +4174,7 @@ function kin.stop_some(name, from)
     kin.write_off('tally ' .. name)
   end
   left = left - #members
-  table.sort(members)
+  table.sort(members, kin.is_earlier)
   local ids = {}
   for i, member in ipairs(members) do ids[i] = sub(member, 7) end
   fn.fetch(ids)
