@@ -18,7 +18,10 @@ from offload.brokers.postgres import PostgresBroker, wake
 from offload.clock import SystemClock
 from offload.errors import IdConflict
 from offload.job import Done, Job, State, UniqueKey
-from offload.testing.contract.fixtures import PATIENCE, claim, ids, info
+from offload.testing.clock import TestClock
+from offload.testing.contract.batches import part
+from offload.testing.contract.families import node
+from offload.testing.contract.fixtures import PATIENCE, claim, ids, info, job
 from offload.testing.servers import PostgresServer
 
 pytestmark = pytest.mark.anyio
@@ -130,6 +133,14 @@ async def test_the_same_id_is_stored_once(broker: PostgresBroker, ask: Ask) -> N
     with pytest.raises(psycopg.errors.UniqueViolation, match="job id 'a' was already used with another task or payload"):
         ask("select enqueue('other', '{\"n\": 1}', id => 'a')")
     assert await broker.counts() == {"default": {State.READY: 1}}
+
+
+async def test_a_job_of_a_workflow_or_batch_is_another_job(broker: PostgresBroker, clock: TestClock, ask: Ask) -> None:
+    await broker.open_batch("batch", "", [job(clock, "called", batch="batch", callback="success")])
+    await broker.enqueue([node(clock, "a"), part(clock, "b")])
+    for id in ("a", "b", "called"):
+        with pytest.raises(psycopg.errors.UniqueViolation, match=f"job id '{id}' was already used .* or in a workflow or batch"):
+            ask("select enqueue('greet', '{}', id => %(id)s)", id=id)
 
 
 async def test_a_key_is_kept_between_both_worlds(broker: PostgresBroker, ask: Ask) -> None:

@@ -134,6 +134,24 @@ async def test_a_job_of_a_workflow_ends_in_transactions_that_see_what_others_com
         caller.rollback()
 
 
+async def test_what_is_counted_wrong_of_a_child_is_set_right_and_stops_nobody_else(
+    broker: PostgresBroker, clock: TestClock, ask: Ask
+) -> None:
+    await broker.enqueue([node(clock, "a"), *(node(clock, f"c{n}", "a", "b") for n in range(2)), node(clock, "b")])
+    ask("update children set failed = 1")
+    async with broker.session(info()) as session:
+        leases = await leased(session)
+        await session.settle([(leases["a"], Done())])
+        assert await states(broker, "c0", "c1") == [State.WAITING] * 2
+        ask("update children set open = 7 where n = (select n from jobs where id = 'c1')")
+        await session.settle([(leases["b"], Dead("no"))])
+        assert await states(broker, "c0", "c1") == [State.CANCELLED] * 2
+        ask("update children set failed = 3")
+        assert await broker.retry(["b"]) == {"b"}
+        assert await states(broker, "c0", "c1") == [State.WAITING] * 2
+    assert ask("select open, failed from children") == [(1, 0)] * 2
+
+
 @pytest.mark.parametrize("limit", [1, 7, 100])
 async def test_layers_that_all_wait_for_each_other_run_to_the_end(
     crowd: Crowd, broker: PostgresBroker, clock: TestClock, limit: int

@@ -362,6 +362,21 @@ async def test_who_gives_up_waiting_for_a_key_leaves_nothing_waiting(
     assert await broker.counts() == {"default": {State.READY: 1}}
 
 
+async def test_a_key_that_time_has_freed_is_dropped_a_day_later(broker: PostgresBroker, clock: TestClock, ask: Ask) -> None:
+    await broker.enqueue([job(clock, f"{n}", unique=UniqueKey(f"k{n}", 60 * (n + 1))) for n in range(2)])
+    async with broker.session(info()) as session:
+        await session.settle([(lease, Done()) for lease in await claim(session)])
+        clock.advance(86_400 + 60)
+        await session.beat(Pulse())
+        await session.maintain()
+        assert ask("select key from uniques") == [("k1",)]
+        clock.advance(60)
+        await session.beat(Pulse())
+        await session.maintain()
+        assert ask("select key from uniques") == []
+        assert await broker.enqueue([job(clock, "again", unique=UniqueKey("k0", 60))]) == ["again"]
+
+
 async def test_a_lock_that_others_hold_for_long_is_told_as_what_it_is(
     broker: PostgresBroker, clock: TestClock, caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
