@@ -224,12 +224,20 @@ _changes: SearchStrategy[LimitChange] = sampled_from(
     ]
 )
 
+_callback_wishes: SearchStrategy[Wish] = builds(
+    Wish,
+    queue=_queues,
+    unique=sampled_from([None] * 3 + [UniqueKey("s", "started", "raise"), UniqueKey("f", "finished", "raise")]),
+    order_by=sampled_from([None] * 3 + ["o"]),
+    limits=sampled_from([()] * 3 + [*LIMITS[:3]]),
+)
+
 _weights: Mapping[SearchStrategy[Move], int] = {
     builds(Enqueue, lists(_wishes, min_size=1, max_size=4)): 8,
     builds(Enqueue, lists(_held_wishes, min_size=1, max_size=6)): 6,
     builds(Enqueue, lists(_knit_wishes, min_size=1, max_size=6)): 8,
     builds(Grow, _sessions, _leases, lists(_knit_wishes, max_size=3)): 2,
-    builds(OpenBatch, _batches, lists(sampled_from(CALLBACKS), max_size=3, unique=True)): 3,
+    builds(OpenBatch, _batches, lists(sampled_from(CALLBACKS), max_size=3, unique=True), _callback_wishes): 3,
     builds(Seal, _batches): 2,
     builds(Stop, just("workflow"), sampled_from(["f1", "f2"])): 1,
     builds(Stop, just("batch"), _batches): 1,

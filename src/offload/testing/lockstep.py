@@ -6,6 +6,7 @@ Stateful testing as Hypothesis does it: a program that differs is shrunk to the 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -199,8 +200,9 @@ class Lockstep(RuleBasedStateMachine):
         if not {Feature.PARENTS, Feature.BATCH} <= self._sides[1].store.features:
             return
         match move:
-            case OpenBatch(id, callbacks):
-                jobs = [replace(self._job(Wish(batch=id)), callback=each) for each in callbacks]
+            case OpenBatch(id, callbacks, first):
+                wishes = [dataclasses.replace(first, batch=id), *[Wish(batch=id)] * len(callbacks)]
+                jobs = [replace(self._job(wish), callback=each) for each, wish in zip(callbacks, wishes, strict=False)]
                 await self._both(lambda side: side.store.open_batch(id, f"the {id}", jobs))
             case Seal(id):
                 await self._both(lambda side: side.store.seal_batch(id))
@@ -366,7 +368,7 @@ class Lockstep(RuleBasedStateMachine):
 
 def _as_sent(job: Job, known: Job) -> Job:
     """A job with all that a repeated one has to have in common with the one that was sent."""
-    job = replace(job, task=known.task, payload=known.payload, workflow=known.workflow)
+    job = replace(job, task=known.task, payload=known.payload, workflow=known.workflow, batch=known.batch, callback=known.callback)
     return job if job.workflow is not None else replace(job, parents=(), if_parent_fails="cancel")
 
 

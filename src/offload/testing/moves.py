@@ -144,6 +144,8 @@ class Grow:
 class OpenBatch:
     id: str
     callbacks: list[Callback]
+    first: Wish
+    """What the first of the callbacks asks for besides."""
 
 
 @dataclass(frozen=True)
