@@ -366,7 +366,7 @@ class Lockstep(RuleBasedStateMachine):
 
 def _as_sent(job: Job, known: Job) -> Job:
     """A job with all that a repeated one has to have in common with the one that was sent."""
-    job = replace(job, task=known.task, payload=known.payload, workflow=known.workflow)
+    job = replace(job, task=known.task, payload=known.payload, workflow=known.workflow, batch=known.batch, callback=known.callback)
     return job if job.workflow is not None else replace(job, parents=(), if_parent_fails="cancel")
 
 
