@@ -257,6 +257,15 @@ def test_what_cannot_be_added_leaves_the_workflow_as_it_was() -> None:
         flow.add(group(make.job(1), make.using(id="x").job(2), make.using(id="x").job(3)))
     flow.add(make.using(id="x").job(4))
     assert [leaf.draft.id for leaf in flow.graph.leaves] == ["x"]
+    graph = flow.graph
+    with pytest.raises(BadDeclaration, match="belongs to another workflow"):
+        graph.add(take.job(Workflow("other").add(make.job()).output), [graph.known("stored")])
+    with pytest.raises(BadDeclaration, match="two jobs"), graph.whole():
+        graph.known("of the block")
+        graph.add(make.using(id="of the block").job())
+    graph.add(make.using(id="of the block").job())
+    with pytest.raises(BadDeclaration, match="two jobs"):
+        graph.add(make.using(id="stored").job())
 
 
 def test_wrong_parts_are_told_what_is_right() -> None:

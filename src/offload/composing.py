@@ -235,7 +235,8 @@ class Sending:
         try:
             await self.producer.enqueue_jobs(self.jobs, connection)
         except REFUSALS as error:
-            await self._take_back(connection)
+            if self._may_have_begun(connection):
+                await self._take_back()
             raise self._told(error) from None
 
     def send_blocking(self, connection: Any) -> None:
@@ -245,14 +246,18 @@ class Sending:
         try:
             self.producer.enqueue_jobs_blocking("enqueue", self.jobs, connection)
         except REFUSALS as error:
-            if connection is None and joined() is None:
-                portal.run(self._take_back, connection)
+            if self._may_have_begun(connection):
+                portal.run(self._take_back)
             raise self._told(error) from None
 
-    async def _take_back(self, connection: Any) -> None:
-        """Stop what the thousands before the one that was refused have begun, unless another program may have begun it, by its id."""
-        if self.producer is not None and not self._named and len(self._ids) > MOST_ATOMIC and connection is None and joined() is None:
-            await (await self.producer.clients.store()).stop("workflow", self.id)
+    def _may_have_begun(self, connection: Any) -> bool:
+        """Whether thousands before the one that was refused may be at work. Another program's, by an id of its own, are left alone."""
+        return len(self._ids) > MOST_ATOMIC and not self._named and connection is None and joined() is None
+
+    async def _take_back(self) -> None:
+        """Stop what has begun."""
+        assert self.producer is not None
+        await (await self.producer.clients.store()).stop("workflow", self.id)
 
     def _told(self, error: OffloadError) -> OffloadError:
         """The refusal, in terms of who refers to the workflow by an id of its own."""

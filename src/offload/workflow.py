@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import islice
 from typing import Any, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar, cast, get_args
 
 import msgspec
@@ -133,12 +134,14 @@ class Graph:
     @contextmanager
     def whole(self) -> Generator[None]:
         """All that is added in the block or, on an error, nothing of it."""
-        leaves, links, ids, known = len(self.leaves), self._links, self._ids.copy(), self._known.copy()
+        leaves, links, known = len(self.leaves), self._links, len(self._known)
         try:
             yield
         except BaseException:
             del self.leaves[leaves:]
-            self._links, self._ids, self._known = links, ids, known
+            self._links = links
+            self._ids = {leaf.draft.id for leaf in self.leaves if leaf.draft.id is not None}
+            self._known = dict(islice(self._known.items(), known))
             raise
 
     def known(self, id: str) -> Leaf[Any]:

@@ -48,8 +48,8 @@ def test_killed_workers_lose_nothing_and_only_their_own_jobs_run_again(stage: St
 def is_frozen_at_work(stage: Stage, worker: subprocess.Popen[bytes]) -> bool:
     """Freeze the worker; where it has no job that began and is not settled, let it go on."""
     stage.freeze(worker)
-    began = [int(words[1]) for pid, words in stage.ledger() if pid == worker.pid and words[0] == "ran"]
-    if any(stage.app.handle(f"short-{n}").record().state is State.RUNNING for n in began[-100:]):
+    began = {f"short-{words[1]}" for pid, words in stage.ledger() if pid == worker.pid and words[0] == "ran"}
+    if began & {record.id for record in stage.app.find(state=State.RUNNING, limit=1_000)}:
         return True
     worker.send_signal(signal.SIGCONT)
     return False

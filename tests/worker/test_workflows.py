@@ -395,7 +395,8 @@ async def test_a_run_gives_handles_of_its_own_jobs_alone(shop: Any) -> None:
             run.handle(wrong)
 
 
-async def test_of_a_wide_workflow_that_is_refused_in_the_end_nothing_goes_on(shop: Any) -> None:
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_of_a_wide_workflow_that_is_refused_in_the_end_nothing_goes_on(shop: Any, *, blocking: bool) -> None:
     await shop.note.using(id="taken", delay=60).aenqueue("first")
     flow = Workflow()
     flow.add(shop.note.using(id="taken").job("second"))
@@ -403,7 +404,7 @@ async def test_of_a_wide_workflow_that_is_refused_in_the_end_nothing_goes_on(sho
     jobs = flow.graph.leaves
     jobs.append(jobs.pop(0))
     with pytest.raises(IdConflict):
-        await flow.aenqueue()
+        await (asyncio.to_thread(flow.enqueue) if blocking else flow.aenqueue())
     [tally] = await shop.app.aworkflows()
     assert (tally.stopped, tally.cancelled, tally.state) == (True, 1_000, "cancelled")
     await Worker(shop.app).drain()
