@@ -7,13 +7,16 @@ import itertools
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import pytest
 from tests.conftest import Schemas
 
 from offload.brokers.memory import MemoryBroker, gating
 from offload.brokers.memory.session import MemorySession
-from offload.brokers.postgres import PostgresBroker
+from offload.brokers.postgres import PostgresBroker, families
+from offload.brokers.postgres.connections import Link
+from offload.brokers.postgres.work import Operation
 from offload.brokers.redis import RedisBroker
 from offload.brokers.sqlite import SqliteBroker
 from offload.gates import Ledger, Member, Steps, Want
@@ -24,8 +27,10 @@ from offload.testing.clock import START, TestClock
 from offload.testing.contract.fixtures import job
 from offload.testing.contract.keyed import slot
 from offload.testing.gatekeeping import prove, prove_shut
-from offload.testing.lockstep import Opener, lockstep
+from offload.testing.lockstep import RUNS, Opener, lockstep
 from offload.testing.servers import PostgresServer, RedisServer
+
+T = TypeVar("T")
 
 
 def memory(kind: type[MemoryBroker] = MemoryBroker) -> Opener:
@@ -87,6 +92,23 @@ def test_sqlite_is_indistinguishable_from_memory() -> None:
 @pytest.mark.timeout(0)
 def test_postgresql_is_indistinguishable_from_memory(postgres: Opener) -> None:
     lockstep(memory(), postgres)
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("most", [1, 3])
+def test_postgresql_that_tells_few_children_at_once_is_so_too(postgres: Opener, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """What an operation leaves to upkeep is done right after it."""
+    run = Link.run
+
+    async def run_and_pay(link: Link, operation: Operation[T]) -> T:
+        result = await run(link, operation)
+        while await run(link, families.pay_owed):
+            pass
+        return result
+
+    monkeypatch.setattr(families, "MOST_LINKS", most)
+    monkeypatch.setattr(Link, "run", run_and_pay)
+    lockstep(memory(), postgres, runs=RUNS // 20)
 
 
 @pytest.mark.timeout(0)

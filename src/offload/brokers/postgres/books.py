@@ -142,6 +142,8 @@ class Books:
     """Those that are to be looked at, and written, at the end of the operation."""
     freed: set[Key] = field(default_factory=set[Key])
     """Those of them that are stopped no more."""
+    stopping: bool = False
+    """Whether any workflow or batch is being stopped, so far as children were told."""
     told: list[Kin] = field(default_factory=list["Kin"])
     """Children that were told already, and may ask something."""
 
@@ -190,9 +192,10 @@ class Books:
         """All is done, or undone."""
         for noted in (self.owed, self.changes, self.counts, self.touched, self.freed, self.told):
             noted.clear()
+        self.stopping = False
 
     def copy(self) -> Books:
         """What is noted now, to go back to."""
         changes = {key: dict(change) for key, change in self.changes.items()}
         counts = {key: copy(count) for key, count in self.counts.items()}
-        return Books(dict(self.owed), changes, counts, set(self.touched), set(self.freed), [*self.told])
+        return Books(dict(self.owed), changes, counts, set(self.touched), set(self.freed), self.stopping, [*self.told])

@@ -55,6 +55,8 @@ class Told(NamedTuple):
     """The place of the last parent among all, counted from 1."""
     child: int
     """The last of that one's children who was told."""
+    stopping: bool
+    """Whether any workflow or batch is being stopped."""
 
 
 _kin = msgspec.json.Decoder(list[Kin]).decode
@@ -86,6 +88,7 @@ def _tell(tx: Transaction, news: Sequence[News], most: int) -> Work[tuple[list[K
     owed = yield from _owed_of(tx, news)
     news = [each._replace(was=owed.get(key_of(each), each.was)) for each in news]
     told = Told(*(yield from tx.row("tell_with_care", news=text(news), most=most)))
+    tx.books.stopping |= told.stopping
     left = [news[told.last - 1]._replace(after=told.child), *news[told.last :]] if told.number >= most else []
     yield from _leave(tx, left, owed.keys() - map(key_of, left))
     return _kin(told.children), told.number
@@ -100,7 +103,8 @@ def _tell_plainly(tx: Transaction, news: Sequence[News], most: int) -> Work[tupl
         "opens": _array((each.fate == "open") - (each.was == "open") for each in news),
         "fails": _array((each.fate == "failed") - (each.was == "failed") for each in news),
     }
-    simple, number, children, _ = yield from tx.row("tell", most=most, fresh=False, **values)
+    simple, number, children, _, stopping = yield from tx.row("tell", most=most, fresh=False, **values)
+    tx.books.stopping |= stopping
     return (_kin(children), number) if simple else None
 
 
@@ -113,7 +117,8 @@ def tell_of_successes(tx: Transaction, jobs: Mapping[int, tuple[Job, Membership]
         "opens": _array([-1] * len(jobs)),
         "fails": _array([0] * len(jobs)),
     }
-    simple, _, children, ended = yield from tx.row("tell", most=MOST_LINKS, fresh=True, **values)
+    simple, _, children, ended, stopping = yield from tx.row("tell", most=MOST_LINKS, fresh=True, **values)
+    tx.books.stopping |= stopping
     succeeded = set(_numbers(ended))
     if simple:
         tx.books.told = _kin(children)
@@ -152,10 +157,11 @@ def _array(numbers: Iterable[int]) -> str:
     return "{" + ",".join(map(str, numbers)) + "}"
 
 
-def pay_owed(tx: Transaction) -> Work[None]:
-    """Tell more children of those whom an operation has left to upkeep."""
-    owed = _news((yield from tx.value("take_owed", limit=MOST_OWED)))
+def pay_owed(tx: Transaction, workflow: str | None = None) -> Work[bool]:
+    """Tell more children, of one workflow or of all, of those whom an operation has left to upkeep. Returns whether there were any."""
+    owed = _news((yield from tx.value("take_owed", workflow=workflow, limit=MOST_OWED)))
     tx.books.owed |= {(each.workflow, each.parent): each for each in owed}
+    return bool(owed)
 
 
 # -- children ----------------------------------------------------------------------------------------------------------------
@@ -184,6 +190,8 @@ def _reconsider(tx: Transaction, children: Sequence[Kin]) -> Work[None]:
     yield from _tell_again(tx, rows, concerned, whys)
     rising = [n for n, child in concerned.items() if not rows[n].what and not child.falls]
     staying = yield from waiting_in_vain(tx, rising, unless_stopped=True)
+    halted = yield from _halted(tx, [n for n, child in concerned.items() if rows[n].what and not child.falls])
+    concerned = {n: child for n, child in concerned.items() if n not in halted}
     turning = [rows[n] for n, child in concerned.items() if rows[n].what or (not child.falls and n not in staying)]
     generation = _Generation(Keys(tx), Moves(tx.now))
     yield from generation.keys.lock(row.job() for row in turning if not row.what or concerned[row.n].falls)
@@ -238,6 +246,14 @@ def waiting_in_vain(tx: Transaction, ns: Sequence[int], *, unless_stopped: bool 
         return set()
     freed = text([f"{kind} {id}" for kind, id in tx.books.freed])
     return set(_numbers((yield from tx.value("in_vain", ns=text(ns), stopped=unless_stopped, freed=freed))))
+
+
+def _halted(tx: Transaction, ns: Sequence[int]) -> Work[set[int]]:
+    """Those of jobs that could start now whom a stop is about to reach: it does all at once, as far as anybody can see."""
+    stopping = [f"{kind} {id}" for (kind, id), count in tx.books.counts.items() if count is not None and count.stopping is not None]
+    if not ns or not (tx.books.stopping or stopping):
+        return set()
+    return set(_numbers((yield from tx.value("halted", ns=text(ns), stopping=text(stopping)))))
 
 
 def _revive(tx: Transaction, generation: _Generation, row: JobColumns, child: Kin) -> Work[None]:

@@ -107,11 +107,22 @@ where (
         and t.kind || ' ' || t.id <> all(array(select value from json_array_elements_text(%(freed)s::json)))
 ))
 
+-- name: halted
+-- Those of these jobs whose workflow or batch is being stopped, as all in :stopping are, as kind and id with a blank between.
+select coalesce(json_agg(j.n), '[]')::text
+from json_array_elements_text(%(ns)s::json) a cross join lateral (
+    select n, workflow, batch from offload.jobs where n = a.value::bigint limit 1
+) as j
+where exists (
+    select from offload.tallies t where ((t.kind = 'workflow' and t.id = j.workflow) or (t.kind = 'batch' and t.id = j.batch))
+        and (t.stopping is not null or t.kind || ' ' || t.id = any(array(select value from json_array_elements_text(%(stopping)s::json))))
+)
+
 -- name: tell
 -- Tell children that their :parents have ended, or are revived, by what that adds to their :opens and :fails; where :fresh only of those,
 -- :ns, whose records this very transaction has written. Not done where children are more than :most, where one has a fate of its own for a
--- parent, or where anything is owed to any. Returns whether it was, how many there were, those who may ask something, as families.Kin, and
--- the numbers of the parents. Children are locked in the order of their numbers.
+-- parent, or where anything is owed to any. Returns whether it was, how many there were, those who may ask something, as families.Kin, the
+-- numbers of the parents, and whether anything is being stopped. Children are locked in the order of their numbers.
 with news as materialized (
     select * from rows from (
         json_array_elements_text(%(workflows)s::json), json_array_elements_text(%(parents)s::json),
@@ -137,12 +148,13 @@ with news as materialized (
 select yes, number, (
     select coalesce(json_agg(json_build_array(n, open, failed, brave, felled) order by n), '[]')
     from counted where open = 0 or felled or (failed > 0 and not brave)
-)::text, (select coalesce(json_agg(n), '[]') from news)::text from simple
+)::text, (select coalesce(json_agg(n), '[]') from news)::text, exists (select from offload.tallies where stopping is not null)
+from simple
 
 -- name: tell_with_care
 -- Tell the first :most children what became of their parents, as families.News, and give them fates of their own. Returns those who may
--- ask something, as families.Kin; how many links there were; and the last of them: the place of the parent among all, counted from 1, and
--- the child.
+-- ask something, as families.Kin; how many links there were; the last of them: the place of the parent among all, counted from 1, and
+-- the child; and whether anything is being stopped.
 with news as materialized (
     select nth, value ->> 0 as workflow, value ->> 1 as parent, (value ->> 2)::bigint as after, value ->> 3 as was, value ->> 4 as fate,
         value ->> 5 as n, value ->> 6 as result, value ->> 7 as why
@@ -179,7 +191,7 @@ select (
     select coalesce(json_agg(json_build_array(n, open, failed, brave, felled) order by n), '[]')
     from counted where open = 0 or felled or (failed > 0 and not brave)
 )::text, (select count(*) from found), (select nth from found order by nth desc limit 1), (
-    select child from found order by nth desc, child desc limit 1)
+    select child from found order by nth desc, child desc limit 1), exists (select from offload.tallies where stopping is not null)
 
 -- name: keep_fates
 -- Jobs, as [workflow, id, number], that have ended, are about to go: their children keep what they know of them, but for those that are
@@ -285,9 +297,10 @@ from json_array_elements(%(news)s::json)
 on conflict (key) do update set after = excluded.after, was = excluded.was, fate = excluded.fate, result = excluded.result, why = excluded.why
 
 -- name: take_owed
--- The first parents whose children are to be told, as families.News, and whom nobody else tells of just now.
+-- The first parents, of a workflow or of all, whose children are to be told, as families.News, and whom nobody else tells of just now.
 select coalesce(json_agg(json_build_array(workflow, parent, after, was, fate, null, result, why)), '[]')::text from (
-    select * from offload.owed order by key limit %(limit)s for update skip locked
+    select * from offload.owed where %(workflow)s::text is null or workflow = %(workflow)s::text
+    order by key limit %(limit)s for update skip locked
 ) as first
 
 -- name: inputs

@@ -202,11 +202,17 @@ def _stop(tx: Transaction, count: Count) -> None:
     tx.books.touched.add(count.key)
 
 
-def go_on_stopping(tx: Transaction) -> Work[None]:
-    """Cancel the next jobs of what is being stopped."""
-    row = yield from tx.row("stopping")
+def stopped_of(tx: Transaction, ids: Sequence[str]) -> Work[list[Key]]:
+    """The workflows and batches of jobs that were stopped."""
+    return _keys((yield from tx.value("stopped_of", ids=text(ids))))
+
+
+def go_on_stopping(tx: Transaction, only: Key | None = None) -> Work[bool]:
+    """Cancel the next jobs of what is being stopped, of one or of all. Returns whether there was any."""
+    kind, id = only or (None, None)
+    row = yield from tx.row("stopping", kind=kind, id=id)
     if row is None:
-        return
+        return False
     kind, id, after = row
     last = yield from _cancel_next(tx, kind, id, after)
     yield from lock(tx, [(kind, id)])
@@ -214,6 +220,7 @@ def go_on_stopping(tx: Transaction) -> Work[None]:
     if count is not None:
         count.stopping = last
         tx.books.touched.add(count.key)
+    return True
 
 
 def _cancel_next(tx: Transaction, kind: TallyKind, id: str, after: int) -> Work[int | None]:

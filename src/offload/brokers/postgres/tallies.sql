@@ -68,8 +68,19 @@ where t.kind = 'workflow' and t.id = any(array(select jsonb_object_keys(%(change
 delete from offload.tallies where kind = %(kind)s and id = %(id)s
 
 -- name: stopping
--- The first tally that is being stopped, as [kind, id, the last of its jobs that was looked at].
-select kind, id, stopping from offload.tallies where stopping is not null order by n limit 1
+-- The first tally that is being stopped, of all or of one id, as [kind, id, the last of its jobs that was looked at].
+select kind, id, stopping from offload.tallies
+where stopping is not null and (%(id)s::text is null or (kind = %(kind)s::text and id = %(id)s::text)) order by n limit 1
+
+-- name: stopped_of
+-- The tallies of these jobs that were stopped, as [kind, id].
+select coalesce(json_agg(distinct jsonb_build_array(t.kind, t.id)), '[]')::text
+from json_array_elements_text(%(ids)s::json) a cross join lateral (
+    select workflow, batch from offload.jobs where id = a.value and (workflow is not null or batch is not null) limit 1
+) as j cross join lateral (
+    select kind, id from offload.tallies where kind = 'workflow' and id = j.workflow and stopped
+    union all select kind, id from offload.tallies where kind = 'batch' and id = j.batch and stopped
+) as t
 
 -- name: workflow_members
 -- The next :limit jobs of a workflow, as [n, id].

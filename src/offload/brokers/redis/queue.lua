@@ -47,7 +47,7 @@
 --   links:<job>       HASH   parent -> how it ended, for one that waits for it: see LINK
 --   open              HASH   id -> how many parents of a job have not ended, where any has not
 --   failed:<job>      ZSET   parents by their place, of those that have ended without success
---   heirs             HASH   <workflow>\0<job> -> member of the one who waits for it; empty where there are several
+--   heirs             HASH   <workflow>\0<job> -> the one who waits for it: see HEIR_AT; empty where there are several
 --   children:<workflow>\0<job>  ZSET  member by n, of those who wait for it, where there are several
 --   felled            HASH   ids of jobs that the end of a parent took down
 --   owed              HASH   `job <id>` -> msgpack of what its children are still to be told; `tally <tally>` -> how far it is stopped;
@@ -3189,6 +3189,7 @@ end
 local function define_families()
 
 local LINK, LINK_AT = '>BBI4', 7      -- fate, 1 where its result is wanted, place among the parents; then the result, or how it failed
+local HEIR_AT = LINK_AT - 1           -- what a link says besides its fate; then the member of the one who waits
 local OPEN, DONE, FAILED = 0, 1, 2    -- fates of parents
 local DONE_MARK = string.char(DONE)   -- the fate in a link
 local MOST_LINKS = 1000               -- the most links, or jobs of a tally that is stopped, at which one call looks
@@ -3432,7 +3433,8 @@ function kin.tie(job, ids, places, wanted)
     local is_mate = rows[i] and kin.common_of(rows[i]).kin.workflow == job.kin.workflow
     local fate, data = kin.fate_of(id, is_mate and ends[i])
     if fate == DONE and not wanted[id] then data = '' end
-    links[2 * i - 1], links[2 * i] = id, pack(LINK, fate, wanted[id] or 0, places[id]) .. data
+    local link = pack(LINK, fate, wanted[id] or 0, places[id])
+    links[2 * i - 1], links[2 * i] = id, link .. data
     if fate == OPEN then open = open + 1 end
     if fate == FAILED then
       failed[#failed + 1] = places[id]
@@ -3442,7 +3444,7 @@ function kin.tie(job, ids, places, wanted)
       kin.note_child(names[i], known[i], job)
     else
       heirs[#heirs + 1] = names[i]
-      heirs[#heirs + 1] = job.member
+      heirs[#heirs + 1] = sub(link, 2) .. job.member
     end
     if not is_mate then
       missing[#missing + 1] = 0
@@ -3487,7 +3489,8 @@ end
 -- A job waits for a parent for whom others wait already: `heir` is what is known of them. Most parents have one child, or none.
 function kin.note_child(parent, heir, job)
   if heir ~= '' then
-    fn.stand(each.children .. parent, read('>I6', heir), heir)
+    local member = sub(heir, HEIR_AT)
+    fn.stand(each.children .. parent, read('>I6', member), member)
     fn.put(our.heirs, parent, '')
   end
   fn.stand(each.children .. parent, job.n, job.member)
@@ -3496,13 +3499,13 @@ end
 function kin.forget_child(parent, member)
   local heir = call('HGET', our.heirs, parent)
   if heir == '' then call('ZREM', each.children .. parent, member) end
-  if heir == member or heir == '' and call('EXISTS', each.children .. parent) == 0 then call('HDEL', our.heirs, parent) end
+  if heir and sub(heir, HEIR_AT) == member or heir == '' and call('EXISTS', each.children .. parent) == 0 then call('HDEL', our.heirs, parent) end
 end
 
 -- The next children of a parent who are to be told, where `heir` is what is known of them: from a number on, no more than this call may.
 function kin.next_children(parent, heir, from)
   if not heir or left <= 0 then return {} end
-  if heir ~= '' then return from == '-inf' and { heir } or {} end
+  if heir ~= '' then return from == '-inf' and { sub(heir, HEIR_AT) } or {} end
   return call('ZRANGEBYSCORE', each.children .. parent, from, '+inf', 'LIMIT', '0', left)
 end
 
@@ -3547,13 +3550,15 @@ function kin.owe_successes(ids, of, results)
   for i, heir in ipairs(call('HMGET', our.heirs, unpack(parents))) do
     local place, parent = places[i], parents[i]
     if heir and heir ~= '' and not owing then
-      local told = joins[heir]
-      if not told then
-        told = { ids = {}, results = {} }
-        joins[heir] = told
+      local member = sub(heir, HEIR_AT)
+      local links = joins[member]
+      if not links then
+        links = {}
+        joins[member] = links
       end
-      local number = #told.ids + 1
-      told.ids[number], told.results[number] = ids[place], results[place]
+      local at = #links
+      links[at + 1] = ids[place]
+      links[at + 2] = DONE_MARK .. sub(heir, 1, HEIR_AT - 1) .. (string.byte(heir) == 1 and results[place] or '')
     elseif heir then
       if not owed[parent] then order[#order + 1] = parent end
       owed[parent] = { ids[place], DONE, results[place], '-inf' }
@@ -3627,21 +3632,12 @@ function kin.note_fates(id, debts)
   fn.many('ZADD', each.failed .. id, failed)
 end
 
--- The same of successes alone, whose links keep all but their fate.
-function kin.note_successes(id, told)
-  local links, mended, opened, ids, results = {}, {}, 0, told.ids, told.results
-  for i, row in ipairs(kin.links_of(id, ids)) do
-    if row then
-      local was, wanted = string.byte(row, 1, 2)
-      links[#links + 1] = ids[i]
-      links[#links + 1] = DONE_MARK .. sub(row, 2, LINK_AT - 1) .. (wanted == 1 and results[i] or '')
-      if was == OPEN then opened = opened - 1 elseif was == FAILED then mended[#mended + 1] = ids[i] end
-    end
-  end
+-- The same of parents that ended for the first time, and well: by the `links` that come of it.
+function kin.note_successes(id, links)
+  local number = #links / 2
   fn.many('HSET', each.links .. id, links)
-  if opened < 0 and call('HINCRBY', our.open, id, opened) == 0 then call('HDEL', our.open, id) end
-  fn.many('ZREM', each.failed .. id, mended)
-  left = left - #ids
+  if call('HINCRBY', our.open, id, -number) == 0 then call('HDEL', our.open, id) end
+  left = left - number
 end
 
 -- Tells children how their parents ended; generation after generation, and in each in the order in which they were stored.
@@ -4052,7 +4048,7 @@ function kin.missing_in(name)
   for _, id in ipairs(call('ZRANGE', each.missing .. name, 0, -1)) do
     local parent_name = sub(name, #'workflow ' + 1) .. '\0' .. id
     local heir = call('HGET', our.heirs, parent_name)
-    for _, member in ipairs(heir == '' and call('ZRANGE', each.children .. parent_name, 0, -1) or { heir or nil }) do
+    for _, member in ipairs(heir == '' and call('ZRANGE', each.children .. parent_name, 0, -1) or { heir and sub(heir, HEIR_AT) or nil }) do
       local child = sub(member, 7)
       local link = call('HGET', our.waiting, member) == '' and call('HGET', each.links .. child, id)
       local fate, _, at = read(LINK, link or LOST)
