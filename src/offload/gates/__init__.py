@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from offload.gates.ledger import MOST_PASSED, MOST_WOKEN, Ledger
 from offload.gates.rates import LATENESS, settled, taken, token_at, tokens
-from offload.gates.records import MOST_HOLDERS, MOST_STRIKING, limit_record, page_of
+from offload.gates.records import MOST_HOLDERS, MOST_STRIKING, gates_of, is_known, limit_record, page_of
 from offload.gates.rounds import round_of
 from offload.gates.rules import Rules, by_rule, changed_gates, changes, new_rules, rule_id, rules_of
 from offload.gates.state import Changes, Gate, Lane, Need, Place, Steps, answered
@@ -78,10 +78,12 @@ __all__ = [
     "depth_for",
     "gate_of",
     "gated",
+    "gates_of",
     "heirs",
     "held_back_by",
     "holds",
     "holds_on",
+    "is_known",
     "key_of",
     "kind_of",
     "left_when_put_off",

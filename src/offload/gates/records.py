@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from offload.gates.rules import Rules, allowed
 from offload.gates.state import Gate
-from offload.gates.wants import Want, key_of, kind_of
+from offload.gates.wants import KINDS, Want, gate_of, key_of, kind_of
 from offload.records import LimitRecord
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -49,6 +49,16 @@ def limit_record(
 
 def _moment(stored: int) -> datetime:
     return EPOCH + timedelta(microseconds=stored)
+
+
+def is_known(limit: LimitRecord) -> bool:
+    """Whether there is anything to tell of a gate: who holds it or waits for it, or what was changed."""
+    return bool(limit.held or limit.waiting or limit.changed or limit.paused or limit.shut_until is not None)
+
+
+def gates_of(key: str) -> list[str]:
+    """All gates that a key may have."""
+    return [gate_of(kind, key) for kind in KINDS]
 
 
 def page_of(gates: Iterable[str], limit: int, after: str | None, key: str | None = None) -> list[str]:

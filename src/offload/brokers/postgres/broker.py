@@ -23,7 +23,7 @@ from offload.brokers.postgres.session import PostgresSession
 from offload.brokers.postgres.work import T, Transaction
 from offload.clock import Clock, ServerClock
 from offload.errors import BrokerError
-from offload.gates import changed_by, page_of
+from offload.gates import changed_by
 from offload.job import Job, Lease, LimitChange, Outcome, Schedule, State, TallyKind, WorkerInfo
 from offload.records import Facts, Filter, LimitRecord, Record, ScheduleRecord, SessionRecord, Standing, Tally
 
@@ -209,12 +209,7 @@ class PostgresBroker(SqlStore):
 
     async def limits(self, limit: int = 1_000, after: str | None = None, key: str | None = None) -> list[LimitRecord]:
         """What keys allow, and who holds them."""
-
-        def work(tx: Transaction) -> Work[list[LimitRecord]]:
-            gates = page_of((yield from gating.known(tx)), limit, after, key)
-            return (yield from gating.limits(tx, gates))
-
-        return await self.opened.ask_together(work)
+        return await self.opened.ask_together(lambda tx: gating.page(tx, limit, after, key))
 
     async def set_limit(self, key: str, change: LimitChange) -> None:
         """Change what a key allows."""

@@ -32,10 +32,13 @@ from offload.gates import (
     Want,
     by_rule,
     changed_gates,
+    gates_of,
+    is_known,
     key_of,
     kind_of,
     member_of,
     new_rules,
+    page_of,
     rule_id,
     rules_of,
     wants_of,
@@ -289,9 +292,10 @@ def _declared(tx: Transaction, names: Sequence[str]) -> Work[dict[str, Limit]]:
     return _rules((yield from tx.value("rules", rules=text(list(names))))) if names else {}
 
 
-def known(tx: Transaction) -> Work[list[str]]:
-    """The gates of which there is anything to tell."""
-    return _names((yield from tx.value("known_gates", now=tx.now)))
+def page(tx: Transaction, limit: int, after: str | None, key: str | None) -> Work[list[LimitRecord]]:
+    """What the first `limit` keys after one allow, or one `key` alone."""
+    gates = _names((yield from tx.value("known_gates", now=tx.now))) if key is None else gates_of(key)
+    return [each for each in (yield from limits(tx, page_of(gates, limit, after))) if is_known(each)]
 
 
 def limits(tx: Transaction, gates: Sequence[str]) -> Work[list[LimitRecord]]:

@@ -28,7 +28,6 @@ from offload.brokers.sqlite.transaction import Joint, Operation, T, Transaction
 from offload.brokers.sqlite.wake import Ear
 from offload.clock import Clock
 from offload.errors import BadDeclaration, BrokerError
-from offload.gates import page_of
 from offload.job import Job, Lease, LimitChange, Outcome, Schedule, State, TallyKind, WorkerInfo
 from offload.records import Facts, Filter, LimitRecord, Record, ScheduleRecord, SessionRecord, Standing, Tally
 
@@ -289,7 +288,7 @@ class SqliteBroker(SqlStore):
     async def limits(self, limit: int = 1_000, after: str | None = None, key: str | None = None) -> list[LimitRecord]:
         """What keys allow, and who holds them."""
         now = self._now()
-        return await self._read(lambda tx: gating.limits(tx, now, page_of(gating.known(tx, now), limit, after, key)))
+        return await self._read(lambda tx: gating.page(tx, now, limit, after, key))
 
     async def set_limit(self, key: str, change: LimitChange) -> None:
         """Change what a key allows."""

@@ -22,10 +22,13 @@ from offload.gates import (
     answered,
     by_rule,
     changed_gates,
+    gates_of,
+    is_known,
     key_of,
     kind_of,
     member_of,
     new_rules,
+    page_of,
     rule_id,
     rules_of,
     wants_of,
@@ -216,9 +219,10 @@ def declare(tx: Transaction, limits: Sequence[Limit]) -> list[str]:
     return changed_gates(changed, ((gate, wants_of(read_extra(extra))) for gate, extra in _heads(tx.value("heads"))))
 
 
-def known(tx: Transaction, now: int) -> list[str]:
-    """The gates of which there is anything to tell."""
-    return _names(tx.value("known_gates", now=now))
+def page(tx: Transaction, now: int, limit: int, after: str | None, key: str | None) -> list[LimitRecord]:
+    """What the first `limit` keys after one allow, or one `key` alone."""
+    gates = _names(tx.value("known_gates", now=now)) if key is None else gates_of(key)
+    return [each for each in limits(tx, now, page_of(gates, limit, after)) if is_known(each)]
 
 
 def limits(tx: Transaction, now: int, gates: Sequence[str]) -> list[LimitRecord]:

@@ -198,7 +198,12 @@ class Slots(Fixtures):
         kinds = [("a", "slot"), ("b", "slot"), ("b", "turn"), ("bb", "token"), ("c", "slot"), ("d", "slot"), ("ä", "slot")]
         assert seen == kinds
         assert [each.kind for each in await store.limits(key="b")] == ["slot", "turn"]
+        everything = await store.limits()
+        for key in ("a", "b", "bb", "ä"):
+            assert await store.limits(key=key) == [each for each in everything if each.key == key]
         assert await store.limits(key="bbb") == []
+        await store.set_limit("bbb", LimitChange(paused=True))
+        assert {each.paused for each in await store.limits(key="bbb")} == {True}
 
     @needs(Feature.LIMITS)
     async def test_a_paused_key_lets_nobody_start_until_it_goes_on(self, store: Store, clock: TestClock) -> None:
