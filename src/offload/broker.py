@@ -178,7 +178,8 @@ class Store(Broker):
         """Make dead, cancelled and expired jobs READY again, with fresh attempts and crashes and, where given, another payload.
 
         A new life: expiry no longer applies. Returns the ids that were revived; a job whose unique key is taken is refused
-        (left out), as are ids that are unknown or in another state.
+        (left out), as are ids that are unknown or in another state. What wide workflows and batches have left to `maintain` comes
+        first: children are told of parents that ended, and a stop reaches everybody, however long that takes.
         """
 
     @abstractmethod
@@ -253,7 +254,8 @@ class Store(Broker):
     async def stop(self, kind: TallyKind, id: str) -> bool:  # noqa: ARG002
         """Cancel all jobs of a workflow or batch, those that are still to come too, and take no more for it to be complete.
 
-        Wide ones are cancelled in pieces by `maintain`. False when there is none, or it is finished already.
+        Wide ones are cancelled in pieces by `maintain`; what that was to tell children before comes first. False when there is none, or
+        it is finished already.
         """
         raise Unsupported(f"{type(self).__name__} keeps no workflows and batches; {instead(Feature.PARENTS)}")
 

@@ -12,10 +12,11 @@ from offload.errors import BrokerBusy, BrokerUnusable
 log = logging.getLogger("offload.worker")
 
 FIRST = 0.2
-LONGEST = 10.0
+LONGEST = 3.0
+"""Seconds between two tries at most: so long a server that is back may wait to be asked."""
 REMIND_EVERY = 60.0
 """Seconds between two lines about an outage that goes on."""
-FORGET_AFTER = 3 * LONGEST
+FORGET_AFTER = 30.0
 """Seconds after which a part that has not tried again no longer makes the outage last: it has nothing to ask any more."""
 
 

@@ -107,3 +107,33 @@ async def test_a_job_that_adds_is_refused_while_its_siblings_end(
     shown = await tally(broker)
     assert (shown.total, shown.dead, shown.succeeded) == (81, 40, 41)
     assert deadlocks.found() == 0
+
+
+async def test_a_workflow_is_stopped_and_revived_while_its_jobs_end(
+    crowd: Crowd, broker: PostgresBroker, clock: TestClock, deadlocks: Deadlocks
+) -> None:
+    parts = [f"p{n}" for n in range(200)]
+    children = [node(clock, f"c{n}", parts[n], parts[n - 1], fails="run" if n % 3 else "cancel") for n in range(200)]
+    await broker.enqueue([*(node(clock, id) for id in parts), *children, node(clock, "join", *(each.id for each in children))])
+    over = threading.Event()
+
+    async def settle(broker: PostgresBroker) -> None:
+        async with broker.session(info()) as session:
+            while not over.is_set():
+                leases = await claim(session, 3)
+                assert await session.settle([(lease, Done()) for lease in leases]) == []
+                await session.maintain()
+
+    async def stop(broker: PostgresBroker) -> None:
+        for n in range(40):
+            await broker.stop("workflow", "flow")
+            await broker.retry(parts[5 * n : 5 * n + 5])
+        over.set()
+
+    crowd.run(settle, settle, stop)
+    async with broker.session(info()) as session:
+        while (await session.maintain()).wait == 0:
+            pass
+    shown = await tally(broker)
+    assert shown.total == 401
+    assert deadlocks.found() == 0

@@ -28,15 +28,15 @@ OPERATIONS: dict[str, Callable[[str], Operation[set[str]]]] = {
 }
 
 
-async def interrupted(connection: Caller, work: Work[T], meanwhile: Callable[[], Awaitable[None]]) -> T:
-    """What an operation returns on a connection of its own, when something else happens after its first look."""
+async def interrupted(connection: Caller, work: Work[T], meanwhile: Callable[[], Awaitable[object]], after: str = "records where id") -> T:
+    """What an operation returns on a connection of its own, when something else happens after its first look, a statement with `after`."""
     answer = None
     try:
         statement = next(work)
         while True:
             cursor = await asyncio.to_thread(connection.execute, statement.sql.encode(), statement.values)
             answer = cursor.fetchall() if cursor.description else []
-            if "records where id" in statement.sql:
+            if after in statement.sql:
                 act, meanwhile = meanwhile, nothing
                 await act()
             statement = work.send(answer)

@@ -9,11 +9,10 @@ import pytest
 
 from offload.broker import Session, Store
 from offload.brokers.memory import MemoryBroker
-from offload.brokers.sqlite import SqliteBroker
 from offload.job import Dead, Done, Job, State
 from offload.testing.clock import TestClock
 from offload.testing.contract.families import node, states
-from offload.testing.contract.fixtures import claim, claim_one, info, job, settle
+from offload.testing.contract.fixtures import claim, claim_one, ids, info, job, settle
 
 pytestmark = pytest.mark.anyio
 
@@ -93,6 +92,53 @@ async def a_batch_stopped_whose_jobs_are_of_a_workflow(store: Store, session: Se
     assert await states(store, "a", LAST, "called") == [State.READY, State.WAITING, State.READY]
 
 
+async def a_batch_stopped_before_all_had_heard(store: Store, session: Session, clock: TestClock) -> None:
+    await store.open_batch("b", "", [])
+    await store.enqueue([node(clock, "a"), *_fan(clock, batch="b")])
+    await settle(session, await claim_one(session), Done())
+    assert await store.stop("batch", "b")
+    assert await store.retry(["c0"]) == {"c0"}
+    await _rest(session)
+    assert await states(store, "c0", "c1", LAST) == [State.READY, State.CANCELLED, State.CANCELLED]
+
+
+async def a_batch_stopped_before_all_had_heard_of_a_failure(store: Store, session: Session, clock: TestClock) -> None:
+    await store.open_batch("b", "", [])
+    await store.enqueue([node(clock, "a"), *_fan(clock, batch="b")])
+    await settle(session, await claim_one(session), Dead("no"))
+    assert await store.stop("batch", "b")
+    await _rest(session)
+    assert (await store.get([LAST]))[LAST].reason == "parent a ended DEAD"
+
+
+async def stopped_and_one_revived_before_anybody_looks(store: Store, session: Session, clock: TestClock) -> None:
+    await store.enqueue([node(clock, "a"), *_fan(clock)])
+    await settle(session, await claim_one(session), Done())
+    await _rest(session)
+    assert await store.stop("workflow", "flow")
+    assert await store.retry([LAST]) == {LAST}
+    assert ids(await claim(session, WIDTH)) == [LAST]
+
+
+async def one_of_a_stopped_batch_revived_before_anybody_looks(store: Store, session: Session, clock: TestClock) -> None:
+    await store.open_batch("b", "", [])
+    await store.enqueue([job(clock, f"c{n}", batch="b") for n in range(WIDTH)])
+    assert await store.stop("batch", "b")
+    assert await store.retry(["c0"]) == {"c0"}
+    assert ids(await claim(session, WIDTH)) == ["c0"]
+
+
+async def a_child_revived_before_it_had_heard(store: Store, session: Session, clock: TestClock) -> None:
+    await store.enqueue([node(clock, "a"), *_fan(clock)])
+    assert await store.cancel([LAST]) == {LAST}
+    await settle(session, await claim_one(session), Dead("no"))
+    await _rest(session)
+    assert await store.retry(["a"]) == {"a"}
+    assert await store.retry([LAST]) == {LAST}
+    await _rest(session)
+    assert await states(store, "c0", LAST) == [State.WAITING, State.WAITING]
+
+
 def _fan(clock: TestClock, **fields: Any) -> list[Job]:
     return [node(clock, f"c{n}", "a", **fields) for n in range(WIDTH)]
 
@@ -104,8 +150,8 @@ async def _rest(session: Session) -> None:
 
 
 async def _shown(store: Store) -> Shown:
-    ids = ["a", "x", "late", "called", *(f"c{n}" for n in range(WIDTH))]
-    return [(id, each.state, each.reason) for id, each in sorted((await store.get(ids)).items())]
+    known = await store.get(["a", "x", "late", "called", *(f"c{n}" for n in range(WIDTH))])
+    return [(id, each.state, each.reason) for id, each in sorted(known.items())]
 
 
 @pytest.mark.parametrize(
@@ -118,9 +164,14 @@ async def _shown(store: Store) -> Shown:
         revived_and_stopped_before_all_had_heard,
         given_up_before_all_had_heard,
         a_batch_stopped_whose_jobs_are_of_a_workflow,
+        a_batch_stopped_before_all_had_heard,
+        a_batch_stopped_before_all_had_heard_of_a_failure,
+        stopped_and_one_revived_before_anybody_looks,
+        one_of_a_stopped_batch_revived_before_anybody_looks,
+        a_child_revived_before_it_had_heard,
     ],
 )
-async def test_it_comes_to_the_same_as_all_at_once(broker: SqliteBroker, clock: TestClock, story: Story) -> None:
+async def test_it_comes_to_the_same_as_all_at_once(broker: Store, clock: TestClock, story: Story) -> None:
     other = TestClock()
     model = MemoryBroker.connect("memory://", other)
     await model.open()

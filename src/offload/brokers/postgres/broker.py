@@ -153,12 +153,10 @@ class PostgresBroker(SqlStore):
         return await self.opened.change(lambda tx: cancelling.cancel(tx, ids))
 
     async def retry(self, ids: Sequence[str], payload: bytes | None = None) -> set[str]:
-        """Revive jobs; see `Store.retry`. A stop must not meet them later: it reaches everybody first."""
-        for kind, id in await self.opened.ask(lambda tx: tallies.stopped_of(tx, ids)):
-            while await self.opened.change(lambda tx, key=(kind, id): tallies.go_on_stopping(tx, key)):
-                pass
-            await self._tell_all(kind, id)
-        return await self.opened.change(lambda tx: control.retry(tx, ids, payload))
+        """Revive jobs; see `Store.retry`."""
+        while (revived := await self.opened.change(lambda tx: control.retry(tx, ids, payload))) is None:
+            await self.opened.change(lambda tx: tallies.go_on(tx, ids))
+        return revived
 
     async def delete(self, ids: Sequence[str]) -> set[str]:
         """Delete jobs; see `Store.delete`."""
@@ -225,16 +223,12 @@ class PostgresBroker(SqlStore):
 
     async def stop(self, kind: TallyKind, id: str) -> bool:
         """Cancel all jobs of a workflow or batch; of many the first here, and the others by upkeep."""
-        await self._tell_all(kind, id)
+        while await self.opened.change(lambda tx: pay_owed(tx, waits=True)):
+            pass  # what children are yet to be told comes first
         if not await self.opened.change(lambda tx: tallies.begin_to_stop(tx, kind, id)):
             return False
         await self.opened.change(lambda tx: tallies.go_on_stopping(tx, (kind, id)))
         return True
-
-    async def _tell_all(self, kind: TallyKind, id: str) -> None:
-        """Have the children of a workflow know what upkeep has yet to tell them, before a stop, or its end, makes a difference."""
-        while kind == "workflow" and await self.opened.change(lambda tx: pay_owed(tx, id)):
-            pass
 
     async def tallies(self, kind: TallyKind, ids: Sequence[str] | None = None, limit: int = 100, after: str | None = None) -> list[Tally]:
         """Workflows or batches; see `Store.tallies`."""

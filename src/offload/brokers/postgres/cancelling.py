@@ -16,6 +16,7 @@ import msgspec
 from offload.broker import Work
 from offload.brokers.postgres import locking
 from offload.brokers.postgres.endings import Ending, finish
+from offload.brokers.postgres.families import kin_of
 from offload.brokers.postgres.keys import Keys
 from offload.brokers.postgres.moves import Moves, take_out
 from offload.brokers.postgres.rows import JobColumns, jobs_by_id, jobs_by_number
@@ -107,6 +108,7 @@ def end_unstarted(tx: Transaction, rows: Sequence[JobColumns], state: State, rea
         rows = yield from _not_busy(keys, rows)
     if not rows:
         return Turn([], [])
+    yield from kin_of(tx, [row for row in rows if row.what == "parents"])  # before their places, as do those who tell them of parents
     taken = yield from take_out(tx, rows)
     moves = Moves(tx.now)
     moves.seated({row.n: row.seat for row in rows})

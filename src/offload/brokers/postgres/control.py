@@ -22,8 +22,10 @@ from offload.job import State
 _REVIVABLE = frozenset({State.DEAD, State.CANCELLED, State.EXPIRED})
 
 
-def retry(tx: Transaction, ids: Sequence[str], payload: bytes | None) -> Work[set[str]]:
-    """Revive jobs; see `Store.retry`."""
+def retry(tx: Transaction, ids: Sequence[str], payload: bytes | None) -> Work[set[str] | None]:
+    """Revive jobs; see `Store.retry`. None, and nothing done, while `tallies.go_on` has something to do for them first."""
+    if (yield from tallies.goes_on(tx, ids)):
+        return None
     return {row.id for row in (yield from in_turn(tx, ids, lambda rows: _revive(tx, rows, payload)))}
 
 

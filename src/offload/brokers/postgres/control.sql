@@ -193,9 +193,11 @@ update offload.sessions set era = -1 where id = %(id)s
 select coalesce(json_agg(n), '[]')::text from offload.running where session = %(session)s
 
 -- name: ask_to_cancel
--- Jobs that run. Returns those that still did.
-with asked as (
-    update offload.running set cancel = true where n in (select value::bigint from json_array_elements_text(%(ns)s::json)) returning n
+-- Jobs that run. Returns those that still did. Fails where one is about to end: that may wait for what this transaction has locked.
+with there as materialized (
+    select n from offload.running where n = any(array(select value::bigint from json_array_elements_text(%(ns)s::json))) for update nowait
+), asked as (
+    update offload.running set cancel = true where n = any(array(select n from there)) returning n
 )
 select coalesce(json_agg(n), '[]')::text from asked
 

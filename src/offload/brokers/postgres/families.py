@@ -157,9 +157,14 @@ def _array(numbers: Iterable[int]) -> str:
     return "{" + ",".join(map(str, numbers)) + "}"
 
 
-def pay_owed(tx: Transaction, workflow: str | None = None) -> Work[bool]:
-    """Tell more children, of one workflow or of all, of those whom an operation has left to upkeep. Returns whether there were any."""
-    owed = _news((yield from tx.value("take_owed", workflow=workflow, limit=MOST_OWED)))
+def pay_owed(tx: Transaction, *, waits: bool = False) -> Work[bool]:
+    """Tell more children of those whom an operation has left to upkeep. Returns whether there were any.
+
+    With `waits` of those, too, of whom another transaction tells just now, once it has.
+    """
+    if waits:
+        yield from tx.post("lock_all_owed", limit=MOST_OWED)
+    owed = _news((yield from tx.value("take_owed", limit=MOST_OWED)))
     tx.books.owed |= {(each.workflow, each.parent): each for each in owed}
     return bool(owed)
 
@@ -190,8 +195,8 @@ def _reconsider(tx: Transaction, children: Sequence[Kin]) -> Work[None]:
     yield from _tell_again(tx, rows, concerned, whys)
     rising = [n for n, child in concerned.items() if not rows[n].what and not child.falls]
     staying = yield from waiting_in_vain(tx, rising, unless_stopped=True)
-    halted = yield from _halted(tx, [n for n, child in concerned.items() if rows[n].what and not child.falls])
-    concerned = {n: child for n, child in concerned.items() if n not in halted}
+    doomed = yield from _about_to_stop(tx, [n for n, child in concerned.items() if rows[n].what and not child.falls])
+    concerned = {n: child for n, child in concerned.items() if n not in doomed}
     turning = [rows[n] for n, child in concerned.items() if rows[n].what or (not child.falls and n not in staying)]
     generation = _Generation(Keys(tx), Moves(tx.now))
     yield from generation.keys.lock(row.job() for row in turning if not row.what or concerned[row.n].falls)
@@ -248,12 +253,12 @@ def waiting_in_vain(tx: Transaction, ns: Sequence[int], *, unless_stopped: bool 
     return set(_numbers((yield from tx.value("in_vain", ns=text(ns), stopped=unless_stopped, freed=freed))))
 
 
-def _halted(tx: Transaction, ns: Sequence[int]) -> Work[set[int]]:
+def _about_to_stop(tx: Transaction, ns: Sequence[int]) -> Work[set[int]]:
     """Those of jobs that could start now whom a stop is about to reach: it does all at once, as far as anybody can see."""
     stopping = [f"{kind} {id}" for (kind, id), count in tx.books.counts.items() if count is not None and count.stopping is not None]
     if not ns or not (tx.books.stopping or stopping):
         return set()
-    return set(_numbers((yield from tx.value("halted", ns=text(ns), stopping=text(stopping)))))
+    return set(_numbers((yield from tx.value("about_to_stop", ns=text(ns), stopping=text(stopping)))))
 
 
 def _revive(tx: Transaction, generation: _Generation, row: JobColumns, child: Kin) -> Work[None]:

@@ -107,7 +107,7 @@ where (
         and t.kind || ' ' || t.id <> all(array(select value from json_array_elements_text(%(freed)s::json)))
 ))
 
--- name: halted
+-- name: about_to_stop
 -- Those of these jobs whose workflow or batch is being stopped, as all in :stopping are, as kind and id with a blank between.
 select coalesce(json_agg(j.n), '[]')::text
 from json_array_elements_text(%(ns)s::json) a cross join lateral (
@@ -297,11 +297,14 @@ from json_array_elements(%(news)s::json)
 on conflict (key) do update set after = excluded.after, was = excluded.was, fate = excluded.fate, result = excluded.result, why = excluded.why
 
 -- name: take_owed
--- The first parents, of a workflow or of all, whose children are to be told, as families.News, and whom nobody else tells of just now.
+-- The first parents whose children are to be told, as families.News, and whom nobody else tells of just now.
 select coalesce(json_agg(json_build_array(workflow, parent, after, was, fate, null, result, why)), '[]')::text from (
-    select * from offload.owed where %(workflow)s::text is null or workflow = %(workflow)s::text
-    order by key limit %(limit)s for update skip locked
+    select * from offload.owed order by key limit %(limit)s for update skip locked
 ) as first
+
+-- name: lock_all_owed
+-- Wait until nobody else tells of the first parents whose children are to be told.
+select from offload.owed order by key limit %(limit)s for update
 
 -- name: inputs
 -- Of jobs, the results of their parents, as [n, results in order].

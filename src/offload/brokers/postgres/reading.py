@@ -46,17 +46,27 @@ def find(tx: Transaction, filter: Filter, limit: int, after: str | None) -> Work
     place: tuple[int | None, int | None] = (None, None)
     if after is not None:
         place = (yield from tx.row("after", id=after)) or (-1 << 62, 0)
-    wanted = {"task": filter.task, "queue": filter.queue, "key": filter.key, "limit": limit}
+    found: list[Record] = []
+    while True:
+        ns = yield from _matches(tx, filter, limit, place)
+        rows = yield from jobs_by_number(tx, ns)
+        there = [rows[n] for n in ns if n in rows]
+        found += [each for each in (row.record() for row in there) if filter.state in (None, each.state)]  # some have gone on since
+        if len(found) >= limit or len(ns) < limit or not there:
+            return found[:limit]
+        place = there[-1].enqueued_at, there[-1].n
+
+
+def _matches(tx: Transaction, filter: Filter, limit: int, place: tuple[int | None, int | None]) -> Work[list[int]]:
+    """The numbers of jobs that match, the next after a place."""
+    state = filter.state and filter.state.value
+    wanted: dict[str, Any] = {"task": filter.task, "queue": filter.queue, "key": filter.key, "limit": limit}
     wanted |= {"workflow": filter.workflow, "batch": filter.batch}
     if filter.text is not None:
-        ns = yield from _mentions(tx, filter.text.casefold(), place, wanted | {"state": filter.state and filter.state.value})
-    else:
-        wanted |= {"at": place[0], "after": place[1]}
-        state = filter.state and filter.state.value
-        rows = yield from (tx.rows("find", **wanted) if state is None else tx.rows("find_in_state", state=state, **wanted))
-        ns = [n for (n,) in rows]
-    found = yield from jobs_by_number(tx, ns)
-    return [found[n].record() for n in ns if n in found]
+        return (yield from _mentions(tx, filter.text.casefold(), place, wanted | {"state": state}))
+    wanted |= {"at": place[0], "after": place[1]}
+    rows = yield from (tx.rows("find", **wanted) if state is None else tx.rows("find_in_state", state=state, **wanted))
+    return [n for (n,) in rows]
 
 
 def _mentions(tx: Transaction, sought: str, place: tuple[int | None, int | None], wanted: dict[str, Any]) -> Work[list[int]]:

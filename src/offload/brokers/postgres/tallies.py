@@ -11,14 +11,15 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from offload.broker import Work
+from offload.brokers.postgres import locking
 from offload.brokers.postgres.books import ABANDONED_AFTER, Count, Key, tallies_of
 from offload.brokers.postgres.cancelling import end
 from offload.brokers.postgres.endings import drop_expiring, forget
-from offload.brokers.postgres.families import forget_kin, note_fallen, pay
+from offload.brokers.postgres.families import forget_kin, note_fallen, pay, pay_owed
 from offload.brokers.postgres.keys import ALL_KEYS, Keys
 from offload.brokers.postgres.moves import Moves, take_out
 from offload.brokers.postgres.rows import JobColumns, jobs_by_id, moment, optional_moment, optional_stored, read_extra, seconds, stored
-from offload.brokers.postgres.work import Transaction, text
+from offload.brokers.postgres.work import Doubt, Transaction, text
 from offload.counting import LEAST_KEEP, is_due, tally_of
 from offload.errors import BatchClosed
 from offload.job import DAY, KEEP_UNSUCCESSFUL, Job, State, TallyKind
@@ -28,6 +29,9 @@ POSTPONED = round(DAY * 1_000_000)
 """Microseconds for which a workflow is kept on of which a dead job keeps its turn."""
 WINDOW = 1_000
 """The most records that one round forgets, and the most jobs that one operation stops."""
+
+STOPS = "stops"
+"""Locked as a gate by who cancels jobs of what is being stopped: two who cancel the same ones would be in each other's way."""
 
 MOST_ABANDONED = 20
 """The most that one round gives up."""
@@ -103,7 +107,7 @@ def _add(tx: Transaction, count: Count) -> str | None:
 
 
 def settle_up(tx: Transaction) -> Work[None]:
-    """Children learn how their parents ended, and then all is counted; callbacks that are due may go."""
+    """Children learn how their parents ended, and then all is counted; callbacks that are due may go. May raise Doubt."""
     books = tx.books
     yield from pay(tx)
     keys = sorted(books.changes.keys() | books.touched)
@@ -114,7 +118,10 @@ def settle_up(tx: Transaction) -> Work[None]:
     yield from lock(tx, keys)
     changed = [count for key in keys if (count := books.counts[key]) is not None]
     for count in changed:
-        count.stopped = count.stopped and count.key not in books.freed
+        if count.key in books.freed:
+            if count.stopping is not None:
+                raise Doubt  # a stop that has begun meanwhile reaches everybody first
+            count.stopped = False
         for state, number in books.changes.get(count.key, {}).items():
             count.add(state, number)
         count.close(tx.now)
@@ -202,13 +209,25 @@ def _stop(tx: Transaction, count: Count) -> None:
     tx.books.touched.add(count.key)
 
 
-def stopped_of(tx: Transaction, ids: Sequence[str]) -> Work[list[Key]]:
-    """The workflows and batches of jobs that were stopped."""
-    return _keys((yield from tx.value("stopped_of", ids=text(ids))))
+def goes_on(tx: Transaction, ids: Sequence[str]) -> Work[bool]:
+    """Whether anything was begun that is to reach everybody before any of these jobs is revived: news of parents, or a stop."""
+    return (yield from tx.value("is_owed")) or bool(_keys((yield from tx.value("stopping_of", ids=text(ids)))))
+
+
+def go_on(tx: Transaction, ids: Sequence[str]) -> Work[None]:
+    """Do the next piece of that."""
+    if (yield from pay_owed(tx, waits=True)):
+        return
+    for key in _keys((yield from tx.value("stopping_of", ids=text(ids))))[:1]:
+        yield from go_on_stopping(tx, key)
 
 
 def go_on_stopping(tx: Transaction, only: Key | None = None) -> Work[bool]:
-    """Cancel the next jobs of what is being stopped, of one or of all. Returns whether there was any."""
+    """Cancel the next jobs of what is being stopped, of one or of all. Returns whether there was any.
+
+    Raises Doubt where another transaction has gone on with it meanwhile: somebody may have been revived since.
+    """
+    yield from locking.lock(tx, [STOPS])
     kind, id = only or (None, None)
     row = yield from tx.row("stopping", kind=kind, id=id)
     if row is None:
@@ -217,9 +236,10 @@ def go_on_stopping(tx: Transaction, only: Key | None = None) -> Work[bool]:
     last = yield from _cancel_next(tx, kind, id, after)
     yield from lock(tx, [(kind, id)])
     count = tx.books.counts[kind, id]
-    if count is not None:
-        count.stopping = last
-        tx.books.touched.add(count.key)
+    if count is None or count.stopping != after:
+        raise Doubt
+    count.stopping = last
+    tx.books.touched.add(count.key)
     return True
 
 

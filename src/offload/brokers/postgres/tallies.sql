@@ -72,14 +72,18 @@ delete from offload.tallies where kind = %(kind)s and id = %(id)s
 select kind, id, stopping from offload.tallies
 where stopping is not null and (%(id)s::text is null or (kind = %(kind)s::text and id = %(id)s::text)) order by n limit 1
 
--- name: stopped_of
--- The tallies of these jobs that were stopped, as [kind, id].
+-- name: is_owed
+-- Whether any child is still to be told of a parent.
+select exists (select from offload.owed)
+
+-- name: stopping_of
+-- The tallies of these jobs that are being stopped, as [kind, id].
 select coalesce(json_agg(distinct jsonb_build_array(t.kind, t.id)), '[]')::text
 from json_array_elements_text(%(ids)s::json) a cross join lateral (
     select workflow, batch from offload.jobs where id = a.value and (workflow is not null or batch is not null) limit 1
 ) as j cross join lateral (
-    select kind, id from offload.tallies where kind = 'workflow' and id = j.workflow and stopped
-    union all select kind, id from offload.tallies where kind = 'batch' and id = j.batch and stopped
+    select kind, id from offload.tallies where kind = 'workflow' and id = j.workflow and stopping is not null
+    union all select kind, id from offload.tallies where kind = 'batch' and id = j.batch and stopping is not null
 ) as t
 
 -- name: workflow_members
@@ -95,13 +99,13 @@ select coalesce(json_agg(json_build_array(n, id)), '[]')::text from (
     where batch = %(id)s and n > %(after)s and position('"callback":' in extra) = 0 order by n limit %(limit)s
 ) as next
 
--- name: set_stopping
-update offload.tallies set stopping = %(after)s where kind = %(kind)s and id = %(id)s
-
 -- name: abandoned
--- Lock the first tallies that are to be given up, as [kind, id], but for those that another transaction has.
+-- Lock the first tallies that are to be given up, as [kind, id], but for those that another transaction has, and workflows whose jobs
+-- have yet to be told of their parents: that comes first.
 select coalesce(json_agg(json_build_array(kind, id)), '[]')::text from (
-    select kind, id from offload.tallies where abandon_at <= %(now)s order by abandon_at, n limit %(limit)s for update skip locked
+    select kind, id from offload.tallies
+    where abandon_at <= %(now)s and not (kind = 'workflow' and exists (select from offload.owed where workflow = tallies.id))
+    order by abandon_at, n limit %(limit)s for update skip locked
 ) as first
 
 -- name: forgettable_tallies

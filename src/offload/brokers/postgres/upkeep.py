@@ -98,10 +98,9 @@ async def maintain(run: Runner, step: Runner, apart: Runner, dead: Sequence[tupl
     pruned = moments.prunes and await run(_prune)
     if WINDOW in pieces:
         return Upkeep(0.0, tuple(touched))
-    put_off = tasks.owed and tasks.abandons
     if any(pieces) or pruned or tasks.any:
         moments, tasks = await step(look)
-    return Upkeep(0.0 if tasks.owed or tasks.stopping or put_off else moments.wait, tuple(touched))
+    return Upkeep(0.0 if tasks.owed or tasks.stopping else moments.wait, tuple(touched))
 
 
 class Tasks(NamedTuple):
@@ -135,7 +134,7 @@ async def _go_on(run: Runner, tasks: Tasks) -> None:
         await run(families.pay_owed)
     if tasks.stopping:
         await run(tallies.go_on_stopping)
-    if tasks.abandons and not tasks.owed:  # what children are yet to be told comes first
+    if tasks.abandons:
         await run(tallies.abandon)
 
 

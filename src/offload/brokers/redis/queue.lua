@@ -2032,8 +2032,9 @@ function operations.cancel()
   return found
 end
 
--- payload or empty, ids... -> the ids that were revived
+-- payload or empty, ids... -> the ids that were revived; or nil: what calls before had to leave comes first, and was gone on with
 function operations.retry()
+  if fn.has_any('owing') then return kin.go_on() or false end
   local found = {}
   for i = 4, #ARGV do
     local job = fn.find_job(ARGV[i])
@@ -2140,9 +2141,10 @@ function operations.seal_batch()
   return kin.seal_batch(ARGV[3])
 end
 
--- tally -> whether there is one that is not finished
+-- tally -> whether there is one that is not finished; or nil, as retry
 function operations.stop()
   fn.insist()
+  if fn.has_any('owing') then return kin.go_on() or false end
   return kin.stop(ARGV[3])
 end
 
@@ -3488,12 +3490,15 @@ end
 
 -- A job waits for a parent for whom others wait already: `heir` is what is known of them. Most parents have one child, or none.
 function kin.note_child(parent, heir, job)
-  if heir ~= '' then
-    local member = sub(heir, HEIR_AT)
-    fn.stand(each.children .. parent, read('>I6', member), member)
-    fn.put(our.heirs, parent, '')
-  end
+  if heir ~= '' then kin.let_links_tell(parent, heir) end
   fn.stand(each.children .. parent, job.n, job.member)
+end
+
+-- The link of the one who waits for a parent is to be read from now on, as where there are several.
+function kin.let_links_tell(parent, heir)
+  local member = sub(heir, HEIR_AT)
+  fn.stand(each.children .. parent, read('>I6', member), member)
+  fn.put(our.heirs, parent, '')
 end
 
 function kin.forget_child(parent, member)
@@ -3632,7 +3637,7 @@ function kin.note_fates(id, debts)
   fn.many('ZADD', each.failed .. id, failed)
 end
 
--- The same of parents that ended for the first time, and well: by the `links` that come of it.
+-- The same of parents that ended well, for the first time that any of their id has ended: by the `links` that come of it.
 function kin.note_successes(id, links)
   local number = #links / 2
   fn.many('HSET', each.links .. id, links)
@@ -3871,7 +3876,12 @@ end
 
 -- Drops what is known of jobs that are forgotten, which stand among others.
 function kin.drop(job)
-  if job.kin.workflow then fn.leave(each.members .. 'workflow ' .. job.kin.workflow, job.member) end
+  if job.kin.workflow then
+    fn.leave(each.members .. 'workflow ' .. job.kin.workflow, job.member)
+    local parent = kin.parent_of(job, job.id)
+    local heir = call('HGET', our.heirs, parent)
+    if heir and heir ~= '' then kin.let_links_tell(parent, heir) end -- one of this id may come again, and end for the first time once more
+  end
   if job.kin.batch then fn.leave(each.members .. 'batch ' .. job.kin.batch, job.member) end
   if not job.kin.linked then return end
   for _, parent in ipairs(call('HKEYS', each.links .. job.id)) do
@@ -4227,9 +4237,9 @@ end
 -- What comes with time but for forgetting. Returns whether there is more to do.
 function kin.maintain()
   kin.settle_up()
-  local more = kin.abandon()
   if call('EXISTS', our.owing) == 1 then kin.go_on() end
-  return more or call('EXISTS', our.owing) == 1
+  -- What is given up is stopped as well: children are first told what became of their parents before.
+  return call('EXISTS', our.owing) == 1 or kin.abandon() or call('EXISTS', our.owing) == 1
 end
 
 function kin.drop_tally(name, count)

@@ -59,7 +59,8 @@ async def find(script: Script, filter: Filter, limit: int, after: str | None) ->
     pages = _walk(script, wanted, place, tallies) if lines is None else _through(script, wanted, lines, place)
     found: dict[str, Record] = {}
     async for ids in pages:
-        found |= await get(script, ids if filter.text is None else await _mentioning(script, ids, filter.text))
+        records = await get(script, ids if filter.text is None else await _mentioning(script, ids, filter.text))
+        found |= {id: each for id, each in records.items() if filter.state in (None, each.state)}  # some have gone on since
         if len(found) >= limit:
             break
     return list(found.values())[:limit]

@@ -203,10 +203,10 @@ class SqliteBroker(SqlStore):
     async def find(self, filter: Filter, limit: int, after: str | None = None) -> list[Record]:
         """Records that match; see `Store.find`."""
         sought = filter.text
-        found = await self._read(lambda tx: reading.matches(tx, filter, limit if sought is None else -1, after))
-        if sought is not None:
-            found = await self._mentions(found, limit, sought)
-        return await self._read(lambda tx: reading.records(tx, found))
+        if sought is None:
+            return await self._read(lambda tx: reading.records(tx, reading.matches(tx, filter, limit, after)))
+        found = await self._mentions(await self._read(lambda tx: reading.matches(tx, filter, -1, after)), limit, sought)
+        return [each for each in await self._read(lambda tx: reading.records(tx, found)) if filter.state in (None, each.state)]
 
     async def _mentions(self, candidates: Sequence[int], limit: int, sought: str) -> list[int]:
         found: list[int] = []

@@ -177,9 +177,9 @@ def _put_off(tx: Transaction, debts: Debts, parents: Mapping[str, str | None]) -
         tx.add("add_owed", [(n, id, debts.flow, debts.fate.value, told, debts.after) for n, (id, told) in rows])
 
 
-def take_up(tx: Transaction, only: str | None = None) -> list[str]:
-    """Owe again what was put off, of one workflow or of all, as much as one operation may pay. Returns the workflows."""
-    rows = _debts(tx.value("owed", flow=only, limit=MOST_LINKS))
+def take_up(tx: Transaction) -> list[str]:
+    """Owe again what was put off, as much as one operation may pay. Returns the workflows."""
+    rows = _debts(tx.value("owed", limit=MOST_LINKS))
     if rows:
         tx.do("drop_owed_rows", ns=text([row[0] for row in rows]))
     for _, parent, flow, fate, told, after in rows:

@@ -106,9 +106,8 @@ select
     (select json_group_array(parent) from (select parent from links indexed by links_open where child = :n and fate = 0 order by place limit :most))
 
 -- name: owed
--- What is owed longest, or longest in one workflow, as [n, parent, workflow, fate, what is to be told, the last child that knows].
-select json_group_array(json_array(n, parent, flow, fate, told, after)) from (
-    select * from owed where :flow is null or flow = :flow order by n limit :limit)
+-- What is owed longest, as [n, parent, workflow, fate, what is to be told, the last child that knows].
+select json_group_array(json_array(n, parent, flow, fate, told, after)) from (select * from owed order by n limit :limit)
 
 -- name: add_owed
 insert into owed (n, parent, flow, fate, told, after)

@@ -308,6 +308,48 @@ class Families(Fixtures):
         assert await states(store, "a", "c") == [None, State.WAITING]
 
     @needs(Feature.PARENTS)
+    @pytest.mark.parametrize("fails", ["cancel", "run"])
+    async def test_a_parent_that_was_deleted_and_comes_again_counts_once(
+        self, store: Store, clock: TestClock, fails: IfParentFails
+    ) -> None:
+        await store.enqueue([node(clock, "p"), node(clock, "q", queue="later"), node(clock, "c", "p", "q", fails=fails)])
+        async with store.session(info()) as session:
+            for _ in range(2):
+                (lease,) = await claim(session, queues=["default"])
+                await settle(session, lease, Done())
+                assert await store.delete(["p"]) == {"p"}
+                await store.enqueue([node(clock, "p")])
+            assert await states(store, "p", "q", "c") == [State.READY, State.READY, State.WAITING]
+            await end(session)
+            assert ids(await claim(session)) == ["c"]
+
+    @needs(Feature.PARENTS)
+    async def test_who_fell_with_a_deleted_parent_goes_on_with_one_of_its_id(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "p"), node(clock, "c", takes("p", "x"))])
+        assert await store.delete(["p"]) == {"p"}
+        assert (await record(store, "c")).reason == "parent p was deleted"
+        await store.enqueue([node(clock, "p")])
+        async with store.session(info()) as session:
+            await settle(session, await claim_one(session), Done(b"1"))
+            (lease,) = await claim(session)
+            assert (lease.job.id, lease.inputs) == ("c", (b"1",))
+
+    @needs(Feature.PARENTS)
+    async def test_a_retry_waits_for_nobody_though_a_parent_ended_twice(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "p"), node(clock, "c", "p", queue="later")])
+        async with store.session(info()) as session:
+            (lease,) = await claim(session, queues=["default"])
+            await settle(session, lease, Done())
+            assert await store.delete(["p"]) == {"p"}
+            await store.enqueue([node(clock, "p")])
+            (lease,) = await claim(session, queues=["default"])
+            await settle(session, lease, Done())
+            (lease,) = await claim(session, queues=["later"])
+            await settle(session, lease, Dead("no"))
+            assert await store.retry(["c"]) == {"c"}
+            assert await state(store, "c") is State.READY
+
+    @needs(Feature.PARENTS)
     async def test_a_job_of_another_workflow_is_nobodys_parent(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([node(clock, "c", "x", "y", size=3)])
         await store.enqueue([job(clock, "x"), node(clock, "y", flow="another")])

@@ -64,6 +64,27 @@ class Records(Fixtures):
         assert seen == ids(await store.find(Filter(), 100))
         assert len(seen) == len(set(seen)) == 25
 
+    async def test_find_tells_of_a_state_only_those_that_are_in_it(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([job(clock) for _ in range(200)])
+        over = asyncio.Event()
+
+        async def work() -> None:
+            async with store.session(info()) as session:
+                while leases := await claim(session, 2):
+                    assert await session.settle([(lease, Done()) for lease in leases]) == []
+                    await asyncio.sleep(0)
+            over.set()
+
+        async def look() -> set[State]:
+            seen: set[State] = set()
+            while not over.is_set():
+                seen |= {each.state for each in await store.find(Filter(state=State.RUNNING), 100)}
+                await asyncio.sleep(0)
+            return seen
+
+        _, *seen = await asyncio.gather(work(), look(), look())
+        assert set().union(*seen) <= {State.RUNNING}
+
     async def test_find_sees_jobs_wherever_they_stand(self, store: Store, clock: TestClock) -> None:
         key = UniqueKey("k", on_conflict="keep_last")
         await store.enqueue([job(clock, "done"), job(clock, "dead"), job(clock, "running"), job(clock, "cancelled")])
