@@ -3209,17 +3209,18 @@ local REFUSED = '\0'                  -- begins the reason of one whose addition
 local counts, changed, growing, grown, adder = {}, {}, {}, {}, nil
 local lacking = {} -- whether parents are missing in a workflow, once that was asked
 -- Who is owed to his children: the order in which that was noted, and by `parent_of` his id, his fate, his result or how he failed, and
--- from which number on children do not know. Successes that only one child is to be told of: by that child the ids and results. And
--- children to be looked at although none of their parents is owed.
+-- from which number on children do not know. Successes that only one child is to be told of: by that child the links that come of them.
+-- And children to be looked at although none of their parents is owed.
 local order, owed, joins, concerned = {}, {}, {}, {}
 local left = MOST_LINKS
+local begun = {} -- by what jobs have in common, how many have begun to run and are still to be counted
 
 -- As with `define`, a function of their own spares them a search for each local that they capture.
 local function make()
 
 -- What was read may no longer be so: all is taken back.
 function kin.forget_read()
-  counts, changed, growing, grown, lacking, order, owed, joins, concerned = {}, {}, {}, {}, {}, {}, {}, {}, {}
+  counts, changed, growing, grown, lacking, order, owed, joins, concerned, begun = {}, {}, {}, {}, {}, {}, {}, {}, {}, {}
 end
 
 -- Whether a member has the smaller number. Lua would compare them by the language of the server's environment.
@@ -3342,6 +3343,8 @@ end
 
 -- What is to be done at the end of each operation: children learn how their parents ended, and callbacks that are due may go.
 function kin.settle_up()
+  for common, number in pairs(begun) do kin.count(common, 'running', number) end
+  begun = {}
   kin.pay()
   local settled, due = changed, {}
   changed = {}
@@ -3838,7 +3841,7 @@ end
 -- The same of one that has nothing else rare, of which the row is given, and that was never claimed. Returns how it runs.
 function kin.first_run(row, flags)
   local common = kin.common_of(row)
-  kin.count(common, 'running', 1)
+  begun[common] = (begun[common] or 0) + 1
   if flags ~= 0 then return pack(RUN_ROW, 1, now, flags + FAMILY) .. common.words end
   common.run = common.run or pack(RUN_ROW, 1, now, FAMILY) .. common.words
   return common.run
