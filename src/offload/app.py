@@ -56,11 +56,11 @@ class TaskDecorator(Protocol):
 class Offload(Control, Scheduling):
     """An app. `Offload()` uses the environment variable OFFLOAD_URL, else the file offload.db in the working directory.
 
-    `url` names the broker (`sqlite:///offload.db`, `memory://`); `clock` is for tests. `lifespan(app)` opens what tasks share, in
-    each worker and each of its child processes: an async context manager, or an async generator function that yields once;
-    its value is `current.state`. A worker whose beats have not been seen for `session_timeout` seconds is held for dead; it
-    beats every `heartbeat` seconds. Raises BadDeclaration for a URL that cannot work, BrokerNotInstalled for one whose engine
-    is not installed. Connects only when first used.
+    `url` names the broker: `sqlite:///offload.db`, `postgresql://host/database`, `redis://host:6379/0`, `memory://`. `clock` is for
+    tests. `lifespan(app)` opens what tasks share, in each worker and each of its child processes: an async context manager, or an
+    async generator function that yields once; its value is `current.state`. A worker whose beats have not been seen for
+    `session_timeout` seconds is held for dead; it beats every `heartbeat` seconds. Raises BadDeclaration for a URL that cannot work,
+    BrokerNotInstalled for one whose engine is not installed. Connects only when first used.
     """
 
     def __init__(

@@ -13,13 +13,15 @@ OffloadError
 │   ├── BrokerNotInstalled  the engine, or a package that it needs, is missing
 │   ├── BrokerBusy       it answers, but what others hold or do there kept this from being done
 │   └── BrokerUnusable   as it is set up it will not work, however often it is tried
-│       └── SchemaTooNew     the database was written by a newer Offload
+│       ├── SchemaTooNew     the database was written by a newer Offload
+│       └── Unprepared       PostgreSQL: its tables are missing or older and may not be made here (the engine's own: catch BrokerUnusable)
 ├── SessionLost          the worker's session is gone; its leases are void
 ├── LoopRunning          a sync call inside a running event loop
 ├── NotInTask            `current` outside an attempt
-├── JobFailed            `result()` of a dead job
-├── JobCancelled         `result()` of a cancelled job
-├── JobExpired           `result()` of an expired job
+├── JobEnded             `result()` of a job that ended without one; `record` tells how
+│   ├── JobFailed            a dead job
+│   ├── JobCancelled         a cancelled job
+│   └── JobExpired           an expired job
 ├── ResultTimeout        `result(timeout=...)` ran out
 └── JobNotFound          no such job, or its record is forgotten
 Directive (BaseException, so that a task's own `except Exception` does not swallow it)

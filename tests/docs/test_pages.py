@@ -59,6 +59,20 @@ def test_every_test_that_a_page_names_exists() -> None:
     assert sorted(name for name in named if f"def {name}(" not in tests) == []
 
 
+def test_guarantees_say_where_each_test_is() -> None:
+    text = (ROOT / "docs/guarantees.md").read_text()
+    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        places = {ROOT / path for path in re.findall(r"`((?:src|tests)/[\w./-]+)`", section)}
+        if "contract" in section:
+            places.add(ROOT / "src/offload/testing/contract")
+        if "lockstep" in section:
+            places.add(ROOT / "tests/test_lockstep.py")
+        files = [file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])]
+        tests = "".join(file.read_text() for file in files)
+        missing = [name for name in re.findall(r"`(test_\w+)`", section) if f"def {name}(" not in tests]
+        assert missing == [], f"not in a file that the section names: {section.splitlines()[0]}"
+
+
 def test_internals_names_every_table_of_the_sqlite_schema() -> None:
     schema = "".join(path.read_text() for path in (ROOT / "src/offload/brokers/sqlite").glob("*schema.sql"))
     tables = set(re.findall(r"^create table (\w+)", schema, re.MULTILINE))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib.metadata import entry_points
 
 import click
 import pytest
@@ -11,6 +12,8 @@ from tests.docs.pages import ROOT, all_pages, blocks, commands
 from tests.docs.reference import PAGE, PART, PARTS, written
 
 import offload
+from offload.brokers.postgres.address import OPTIONS as POSTGRES
+from offload.brokers.redis.address import OPTIONS as REDIS
 from offload.cli import main
 
 
@@ -23,6 +26,13 @@ def test_the_generated_parts_are_fresh() -> None:
 def test_every_public_name_is_in_the_reference() -> None:
     text = PAGE.read_text()
     assert [name for name in offload.__all__ if f"| `{name}` |" not in text] == []
+
+
+def test_every_scheme_and_every_option_of_a_url_is_in_the_reference() -> None:
+    part = PAGE.read_text().partition("\n### URLs\n")[2].partition("\n### ")[0]
+    schemes = {f"{point.name}://" for point in entry_points(group="offload.brokers")}
+    assert set(re.findall(r"([a-z+]+://)", part)) == schemes
+    assert [name for name in (*POSTGRES, *REDIS, "synchronous", "driver") if f"`{name}=`" not in part] == []
 
 
 @pytest.mark.parametrize("name", ["Workflow", "Node", "Run", "Results", "current.workflow", "Batch", "current.batch", "Tally"])
