@@ -27,7 +27,7 @@
 --   counts            HASH   STATE\n<queue> -> number, but for READY
 --   keys              HASH   unique key -> who holds it; `freeing` ZSET key by the time it frees itself
 --   slots:<gate>      HASH   member -> what it costs, of jobs that have passed a gate and not left. A gate is `turn of <key>`, `slot of
---                            <key>` or `token of <key>`: see offload/gates.py
+--                            <key>` or `token of <key>`: see offload/gates/
 --   lane:<lane>       ZSET   member by its seat, of jobs that wait. A lane is named by the gates that its jobs want, a line each
 --   seats             HASH   id -> its seat, of jobs where that is not n
 --   lanes             HASH   lane -> the gate where it is parked, unless that is the one whose name it bears
@@ -2411,7 +2411,7 @@ end
 
 -- Gates --------------------------------------------------------------------------------------------------------------------
 
--- Who of a key may go. What gates and lanes are is told in `offload/gates.py`, and what is done here is what is done there, in the same
+-- Who of a key may go. What gates and lanes are is told in `offload/gates/`, and what is done here is what is done there, in the same
 -- order. Made only when a call first comes to a gate: most come to none.
 local function define_gates()
 
