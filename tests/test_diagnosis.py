@@ -10,6 +10,7 @@ import pytest
 
 from offload.diagnosis import Finding, diagnose, p95, why
 from offload.job import Draft, Failure, Limit, Parent, RateLimit, Schedule, SlotLimit, State, UniqueKey, WorkerInfo
+from offload.presence import counted
 from offload.records import Facts, LimitRecord, Record, ScheduleRecord, SessionRecord, Standing
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -231,7 +232,23 @@ CASES = {
     "running on a quiet worker": Case(
         f"{RUNNING} Its worker has shown no sign of life for 9 s; after 15 s the job is run again.",
         {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
-        sessions=(worker(beat_at=ago(seconds=9)),),
+        sessions=(worker(beat_at=ago(seconds=9)), worker("web-2")),
+    ),
+    "running on a quiet worker while the others have just started": Case(
+        f"{RUNNING} Its worker has shown no sign of life for 50 s; the job is run again within 20 s of the start of worker web-2, 8 s ago, "
+        "for a worker takes over only what it has itself seen silent for 15 s.",
+        {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
+        sessions=(
+            worker(beat_at=ago(seconds=50)),
+            worker("web-2", started_at=ago(seconds=8)),
+            worker("web-3", started_at=ago(seconds=2)),
+        ),
+    ),
+    "running on one of several workers that crash over and over": Case(
+        f"{RUNNING} Its worker has shown no sign of life for 9 s; "
+        "no other worker shows one either: start one with `offload worker`, and 15 s after it came up the job is run again.",
+        {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
+        sessions=(worker(beat_at=ago(seconds=9)), worker("web-2", beat_at=ago(seconds=8), started_at=ago(seconds=10))),
     ),
     "running on a silent worker": Case(
         f"{RUNNING} Its worker has shown no sign of life for 50 s; the job is run again within moments.",
@@ -240,7 +257,7 @@ CASES = {
     ),
     "running on the last worker, which is silent": Case(
         f"{RUNNING} Its worker has shown no sign of life for 50 s; "
-        "the job is run again as soon as a worker is alive: start one with `offload worker`.",
+        "no other worker shows one either: start one with `offload worker`, and 15 s after it came up the job is run again.",
         {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
         sessions=(worker(beat_at=ago(seconds=50)),),
     ),
@@ -253,6 +270,10 @@ CASES = {
         f"{RUNNING} That worker is gone; any live worker hands the job to another.",
         {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
         sessions=(worker("web-2"),),
+    ),
+    "running on a lost worker, and nobody works": Case(
+        f"{RUNNING} That worker is gone; start one with `offload worker`, which hands the job to another.",
+        {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
     ),
     "succeeded": Case(
         "It succeeded at 2026-11-21 11:59:00 UTC in attempt 2.",
@@ -402,18 +423,34 @@ class TestDoctor:
     def test_sees_a_silent_worker(self) -> None:
         finding = only(sessions=(worker(), worker("web-2", running=3, beat_at=ago(hours=3))))
         assert (finding.severity, finding.title) == ("warning", "worker web-2 has shown no sign of life for 3 h")
-        assert finding.detail == "It holds 3 jobs; a live worker runs them again within moments."
+        assert finding.detail == "It holds 3 jobs; they are run again within moments."
 
     def test_sees_a_worker_fall_silent(self) -> None:
-        finding = only(sessions=(worker(running=1, beat_at=ago(seconds=9)),))
+        finding = only(sessions=(worker(running=1, beat_at=ago(seconds=9)), worker("web-2")))
         assert finding.title == "worker web-1 has shown no sign of life for 9 s"
-        assert finding.detail == "It holds 1 job; after 15 s another worker runs it again."
+        assert finding.detail == "It holds 1 job; after 15 s it is run again."
 
     def test_knows_that_nobody_takes_over_from_the_last_worker(self) -> None:
-        assert (
-            only(sessions=(worker(running=1, beat_at=ago(minutes=1)),)).detail
-            == "It holds 1 job, to be run again as soon as a worker is alive."
+        assert only(sessions=(worker(running=1, beat_at=ago(minutes=1)),)) == Finding(
+            "error",
+            "no worker is alive while jobs are RUNNING",
+            "The last worker, web-1, has shown no sign of life for 60 s, and holds 1 job.",
+            "Start one with `offload worker`. 15 s after it came up it runs again what they held. "
+            "If one of them lives, correct the clock of its machine.",
         )
+
+    def test_says_once_that_all_workers_are_dead_and_first(self) -> None:
+        dead = (worker("a", running=1, beat_at=ago(hours=1)), worker("b", beat_at=ago(minutes=1)))
+        listed = "None of the 2 workers listed has shown a sign of life for 60 s; they hold 1 job."
+        assert only(sessions=dead).detail == listed
+        finding, *_ = findings(sessions=dead, oldest_ready={"mail": NOW}, paused=("vip",))
+        assert (finding.title, finding.detail) == ("no worker is alive while jobs are ready", f"Jobs are ready in: mail. {listed}")
+
+    def test_takes_dead_workers_that_hold_nothing_lightly(self) -> None:
+        finding = only(sessions=(worker(beat_at=ago(hours=1)),))
+        assert (finding.severity, finding.title) == ("warning", "no worker is alive")
+        assert finding.detail == ("No job is ready either. The last worker, web-1, has shown no sign of life for 60 min, and holds no job.")
+        assert "runs again" not in finding.advice
 
     def test_sees_mixed_versions(self) -> None:
         finding = only(sessions=(worker(), worker("b", version="1.1"), worker("c", version="1.1")))
@@ -521,3 +558,11 @@ class TestDoctor:
 )
 def test_p95_is_the_nearest_rank(values: list[float], expected: float) -> None:
     assert p95(values) == expected
+
+
+def test_how_many_workers_show_no_sign_of_life_is_counted() -> None:
+    gone = [worker(name, beat_at=ago(minutes=1)) for name in ("a", "b")]
+    assert counted([worker()], NOW) == "1 worker"
+    assert counted([worker(), *gone], NOW) == "3 workers, 2 of them without a sign of life,"
+    assert counted(gone, NOW) == "2 workers, none of which shows a sign of life,"
+    assert counted(gone[:1], NOW) == "1 worker without any sign of life,"

@@ -10,6 +10,7 @@ from typing import assert_never
 
 from offload import keys
 from offload.job import State, keys_of
+from offload.presence import age, live, once_up, quiet, serves, takeover, unheard
 from offload.records import Facts, Record, ScheduleRecord, SessionRecord, Standing
 from offload.roots import Roots, felled_by
 from offload.wording import SEVERITIES, Finding, moment, number, span, whole
@@ -151,18 +152,18 @@ def _why_behind_parents(standing: Standing) -> str:
     of = f" of its {len(standing.record.parents):,} parents" if several else " its parent"
     count = f" {standing.open_parents:,}{of}" if several else of
     first = f"It waits for{count} to end: {named}{more}. `offload why {standing.parents[0]}` says why that is not done."
-    return first if _live(standing.sessions, standing.now) else f"{first} {_workers_sentence(standing)}"
+    return first if live(standing.sessions, standing.now) else f"{first} {_workers_sentence(standing)}"
 
 
 def _why_ready(standing: Standing) -> str:
     record = standing.record
-    live = _live(standing.sessions, standing.now)
-    serving = [session for session in live if _serves(session, record.queue)]
+    alive = live(standing.sessions, standing.now)
+    serving = [session for session in alive if serves(session, record.queue)]
     if standing.paused:
         return _paused_sentence(record.queue)
     if shut := keys.why_shut(standing):
         return f"{shut} {unserved(standing) or ''}".rstrip()
-    if not live:
+    if not alive:
         return f"{_workers_sentence(standing)} It must be a worker of the app that defines the task {record.task!r}."
     if not serving:
         return _workers_sentence(standing)
@@ -201,17 +202,13 @@ def _why_running(standing: Standing) -> str:
         first += " Its cancellation was asked for; its worker is told with its next heartbeat and stops it."
     holder = next((session for session in standing.sessions if session.info.name == record.worker), None)
     if holder is None:
-        return f"{first} That worker is gone; any live worker hands the job to another."
-    age = _age(holder.beat_at, standing.now)
+        rescuer = "any live worker" if live(standing.sessions, standing.now) else "start one with `offload worker`, which"
+        return f"{first} That worker is gone; {rescuer} hands the job to another."
     if not quiet(holder, standing.now):
         return first
-    shown = f"{first} Its worker has shown no sign of life for {whole(age)}"
-    again = "ended" if record.cancel_asked else "run again"
-    if not silent(holder, standing.now):
-        return f"{shown}; after {whole(holder.info.session_timeout)} the job is {again}."
-    if _live(standing.sessions, standing.now):
-        return f"{shown}; the job is {again} within moments."
-    return f"{shown}; the job is {again} as soon as a worker is alive: start one with `offload worker`."
+    done = "the job is ended" if record.cancel_asked else "the job is run again"
+    since = whole(age(holder.beat_at, standing.now))
+    return f"{first} Its worker has shown no sign of life for {since}; {takeover(holder, standing.sessions, standing.now, done)}."
 
 
 def _paused_sentence(queue: str) -> str:
@@ -220,21 +217,21 @@ def _paused_sentence(queue: str) -> str:
 
 def unserved(standing: Standing) -> str | None:
     """That no live worker serves the job's queue, and what to do; None where one does."""
-    served = any(_serves(session, standing.record.queue) for session in _live(standing.sessions, standing.now))
+    served = any(serves(session, standing.record.queue) for session in live(standing.sessions, standing.now))
     return None if served or standing.paused else _workers_sentence(standing)
 
 
 def _workers_sentence(standing: Standing) -> str:
     """What the workers of the job's queue have to do with its not running."""
     queue = standing.record.queue
-    live = _live(standing.sessions, standing.now)
-    serving = [session for session in live if _serves(session, queue)]
+    alive = live(standing.sessions, standing.now)
+    serving = [session for session in alive if serves(session, queue)]
     if standing.paused:
         return _paused_sentence(queue)
     if serving:
         return f"{number(len(serving), 'worker serves', 'workers serve')} queue {queue!r}."
-    if live:
-        names = sorted({name for session in live for name in session.info.queues or ()})
+    if alive:
+        names = sorted({name for session in alive for name in session.info.queues or ()})
         return f"No live worker serves queue {queue!r} (they serve {', '.join(names)}); start one with `offload worker -q {queue}`."
     if standing.sessions:
         last = max(standing.sessions, key=lambda session: session.beat_at)
@@ -250,7 +247,7 @@ def diagnose(facts: Facts) -> list[Finding]:
         *(Finding(severity, title, advice=advice) for severity, title, advice in facts.notes),
         *_about_workers(facts),
         *_about_queues(facts),
-        *keys.findings(facts, _live(facts.sessions, facts.now)),
+        *keys.findings(facts, live(facts.sessions, facts.now)),
         *_about_tasks(facts),
         *(finding for record in facts.schedules for finding in _about_schedule(record, facts.now)),
         *_about_payloads(facts),
@@ -269,25 +266,16 @@ def _about_schema(facts: Facts) -> Iterator[Finding]:
 
 
 def _about_workers(facts: Facts) -> Iterator[Finding]:
-    live = _live(facts.sessions, facts.now)
+    alive = live(facts.sessions, facts.now)
     if not facts.durable:
         advice = "Use sqlite:///offload.db to share jobs between processes and to keep them."
         yield Finding("info", "the jobs live in this process only", "No worker elsewhere can see them; they end with it.", advice)
-    elif not live and facts.oldest_ready:
-        queues = ", ".join(sorted(facts.oldest_ready))
-        yield Finding(
-            "error", "no worker is alive while jobs are ready", f"Jobs are ready in: {queues}.", "Start one with `offload worker`."
-        )
-    elif not live and not any(session.running for session in facts.sessions):
-        if any(record.next_at is not None and not record.paused for record in facts.schedules):
-            yield Finding("warning", "no worker is alive", "So no schedule fires.", "Start one with `offload worker`.")
-        else:
-            yield Finding("info", "no worker is alive", "No job is ready either.", "Start one with `offload worker` before enqueueing.")
-    for session in facts.sessions:
-        if quiet(session, facts.now):
-            yield _about_quiet(session, facts)
+    elif not alive:
+        yield _about_nobody(facts)
+    if alive:  # else nothing that could be said of each of them helps
+        yield from (_about_quiet(session, facts) for session in facts.sessions if quiet(session, facts.now))
     by_version: defaultdict[str, int] = defaultdict(int)
-    for session in live:
+    for session in alive:
         by_version[session.info.version] += 1
     if len(by_version) > 1:
         counted = ", ".join(f"{version or 'unknown'} ({number})" for version, number in sorted(by_version.items()))
@@ -296,39 +284,53 @@ def _about_workers(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _about_nobody(facts: Facts) -> Finding:
+    """Nobody is at work: how much that matters, and what the workers that are listed still hold."""
+    listed, held = unheard(facts.sessions, facts.now) if facts.sessions else "", any(session.running for session in facts.sessions)
+    again = f" {once_up(facts.sessions[0]).capitalize()} it runs again what they held." if held else ""
+    advice = f"Start one with `offload worker`.{again}{' If one of them lives, correct the clock of its machine.' if listed else ''}"
+    if facts.oldest_ready:
+        ready = f"Jobs are ready in: {', '.join(sorted(facts.oldest_ready))}."
+        return Finding("error", "no worker is alive while jobs are ready", f"{ready} {listed}".rstrip(), advice)
+    if held:
+        return Finding("error", "no worker is alive while jobs are RUNNING", listed, advice)
+    if any(record.next_at is not None and not record.paused for record in facts.schedules):
+        return Finding("warning", "no worker is alive", f"So no schedule fires. {listed}".rstrip(), advice)
+    if listed:
+        return Finding("warning", "no worker is alive", f"No job is ready either. {listed}", advice)
+    return Finding("info", "no worker is alive", "No job is ready either.", "Start one with `offload worker` before enqueueing.")
+
+
 def _about_quiet(session: SessionRecord, facts: Facts) -> Finding:
-    title = f"worker {session.info.name} has shown no sign of life for {whole(_age(session.beat_at, facts.now))}"
+    title = f"worker {session.info.name} has shown no sign of life for {whole(age(session.beat_at, facts.now))}"
     if not session.running:
         return Finding("warning", title, "It holds no job.", CORRECT)
-    holds, them = f"It holds {number(session.running, 'job', 'jobs')}", "it" if session.running == 1 else "them"
-    if not silent(session, facts.now):
-        return Finding("warning", title, f"{holds}; after {whole(session.info.session_timeout)} another worker runs {them} again.", CORRECT)
-    if _live(facts.sessions, facts.now):
-        return Finding("warning", title, f"{holds}; a live worker runs {them} again within moments.", CORRECT)
-    return Finding("warning", title, f"{holds}, to be run again as soon as a worker is alive.", "Start one with `offload worker`.")
+    done = "it is run again" if session.running == 1 else "they are run again"
+    holds = f"It holds {number(session.running, 'job', 'jobs')}"
+    return Finding("warning", title, f"{holds}; {takeover(session, facts.sessions, facts.now, done)}.", CORRECT)
 
 
 def _about_queues(facts: Facts) -> Iterator[Finding]:
-    live = _live(facts.sessions, facts.now)
+    alive = live(facts.sessions, facts.now)
     for queue in sorted(facts.paused):
         yield Finding(
             "warning", f"queue {queue!r} is paused", "None of its jobs starts.", f"`offload queues resume {queue}` lets it go on."
         )
     for queue, since in sorted(facts.oldest_ready.items()):
-        age = _age(since, facts.now)
-        served = any(_serves(session, queue) for session in live)
-        if live and not served:
+        waits = age(since, facts.now)
+        served = any(serves(session, queue) for session in alive)
+        if alive and not served:
             yield Finding(
                 "error",
                 f"no live worker serves queue {queue!r}",
-                f"Its oldest ready job waits for {span(age)}.",
+                f"Its oldest ready job waits for {span(waits)}.",
                 f"Start one with `offload worker -q {queue}`, or without -q for all queues.",
             )
-        elif served and age > OLD_READY and queue not in facts.paused:
+        elif served and waits > OLD_READY and queue not in facts.paused:
             yield Finding(
                 "warning",
                 f"queue {queue!r} is behind",
-                f"Its oldest ready job waits for {span(age)}.",
+                f"Its oldest ready job waits for {span(waits)}.",
                 "Start more workers or raise their concurrency; the slowest tasks are listed below.",
             )
 
@@ -362,7 +364,7 @@ def _about_schedule(record: ScheduleRecord, now: datetime) -> Iterator[Finding]:
         yield Finding(
             "info", f"schedule {name!r} has no more ticks", "Its rule has ended.", f"`offload schedules remove {name}` removes it."
         )
-    elif (late := _age(record.next_at, now)) > LATE_TICK:
+    elif (late := age(record.next_at, now)) > LATE_TICK:
         yield Finding(
             "warning",
             f"schedule {name!r} is overdue",
@@ -385,28 +387,6 @@ def _about_payloads(facts: Facts) -> Iterator[Finding]:
 def p95(values: Sequence[float]) -> float:
     """The smallest of `values` that 95 in 100 of them do not exceed (nearest rank). `values` is not empty."""
     return sorted(values)[math.ceil(0.95 * len(values)) - 1]
-
-
-def quiet(session: SessionRecord, now: datetime) -> bool:
-    """True when two beats are missing, by the clocks of two machines: for people's eyes."""
-    return _age(session.beat_at, now) > 2 * session.info.heartbeat
-
-
-def silent(session: SessionRecord, now: datetime) -> bool:
-    """True when the last beat shown is older than the session timeout: for people's eyes, never to rescue by."""
-    return _age(session.beat_at, now) > session.info.session_timeout
-
-
-def _live(sessions: Sequence[SessionRecord], now: datetime) -> list[SessionRecord]:
-    return [session for session in sessions if not silent(session, now)]
-
-
-def _serves(session: SessionRecord, queue: str) -> bool:
-    return session.info.queues is None or queue in session.info.queues
-
-
-def _age(moment: datetime, now: datetime) -> float:
-    return (now - moment).total_seconds()
 
 
 def _at(at: datetime | None) -> str:

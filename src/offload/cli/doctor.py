@@ -12,6 +12,7 @@ from offload.cli.tables import STYLES
 from offload.cli.workers import plain
 from offload.diagnosis import Finding, diagnose
 from offload.portal import portal
+from offload.presence import counted
 from offload.records import Facts
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _print(facts: Facts, findings: list[Finding]) -> None:
         _print_finding(finding)
     if facts.sessions:
         running = sum(each.running for each in facts.sessions)
-        click.echo(f"\n{output.count(len(facts.sessions), 'worker')} with {output.count(running, 'running job')}; see `offload workers`.")
+        click.echo(f"\n{counted(facts.sessions, facts.now)} with {output.count(running, 'running job')}; see `offload workers`.")
 
 
 def _print_finding(finding: Finding) -> None:
