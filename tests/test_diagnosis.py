@@ -11,7 +11,7 @@ import pytest
 from offload.diagnosis import Finding, diagnose, p95, why
 from offload.job import Draft, Failure, Limit, Parent, RateLimit, Schedule, SlotLimit, State, UniqueKey, WorkerInfo
 from offload.presence import counted
-from offload.records import Facts, LimitRecord, Record, ScheduleRecord, SessionRecord, Standing
+from offload.records import Facts, LimitRecord, Record, ScheduleRecord, SessionRecord, Standing, Survey
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -356,13 +356,13 @@ def test_why(name: str) -> None:
     assert why(standing) == case.says
 
 
-def findings(**known: object) -> list[Finding]:
+def findings(survey: Survey | None = None, **known: object) -> list[Finding]:
     facts: dict[str, object] = {"engine": "sqlite", "version": "3.51", "schema": 1, "newest_schema": 1, "sessions": (worker(),), "now": NOW}
-    return diagnose(Facts(**(facts | known)))  # pyright: ignore[reportArgumentType] - the fields differ from test to test
+    return diagnose(Facts(**(facts | known)), survey)  # pyright: ignore[reportArgumentType] - the fields differ from test to test
 
 
-def only(**known: object) -> Finding:
-    (finding,) = findings(**known)
+def only(survey: Survey | None = None, **known: object) -> Finding:
+    (finding,) = findings(survey, **known)
     return finding
 
 
@@ -526,6 +526,34 @@ class TestDoctor:
         assert "is not what live workers declare" in only(sessions=both, declared=(old,)).title
         assert "in several ways" in only(sessions=both, declared=(new,)).title
         assert findings(sessions=live, declared=(new, SlotLimit("gone", 1, "gone"))) == []
+
+    def test_sees_a_limit_that_was_set_and_counts_for_nobody(self) -> None:
+        limits = (
+            LimitRecord(key="api", kind="slot", n=3, changed=True),
+            LimitRecord(key="api", kind="token", interval=12_000_000, burst=1, held=1),
+        )
+        assert only(Survey(limits=limits)) == Finding(
+            "info",
+            "what was set for key 'api' counts for nobody now",
+            "Set: a concurrency limit (3 at a time). Nobody holds or waits for a concurrency slot of it, and no live worker has a template "
+            "for one; known for it: a rate (5/m).",
+            "Fine if such jobs are still to come. Else `offload limits reset api` forgets it.",
+        )
+        declares = (worker(limits=(SlotLimit("tenant:{n}", 2, "tenant:{n}"), RateLimit("m[0] {", 1, 1, rule="m[0] {"))),)
+        typo = Survey(limits=(LimitRecord(key="tennant:7", kind="slot", n=3, changed=True),))
+        assert "known for it: nothing." in only(typo, sessions=declares).detail
+
+    def test_takes_an_idle_key_for_no_mistake(self) -> None:
+        set_once = Survey(limits=(LimitRecord(key="tenant:7", kind="slot", n=3, changed=True),))
+        assert findings(set_once, sessions=(worker(limits=(SlotLimit("tenant:{n}", 2, "tenant:{n}"),)),)) == []
+        assert "counts for nobody" not in str(findings(set_once, sessions=()))  # no worker says what is declared
+        held = Survey(limits=(LimitRecord(key="k", kind="slot", n=3, changed=True, held=1),))
+        assert findings(held) == []
+
+    def test_sees_a_pause_of_a_queue_that_nobody_has(self) -> None:
+        nobody = "No job is there, and no worker names it."
+        assert only(Survey(queues=frozenset({"mail"})), paused=("mial",)).detail == nobody
+        assert only(Survey(queues=frozenset({"mail"})), paused=("mail",)).detail == "None of its jobs starts."
 
     def test_takes_no_word_of_the_dead_for_what_is_declared(self) -> None:
         gone = worker("gone", limits=(SlotLimit("k", 1, "k"),), beat_at=ago(hours=1))

@@ -153,8 +153,10 @@ class Control:
     async def adoctor(self) -> list[Finding]:
         """What is wrong or could be better with the store, the workers, the queues and the tasks, with advice."""
         from offload.diagnosis import diagnose
+        from offload.survey import surveyed
 
-        return diagnose(await (await self.producer.clients.store()).inspect())
+        store = await self.producer.clients.store()
+        return diagnose(await store.inspect(), await surveyed(store))
 
     find = sync(afind)
     counts = sync(acounts)

@@ -11,7 +11,7 @@ from typing import assert_never
 from offload import keys
 from offload.job import State, keys_of
 from offload.presence import age, live, once_up, quiet, serves, takeover, unheard
-from offload.records import Facts, Record, ScheduleRecord, SessionRecord, Standing
+from offload.records import Facts, Record, ScheduleRecord, SessionRecord, Standing, Survey
 from offload.roots import Roots, felled_by
 from offload.wording import SEVERITIES, Finding, moment, number, span, whole
 
@@ -240,14 +240,18 @@ def _workers_sentence(standing: Standing) -> str:
     return "No worker is alive; start one with `offload worker`."
 
 
-def diagnose(facts: Facts) -> list[Finding]:
-    """What is wrong, worst first, then what is worth knowing. An empty list: nothing to say."""
+def diagnose(facts: Facts, survey: Survey | None = None) -> list[Finding]:
+    """What is wrong, worst first, then what is worth knowing. An empty list: nothing to say.
+
+    `survey` is what was seen besides, as `surveyed` sees it; None where nobody looked.
+    """
+    survey = Survey() if survey is None else survey
     findings = [
         *_about_schema(facts),
         *(Finding(severity, title, advice=advice) for severity, title, advice in facts.notes),
         *_about_workers(facts),
-        *_about_queues(facts),
-        *keys.findings(facts, live(facts.sessions, facts.now)),
+        *_about_queues(facts, survey),
+        *keys.findings(facts, survey, live(facts.sessions, facts.now)),
         *_about_tasks(facts),
         *(finding for record in facts.schedules for finding in _about_schedule(record, facts.now)),
         *_about_payloads(facts),
@@ -310,12 +314,13 @@ def _about_quiet(session: SessionRecord, facts: Facts) -> Finding:
     return Finding("warning", title, f"{holds}; {takeover(session, facts.sessions, facts.now, done)}.", CORRECT)
 
 
-def _about_queues(facts: Facts) -> Iterator[Finding]:
+def _about_queues(facts: Facts, survey: Survey) -> Iterator[Finding]:
     alive = live(facts.sessions, facts.now)
+    served = {queue for session in facts.sessions for queue in session.info.queues or ()}
     for queue in sorted(facts.paused):
-        yield Finding(
-            "warning", f"queue {queue!r} is paused", "None of its jobs starts.", f"`offload queues resume {queue}` lets it go on."
-        )
+        known = survey.queues is None or queue in survey.queues | served
+        stops = "None of its jobs starts." if known else "No job is there, and no worker names it."
+        yield Finding("warning", f"queue {queue!r} is paused", stops, f"`offload queues resume {queue}` lets it go on.")
     for queue, since in sorted(facts.oldest_ready.items()):
         waits = age(since, facts.now)
         served = any(serves(session, queue) for session in alive)

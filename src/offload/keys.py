@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 
+from offload.errors import BadDeclaration
 from offload.job import Kind, Limit, SlotLimit
-from offload.limits import spec_of
-from offload.records import Facts, LimitRecord, SessionRecord, Standing
+from offload.limits import fits, spec_of
+from offload.records import Facts, LimitRecord, SessionRecord, Standing, Survey
 from offload.wording import Finding, moment, number, span
 
 NAMED = 3
 """How many holders of a key, or workers, are named; of the others is said how many there are."""
 LONG_SHUT = 600.0
 """Seconds for which a key may be held back before `doctor` speaks of it."""
+_NAMES: Mapping[Kind, str] = {"slot": "a concurrency limit", "token": "a rate", "turn": "an order"}
+WANTED: Mapping[Kind, str] = {"slot": "a concurrency slot", "token": "a token", "turn": "the turn"}
+"""What of a key a job holds or waits for."""
 
 
 def allows(limit: Limit | LimitRecord) -> str:
@@ -37,6 +41,36 @@ def _allowed(kind: Kind, n: int | None, interval: int | None, burst: int | None)
         return f"{n:,} at a time"
     bursts = f"burst {burst:,}" if burst is not None and burst > 1 else ""
     return ", ".join(part for part in ("" if interval is None else spec_of(interval), bursts) if part)
+
+
+def known_for(key: str, gates: Iterable[LimitRecord], declared: Iterable[Limit]) -> dict[Kind, str]:
+    """What a key is used for, in words: by jobs that hold it or wait for it, or by a limit whose template makes it.
+
+    Of a limit whose key a function makes nobody can say which keys those are.
+    """
+    made: dict[Kind, str] = {kind_of(limit): described(limit) for limit in declared if _makes(limit.rule, key)}
+    had: dict[Kind, str] = {gate.kind: described(gate) for gate in gates if gate.key == key and (gate.held or gate.waiting)}
+    return made | had
+
+
+def _makes(template: str, key: str) -> bool:
+    try:
+        return fits(key, template)
+    except BadDeclaration:  # the name of a function, and no template
+        return False
+
+
+def kind_of(limit: Limit | LimitRecord) -> Kind:
+    """At which kind of gate a limit is."""
+    if isinstance(limit, LimitRecord):
+        return limit.kind
+    return "slot" if isinstance(limit, SlotLimit) else "token"
+
+
+def described(limit: Limit | LimitRecord) -> str:
+    """`a rate (5/m)`."""
+    name, allowed = _NAMES[kind_of(limit)], allows(limit)
+    return f"{name} ({allowed})" if allowed else name
 
 
 def few(ids: Sequence[str], total: int | None = None) -> str:
@@ -135,11 +169,12 @@ def _left(until: datetime, now: datetime) -> str:
     return span(max((until - now).total_seconds(), 0.0))
 
 
-def findings(facts: Facts, live: Sequence[SessionRecord]) -> Iterator[Finding]:
+def findings(facts: Facts, survey: Survey, live: Sequence[SessionRecord]) -> Iterator[Finding]:
     """What is to be said of keys."""
     for key, group in groupby(facts.limits, key=lambda limit: limit.key):
         yield from _about_key(key, list(group), facts.now)
     yield from _about_rules(live, facts.declared)
+    yield from _about_useless(survey.limits, [limit for session in live for limit in session.info.limits])
 
 
 def _about_key(key: str, gates: Sequence[LimitRecord], now: datetime) -> Iterator[Finding]:
@@ -200,3 +235,20 @@ def _about_rule(rule: str, ways: Mapping[str, Sequence[str]]) -> Finding:
         f"Declared: {_told(ways)}. Those of the worker that started last count: {list(ways)[-1]}.",
         "Fine during a deployment; finish it. Else declare the limit once, and give all its tasks the same one.",
     )
+
+
+def _about_useless(gates: Sequence[LimitRecord], declared: Sequence[Limit]) -> Iterator[Finding]:
+    """What a person has set that counts for nobody: a key mistyped, or limited in another way than the one that was set."""
+    for gate in gates:
+        if not gate.changed or gate.held or gate.waiting:
+            continue
+        known = known_for(gate.key, gates, declared)
+        if gate.kind in known or not (known or declared):  # where no worker tells what is declared, the key may only be idle
+            continue
+        yield Finding(
+            "info",
+            f"what was set for key {gate.key!r} counts for nobody now",
+            f"Set: {described(gate)}. Nobody holds or waits for {WANTED[gate.kind]} of it, and no live worker has a template for one; "
+            f"known for it: {', '.join(known.values()) or 'nothing'}.",
+            f"Fine if such jobs are still to come. Else {command('reset', gate.key)} forgets it.",
+        )

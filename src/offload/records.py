@@ -196,3 +196,12 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What counts of all that workers have declared, those that are gone too, by rule."""
     notes: tuple[tuple[Literal["error", "warning", "info"], str, str], ...] = ()
     now: datetime
+
+
+class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """What `doctor` looks at besides a store's facts. Empty where nothing was looked at."""
+
+    limits: tuple[LimitRecord, ...] = ()
+    """What the first of all keys by name allow."""
+    queues: frozenset[str] | None = None
+    """The queues that have jobs, in whatever state; None where they are not known."""

@@ -13,7 +13,8 @@ from offload.cli.workers import plain
 from offload.diagnosis import Finding, diagnose
 from offload.portal import portal
 from offload.presence import counted
-from offload.records import Facts
+from offload.records import Facts, Survey
+from offload.survey import surveyed
 
 if TYPE_CHECKING:
     from offload.app import Offload
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 @takes_app
 def doctor(app: Offload, as_json: bool) -> None:
     """Look at the broker, its workers, queues, schedules and tasks. Exits 1 when something is wrong."""
-    facts = portal.run(_facts, app)
-    findings = diagnose(facts)
+    facts, survey = portal.run(_seen, app)
+    findings = diagnose(facts, survey)
     if as_json:
         output.emit(
             {
@@ -44,8 +45,9 @@ def doctor(app: Offload, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-async def _facts(app: Offload) -> Facts:
-    return await (await app.store()).inspect()
+async def _seen(app: Offload) -> tuple[Facts, Survey]:
+    store = await app.store()
+    return await store.inspect(), await surveyed(store)
 
 
 def _print(facts: Facts, findings: list[Finding]) -> None:
