@@ -356,6 +356,39 @@ def test_why(name: str) -> None:
     assert why(standing) == case.says
 
 
+def holder(queue: str = "reports", **known: object) -> Record:
+    fields: dict[str, object] = {"id": "j0", "task": "mail", "queue": queue, "enqueued_at": NOW, "state": State.READY}
+    return Record(**(fields | known))  # pyright: ignore[reportArgumentType] - the fields differ from test to test
+
+
+HELD = LimitRecord(key="k", kind="slot", n=1, holders=("j0",), held=1, waiting=12)
+
+
+@pytest.mark.parametrize(
+    ("paused", "sessions", "where"),
+    [
+        (True, (worker(tasks=("m",)),), "which is paused"),
+        (False, (worker(queues=("default",)),), "which no live worker serves"),
+        (False, (worker(tasks=("other",)),), "of which no live worker knows its task 'm'"),
+    ],
+)
+def test_why_names_a_holder_that_nobody_will_start(paused: bool, sessions: tuple[SessionRecord, ...], where: str) -> None:
+    said = _why_behind(Standing(record=holder(task="m"), paused=paused, sessions=sessions, now=NOW))
+    assert said == f" Job j0 is READY in queue 'reports', {where}, and so keeps it: `offload why j0` tells more."
+
+
+def test_why_says_nothing_of_a_holder_that_will_be_started() -> None:
+    assert _why_behind(Standing(record=holder(task="m"), sessions=(worker(tasks=("m",)),), now=NOW)) == ""
+    assert _why_behind(Standing(record=holder(), now=NOW)) == " No worker is alive; start one with `offload worker`."
+
+
+def _why_behind(holding: Standing) -> str:
+    """What is said of the holder of a slot."""
+    waiting = Record(id="j1", task="mail", enqueued_at=NOW, state=State.WAITING)
+    said = why(Standing(record=waiting, limits=(HELD,), sessions=holding.sessions, now=NOW), holders=(holding,))
+    return said.partition("makes one more.")[2]
+
+
 def findings(survey: Survey | None = None, **known: object) -> list[Finding]:
     facts: dict[str, object] = {"engine": "sqlite", "version": "3.51", "schema": 1, "newest_schema": 1, "sessions": (worker(),), "now": NOW}
     return diagnose(Facts(**(facts | known)), survey)  # pyright: ignore[reportArgumentType] - the fields differ from test to test
@@ -526,6 +559,19 @@ class TestDoctor:
         assert "is not what live workers declare" in only(sessions=both, declared=(old,)).title
         assert "in several ways" in only(sessions=both, declared=(new,)).title
         assert findings(sessions=live, declared=(new, SlotLimit("gone", 1, "gone"))) == []
+
+    def test_sees_a_key_that_is_held_by_a_job_that_nobody_will_start(self) -> None:
+        survey = Survey(limits=(HELD,), holders={"j0": holder()})
+        finding = only(survey, sessions=(worker(queues=("default",)),))
+        assert finding == Finding(
+            "warning",
+            "key 'k' is held by a job that nobody will start",
+            "Job j0 is READY in queue 'reports', which no live worker serves. 12 jobs wait for the key.",
+            "`offload why j0` tells what starts it; `offload jobs cancel j0` gives up what it holds.",
+        )
+        assert [each.title for each in findings(survey, paused=("reports",))] == ["queue 'reports' is paused", finding.title]
+        assert findings(survey) == []
+        assert findings(Survey(limits=(HELD,), holders={"j0": holder(state=State.RUNNING)}), sessions=(worker(queues=("default",)),)) == []
 
     def test_sees_a_limit_that_was_set_and_counts_for_nobody(self) -> None:
         limits = (

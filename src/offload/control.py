@@ -139,12 +139,13 @@ class Control:
         """Why the job is not running, in words. Raises JobNotFound."""
         from offload.diagnosis import why
         from offload.roots import roots_of
+        from offload.survey import holders_of
 
         store = await self.producer.clients.store()
         standing = await store.standing(id)
         if standing is None:
             raise JobNotFound(f"no job {id}: it was never enqueued, was deleted, or its record is forgotten")
-        return why(standing, await roots_of(store.get, standing.record))
+        return why(standing, await roots_of(store.get, standing.record), await holders_of(store, standing))
 
     async def aworkers(self) -> list[SessionRecord]:
         """The workers' sessions that are not known to be dead."""

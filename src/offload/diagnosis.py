@@ -24,17 +24,18 @@ SLOWEST = 5
 CORRECT = "If it lives, correct the clock of its machine."
 
 
-def why(standing: Standing, roots: Roots | None = None) -> str:
+def why(standing: Standing, roots: Roots | None = None, holders: Sequence[Standing] = ()) -> str:
     """One or two sentences that say why the job is not running; or on which worker it runs, or how it ended.
 
     `roots`, as `roots_of` finds them, are what keeps a job that has ended from being revived; None where they were not looked for.
+    `holders`, as `holders_of` finds them, are those that hold what the job waits for and do not run yet.
     """
     record = standing.record
     match record.state:
         case State.SCHEDULED:
             return _why_scheduled(standing)
         case State.WAITING:
-            return _why_waiting(standing)
+            return _why_waiting(standing, holders)
         case State.READY:
             return _why_ready(standing)
         case State.RUNNING:
@@ -125,11 +126,12 @@ def _why_scheduled(standing: Standing) -> str:
     return f"{first} {_paused_sentence(record.queue)}" if standing.paused else first
 
 
-def _why_waiting(standing: Standing) -> str:
+def _why_waiting(standing: Standing, holders: Sequence[Standing]) -> str:
     record = standing.record
     if standing.limits:
-        first = f"{keys.why_at_gate(standing)} {_paused_sentence(record.queue) if standing.paused else ''}".rstrip()
-        return f"{first} {unserved(standing) or ''}".rstrip()
+        paused = _paused_sentence(record.queue) if standing.paused else ""
+        said = (keys.why_at_gate(standing), keys.why_held(standing, holders), paused, unserved(standing) or "")
+        return " ".join(sentence for sentence in said if sentence)
     if record.callback is not None and standing.waits_for is None:
         return (
             f"It is called back by batch {record.batch} {_WHEN[record.callback]}. `offload batches show {record.batch}` tells how that is."
@@ -251,7 +253,7 @@ def diagnose(facts: Facts, survey: Survey | None = None) -> list[Finding]:
         *(Finding(severity, title, advice=advice) for severity, title, advice in facts.notes),
         *_about_workers(facts),
         *_about_queues(facts, survey),
-        *keys.findings(facts, survey, live(facts.sessions, facts.now)),
+        *keys.findings(facts, survey),
         *_about_tasks(facts),
         *(finding for record in facts.schedules for finding in _about_schedule(record, facts.now)),
         *_about_payloads(facts),

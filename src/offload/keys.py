@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 
 from offload.errors import BadDeclaration
-from offload.job import Kind, Limit, SlotLimit
+from offload.job import Kind, Limit, SlotLimit, State
 from offload.limits import fits, spec_of
-from offload.records import Facts, LimitRecord, SessionRecord, Standing, Survey
+from offload.presence import live, serves
+from offload.records import Facts, LimitRecord, Record, SessionRecord, Standing, Survey
 from offload.wording import Finding, moment, number, span
 
 NAMED = 3
@@ -117,6 +118,31 @@ def _why_shut(standing: Standing, gate: LimitRecord) -> str | None:
     return None
 
 
+def why_held(standing: Standing, holders: Sequence[Standing]) -> str:
+    """Which of those that hold what a job waits for will not run and so keep it, and why; empty where all do what they should."""
+    said: list[str] = []
+    for holder in holders:
+        alive = live(holder.sessions, holder.now)
+        if (where := _stuck(holder.record, alive, paused=holder.paused)) is not None:
+            told = "" if standing.limits[0].kind == "turn" else f": `offload why {holder.record.id}` tells more"  # there it is said anyway
+            said.append(f"Job {holder.record.id} is {where}, and so keeps it{told}.")
+    return " ".join(said)
+
+
+def _stuck(record: Record, alive: Sequence[SessionRecord], *, paused: bool) -> str | None:
+    """Where a job is READY, and keeps its keys, and nobody will take it; None where somebody will, or nobody takes any."""
+    if record.state is not State.READY:
+        return None
+    if paused:
+        return f"READY in queue {record.queue!r}, which is paused"
+    serving = [session for session in alive if serves(session, record.queue)]
+    if alive and not serving:
+        return f"READY in queue {record.queue!r}, which no live worker serves"
+    if serving and not any(record.task in session.info.tasks for session in serving):
+        return f"READY in queue {record.queue!r}, of which no live worker knows its task {record.task!r}"
+    return None
+
+
 def _why_turn(standing: Standing, gate: LimitRecord) -> str:
     holder = gate.holders[0] if gate.holders else None
     first = f"It waits for its turn of key {gate.key!r}"
@@ -169,12 +195,15 @@ def _left(until: datetime, now: datetime) -> str:
     return span(max((until - now).total_seconds(), 0.0))
 
 
-def findings(facts: Facts, survey: Survey, live: Sequence[SessionRecord]) -> Iterator[Finding]:
+def findings(facts: Facts, survey: Survey) -> Iterator[Finding]:
     """What is to be said of keys."""
+    alive = live(facts.sessions, facts.now)
     for key, group in groupby(facts.limits, key=lambda limit: limit.key):
         yield from _about_key(key, list(group), facts.now)
-    yield from _about_rules(live, facts.declared)
-    yield from _about_useless(survey.limits, [limit for session in live for limit in session.info.limits])
+    yield from _about_rules(alive, facts.declared)
+    yield from _about_useless(survey.limits, [limit for session in alive for limit in session.info.limits])
+    for gate in survey.limits:
+        yield from _about_holders(gate, [survey.holders[id] for id in gate.holders[:NAMED] if id in survey.holders], alive, facts.paused)
 
 
 def _about_key(key: str, gates: Sequence[LimitRecord], now: datetime) -> Iterator[Finding]:
@@ -196,9 +225,24 @@ def _about_key(key: str, gates: Sequence[LimitRecord], now: datetime) -> Iterato
             yield Finding("warning", title, f"Its turn is kept by job {gate.holders[0]}, which is dead; {wait}", _revival(gate.holders[0]))
 
 
-def _about_rules(live: Sequence[SessionRecord], counting: Sequence[Limit]) -> Iterator[Finding]:
+def _about_holders(
+    gate: LimitRecord, holders: Sequence[Record], alive: Sequence[SessionRecord], paused: Collection[str]
+) -> Iterator[Finding]:
+    """Jobs that keep what others wait for, perhaps in other queues, and that nobody will take."""
+    stuck = [(each.id, where) for each in holders if (where := _stuck(each, alive, paused=each.queue in paused)) is not None]
+    if stuck and gate.waiting:
+        names, them = [id for id, _ in stuck], "it holds" if len(stuck) == 1 else "they hold"
+        yield Finding(
+            "warning",
+            f"key {gate.key!r} is held by {'a job' if len(stuck) == 1 else 'jobs'} that nobody will start",
+            f"{'; '.join(f'Job {id} is {where}' for id, where in stuck)}. {number(gate.waiting, 'job waits', 'jobs wait')} for the key.",
+            f"`offload why {names[0]}` tells what starts it; `offload jobs cancel {' '.join(names)}` gives up what {them}.",
+        )
+
+
+def _about_rules(alive: Sequence[SessionRecord], counting: Sequence[Limit]) -> Iterator[Finding]:
     """Limits that are declared in several ways, by several workers or in several places of one program, or by one that is gone."""
-    latest_last = sorted(live, key=lambda session: session.started_at)
+    latest_last = sorted(alive, key=lambda session: session.started_at)
     declared: defaultdict[tuple[bool, str], dict[str, list[str]]] = defaultdict(dict)
     for session in latest_last:
         for limit in session.info.limits:

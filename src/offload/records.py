@@ -203,5 +203,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
 
     limits: tuple[LimitRecord, ...] = ()
     """What the first of all keys by name allow."""
+    holders: Mapping[str, Record] = {}
+    """By id, of the first that hold a key for which others wait, those that are READY."""
     queues: frozenset[str] | None = None
     """The queues that have jobs, in whatever state; None where they are not known."""

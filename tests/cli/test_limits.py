@@ -149,6 +149,17 @@ def test_without_the_tasks_what_jobs_have_says_what_a_key_is_for(shop: Project) 
     assert "what was set for key 'api' counts for nobody now" in shop.run("doctor", *alone).stdout
 
 
+def test_a_holder_in_a_paused_queue_is_named(shop: Project) -> None:
+    shop.ok("queues", "pause", "reports")
+    shop.ok("enqueue", "call", "n=7", "--queue", "reports", "--id", "c1")
+    shop.ok("enqueue", "call", "n=7", "--queue", "reports", "--id", "c2")
+    enqueue(shop, "call", "c3")
+    for id in ("c1", "c2"):
+        assert f"Job {id} is READY in queue 'reports', which is paused, and so keeps it: `offload why {id}` tells" in shop.ok("why", "c3")
+    said = shop.run("doctor").stdout
+    assert "warning: key 'tenant:7' is held by jobs that nobody will start" in said
+
+
 def test_no_key_says_so(shop: Project) -> None:
     assert "No key is held or waited for" in shop.run("limits").stderr
 
