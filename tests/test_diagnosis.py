@@ -442,6 +442,12 @@ class TestDoctor:
             "2,000 jobs of task 'old.task' set aside",
         ]
 
+    def test_counts_the_dead_and_names_the_tasks_of_those_that_it_has_seen(self) -> None:
+        finding = only(Survey(dead={"mail": 1_200, "vip": 1}, dead_tasks=("a", "b", "c", "d")))
+        assert (finding.severity, finding.title) == ("info", "1,201 jobs are dead")
+        assert finding.detail == "By queue: mail (1,200), vip (1). Tasks of the latest 100: a, b, c and 1 more."
+        assert only(Survey(dead={"mail": 1}, dead_tasks=("a",))).detail == "By queue: mail (1). Tasks: a."
+
     def test_sees_an_old_schema(self) -> None:
         assert only(newest_schema=2) == Finding(
             "error",

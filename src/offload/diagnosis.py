@@ -21,6 +21,8 @@ OLD_READY = 300.0
 LATE_TICK = 300.0
 """Seconds that a schedule's next tick may be overdue before `diagnose` speaks of it."""
 SLOWEST = 5
+MOST_DEAD = 100
+"""Of so many dead jobs, the latest, the tasks are named."""
 CORRECT = "If it lives, correct the clock of its machine."
 
 
@@ -250,6 +252,7 @@ def diagnose(facts: Facts, survey: Survey | None = None) -> list[Finding]:
     survey = Survey() if survey is None else survey
     findings = [
         *_about_schema(facts),
+        *_about_dead(survey),
         *(Finding(severity, title, advice=advice) for severity, title, advice in facts.notes),
         *_about_workers(facts),
         *_about_queues(facts, survey),
@@ -269,6 +272,19 @@ def _about_schema(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "error", "the schema is newer than this Offload", versions, "Upgrade the package here to the version that the others run."
         )
+
+
+def _about_dead(survey: Survey) -> Iterator[Finding]:
+    """Dead jobs are no fault of the set-up; somebody is to look at them all the same."""
+    if not (total := sum(survey.dead.values())):
+        return
+    queues = ", ".join(f"{queue} ({count:,})" for queue, count in survey.dead.items())
+    yield Finding(
+        "info",
+        "1 job is dead" if total == 1 else f"{total:,} jobs are dead",
+        f"By queue: {queues}. {'Tasks' if total <= MOST_DEAD else f'Tasks of the latest {MOST_DEAD}'}: {keys.few(survey.dead_tasks)}.",
+        "`offload jobs list --state DEAD` lists them, `offload dead` counts them by task and error; `offload dead retry` runs them again.",
+    )
 
 
 def _about_workers(facts: Facts) -> Iterator[Finding]:

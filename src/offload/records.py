@@ -203,6 +203,10 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
 
     limits: tuple[LimitRecord, ...] = ()
     """What the first of all keys by name allow."""
+    dead: Mapping[str, int] = {}
+    """Queue to the number of its DEAD jobs."""
+    dead_tasks: tuple[str, ...] = ()
+    """The tasks of those DEAD jobs that were enqueued last, the most frequent first."""
     holders: Mapping[str, Record] = {}
     """By id, of the first that hold a key for which others wait, those that are READY."""
     queues: frozenset[str] | None = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from offload.broker import Feature, Store
+from offload.diagnosis import MOST_DEAD
 from offload.job import State
 from offload.keys import NAMED
-from offload.records import LimitRecord, Record, Standing, Survey
+from offload.records import Filter, LimitRecord, Record, Standing, Survey
 
 MOST_KEYS = 1_000
 MOST_CROWDED = 20
@@ -17,7 +19,14 @@ MOST_CROWDED = 20
 async def surveyed(store: Store) -> Survey:
     """What there is to be seen."""
     limits, counts = await _limits(store), await store.counts()
-    return Survey(limits=tuple(limits), holders=await _holders(store, limits), queues=frozenset(counts))
+    dead = {queue: states[State.DEAD] for queue, states in sorted(counts.items()) if states.get(State.DEAD)}
+    return Survey(
+        dead=dead,
+        dead_tasks=await _tasks(store) if dead else (),
+        limits=tuple(limits),
+        holders=await _holders(store, limits),
+        queues=frozenset(counts),
+    )
 
 
 async def holders_of(store: Store, standing: Standing) -> tuple[Standing, ...]:
@@ -37,6 +46,11 @@ async def _ready(store: Store, ids: Sequence[str]) -> dict[str, Record]:
     """Those that are READY, in the order given."""
     known = await store.get(ids) if ids else {}
     return {id: known[id] for id in ids if id in known and known[id].state is State.READY}
+
+
+async def _tasks(store: Store) -> tuple[str, ...]:
+    found = await store.find(Filter(state=State.DEAD), MOST_DEAD)
+    return tuple(task for task, _ in Counter(record.task for record in found).most_common())
 
 
 async def _limits(store: Store) -> list[LimitRecord]:

@@ -40,7 +40,7 @@ def doctor(app: Offload, as_json: bool) -> None:
             }
         )
     else:
-        _print(facts, findings)
+        _print(facts, survey, findings)
     if any(finding.severity == "error" for finding in findings):
         raise SystemExit(1)
 
@@ -50,7 +50,7 @@ async def _seen(app: Offload) -> tuple[Facts, Survey]:
     return await store.inspect(), await surveyed(store)
 
 
-def _print(facts: Facts, findings: list[Finding]) -> None:
+def _print(facts: Facts, survey: Survey, findings: list[Finding]) -> None:
     about = [
         f"{facts.engine} {facts.version}".rstrip(),
         f"schema version {facts.schema}" if facts.durable else "",
@@ -58,7 +58,7 @@ def _print(facts: Facts, findings: list[Finding]) -> None:
     ]
     click.echo(", ".join(part for part in about if part))
     if all(finding.severity == "info" for finding in findings):
-        click.echo("\nAll is well.")
+        click.echo("\nAll is well with the set-up; look at the dead jobs." if survey.dead else "\nAll is well.")
     for finding in findings:
         click.echo()
         _print_finding(finding)
