@@ -47,6 +47,10 @@ class Case:
     sessions: tuple[SessionRecord, ...] = ()
 
 
+def asked(delay: object) -> Failure:
+    return Failure(attempt=2, at=ago(minutes=1), type="RetryLater", message=str(delay))
+
+
 FAILED = (Failure(attempt=2, at=ago(minutes=1), type="SMTPError", message="down"),)
 RUNNING = "It is running on worker web-1 since 2026-11-21 11:59:00 UTC, attempt 1."
 RETRIED = " `offload jobs retry j1` makes it ready again."
@@ -66,6 +70,18 @@ CASES = {
     "retry": Case(
         "Attempt 2 failed with SMTPError: down; it is tried again at 2026-11-21 12:00:30 UTC (in 30 s).",
         {"state": State.SCHEDULED, "run_at": NOW + timedelta(seconds=30), "attempt": 2, "errors": FAILED},
+    ),
+    "retry that the task asked for": Case(
+        "Attempt 2 asked to be run again in 3 s; it is tried again at 2026-11-21 12:00:30 UTC (in 30 s).",
+        {"state": State.SCHEDULED, "run_at": NOW + timedelta(seconds=30), "attempt": 2, "errors": (asked(3.0),)},
+    ),
+    "dead after a retry that the task asked for": Case(
+        "It is dead since 2026-11-21 11:59:00 UTC: retries used up, after attempt 2 asked to be run again in 60 min." + RETRIED,
+        {"state": State.DEAD, "finished_at": ago(minutes=1), "reason": "retries used up", "errors": (asked(3_600),), "attempt": 2},
+    ),
+    "retry after an error of that name": Case(
+        "Attempt 2 failed with RetryLater: soon; it is tried again at 2026-11-21 12:00:30 UTC (in 30 s).",
+        {"state": State.SCHEDULED, "run_at": NOW + timedelta(seconds=30), "attempt": 2, "errors": (asked("soon"),)},
     ),
     "retry in a paused queue": Case(
         "Attempt 2 failed with SMTPError: down; it is tried again at 2026-11-21 12:00:30 UTC (in 30 s). "

@@ -13,7 +13,7 @@ from offload.job import State, keys_of
 from offload.presence import age, live, once_up, quiet, serves, takeover, unheard
 from offload.records import Facts, Record, ScheduleRecord, SessionRecord, Standing, Survey
 from offload.roots import Roots, felled_by
-from offload.wording import SEVERITIES, Finding, moment, number, span, whole
+from offload.wording import SEVERITIES, Finding, failed, moment, number, span, whole
 
 _WHEN = {"success": "when all its jobs have succeeded", "failure": "at its first failure", "complete": "when all its jobs have ended"}
 OLD_READY = 300.0
@@ -98,7 +98,7 @@ def _cancelled(standing: Standing) -> str:
 
 def _after_error(standing: Standing) -> str:
     errors = standing.record.errors
-    return f", after attempt {errors[-1].attempt} failed with {_last_error(standing)}" if errors else ""
+    return f", after attempt {errors[-1].attempt} {failed(errors[-1])}" if errors else ""
 
 
 def _revival(record: Record) -> str:
@@ -108,11 +108,6 @@ def _revival(record: Record) -> str:
     return f"{retry} If another job has taken its unique key {wanted}, cancel that one first." if wanted else retry
 
 
-def _last_error(standing: Standing) -> str:
-    last = standing.record.errors[-1]
-    return f"{last.type}: {last.message}" if last.message else last.type
-
-
 def _why_scheduled(standing: Standing) -> str:
     record = standing.record
     due = record.run_at
@@ -120,7 +115,7 @@ def _why_scheduled(standing: Standing) -> str:
         return f"It was due {_at(due)} and becomes ready as soon as a worker looks. {_workers_sentence(standing)}"
     until = f"{moment(due)} (in {span((due - standing.now).total_seconds())})"
     if record.errors and record.attempt:
-        first = f"Attempt {record.attempt} failed with {_last_error(standing)}; it is tried again at {until}."
+        first = f"Attempt {record.attempt} {failed(record.errors[-1])}; it is tried again at {until}."
     elif record.schedule is not None:
         first = f"It is the tick of schedule {record.schedule!r} for {until}."
     else:
