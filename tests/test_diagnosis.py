@@ -152,7 +152,8 @@ CASES = {
     ),
     "no slot": Case(
         "It waits for a slot of key 'tenant:7': its 5 slots are held by jobs a, b, c and 2 more. "
-        "It goes on when one is free; `offload limits set tenant:7 --concurrency 6` makes one more.",
+        "It goes on when one is free; `offload limits set tenant:7 --concurrency 6` makes one more. "
+        "Among jobs that wait for one key priority does not count: first come, first served.",
         {"state": State.WAITING},
         {"limits": (LimitRecord(key="tenant:7", kind="slot", n=5, holders=tuple("abcde"), held=5, waiting=1),)},
         sessions=(worker(),),
@@ -160,6 +161,7 @@ CASES = {
     "one slot, in a paused queue": Case(
         "1 job goes before it in its line, the first of which waits for a slot of key 'k': its 1 slot is held by job a. "
         "It goes on when one is free; `offload limits set k --concurrency 2` makes one more. "
+        "Among jobs that wait for one key priority does not count: first come, first served. "
         "Queue 'default' is paused; `offload queues resume default` lets it go on.",
         {"state": State.WAITING},
         {"limits": (LimitRecord(key="k", kind="slot", n=1, holders=("a",), held=1, waiting=2),), "before": 1, "paused": True},
@@ -402,7 +404,7 @@ def _why_behind(holding: Standing) -> str:
     """What is said of the holder of a slot."""
     waiting = Record(id="j1", task="mail", enqueued_at=NOW, state=State.WAITING)
     said = why(Standing(record=waiting, limits=(HELD,), sessions=holding.sessions, now=NOW), holders=(holding,))
-    return said.partition("makes one more.")[2]
+    return said.partition("first served.")[2]
 
 
 def findings(survey: Survey | None = None, **known: object) -> list[Finding]:

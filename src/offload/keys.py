@@ -20,6 +20,7 @@ NAMED = 3
 LONG_SHUT = 600.0
 """Seconds for which a key may be held back before `doctor` speaks of it."""
 _NAMES: Mapping[Kind, str] = {"slot": "a concurrency limit", "token": "a rate", "turn": "an order"}
+FIRST_SERVED = "Among jobs that wait for one key priority does not count: first come, first served."
 WANTED: Mapping[Kind, str] = {"slot": "a concurrency slot", "token": "a token", "turn": "the turn"}
 """What of a key a job holds or waits for."""
 
@@ -158,7 +159,8 @@ def _why_slot(standing: Standing, gate: LimitRecord) -> str:
     slots = number(gate.n or gate.held, "slot", "slots")
     held = f"its {slots} {'is' if gate.n == 1 else 'are'} held by {_jobs(gate)}" if gate.held else f"it has {slots}"
     wider = f"{command('set', gate.key).removesuffix('`')} --concurrency {(gate.n or gate.held) + 1}`"
-    return f"{_waits(standing)} for a slot of key {gate.key!r}: {held}. It goes on when one is free; {wider} makes one more."
+    goes_on = f"It goes on when one is free; {wider} makes one more."
+    return f"{_waits(standing)} for a slot of key {gate.key!r}: {held}. {goes_on} {FIRST_SERVED}"
 
 
 def _why_token(standing: Standing, gate: LimitRecord) -> str:
