@@ -10,7 +10,8 @@ import pytest
 
 from offload.diagnosis import Finding, diagnose, p95, why
 from offload.job import Draft, Failure, Limit, Parent, RateLimit, Schedule, SlotLimit, State, UniqueKey, WorkerInfo
-from offload.records import Facts, LimitRecord, Record, ScheduleRecord, SessionRecord, Standing
+from offload.presence import counted
+from offload.records import Facts, LimitRecord, Record, ScheduleRecord, SessionRecord, Standing, Survey
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -46,6 +47,10 @@ class Case:
     sessions: tuple[SessionRecord, ...] = ()
 
 
+def asked(delay: object) -> Failure:
+    return Failure(attempt=2, at=ago(minutes=1), type="RetryLater", message=str(delay))
+
+
 FAILED = (Failure(attempt=2, at=ago(minutes=1), type="SMTPError", message="down"),)
 RUNNING = "It is running on worker web-1 since 2026-11-21 11:59:00 UTC, attempt 1."
 RETRIED = " `offload jobs retry j1` makes it ready again."
@@ -65,6 +70,18 @@ CASES = {
     "retry": Case(
         "Attempt 2 failed with SMTPError: down; it is tried again at 2026-11-21 12:00:30 UTC (in 30 s).",
         {"state": State.SCHEDULED, "run_at": NOW + timedelta(seconds=30), "attempt": 2, "errors": FAILED},
+    ),
+    "retry that the task asked for": Case(
+        "Attempt 2 asked to be run again in 3 s; it is tried again at 2026-11-21 12:00:30 UTC (in 30 s).",
+        {"state": State.SCHEDULED, "run_at": NOW + timedelta(seconds=30), "attempt": 2, "errors": (asked(3.0),)},
+    ),
+    "dead after a retry that the task asked for": Case(
+        "It is dead since 2026-11-21 11:59:00 UTC: retries used up, after attempt 2 asked to be run again in 60 min." + RETRIED,
+        {"state": State.DEAD, "finished_at": ago(minutes=1), "reason": "retries used up", "errors": (asked(3_600),), "attempt": 2},
+    ),
+    "retry after an error of that name": Case(
+        "Attempt 2 failed with RetryLater: soon; it is tried again at 2026-11-21 12:00:30 UTC (in 30 s).",
+        {"state": State.SCHEDULED, "run_at": NOW + timedelta(seconds=30), "attempt": 2, "errors": (asked("soon"),)},
     ),
     "retry in a paused queue": Case(
         "Attempt 2 failed with SMTPError: down; it is tried again at 2026-11-21 12:00:30 UTC (in 30 s). "
@@ -135,7 +152,8 @@ CASES = {
     ),
     "no slot": Case(
         "It waits for a slot of key 'tenant:7': its 5 slots are held by jobs a, b, c and 2 more. "
-        "It goes on when one is free; `offload limits set tenant:7 --concurrency 6` makes one more.",
+        "It goes on when one is free; `offload limits set tenant:7 --concurrency 6` makes one more. "
+        "Among jobs that wait for one key priority does not count: first come, first served.",
         {"state": State.WAITING},
         {"limits": (LimitRecord(key="tenant:7", kind="slot", n=5, holders=tuple("abcde"), held=5, waiting=1),)},
         sessions=(worker(),),
@@ -143,6 +161,7 @@ CASES = {
     "one slot, in a paused queue": Case(
         "1 job goes before it in its line, the first of which waits for a slot of key 'k': its 1 slot is held by job a. "
         "It goes on when one is free; `offload limits set k --concurrency 2` makes one more. "
+        "Among jobs that wait for one key priority does not count: first come, first served. "
         "Queue 'default' is paused; `offload queues resume default` lets it go on.",
         {"state": State.WAITING},
         {"limits": (LimitRecord(key="k", kind="slot", n=1, holders=("a",), held=1, waiting=2),), "before": 1, "paused": True},
@@ -231,7 +250,23 @@ CASES = {
     "running on a quiet worker": Case(
         f"{RUNNING} Its worker has shown no sign of life for 9 s; after 15 s the job is run again.",
         {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
-        sessions=(worker(beat_at=ago(seconds=9)),),
+        sessions=(worker(beat_at=ago(seconds=9)), worker("web-2")),
+    ),
+    "running on a quiet worker while the others have just started": Case(
+        f"{RUNNING} Its worker has shown no sign of life for 50 s; the job is run again within 20 s of the start of worker web-2, 8 s ago, "
+        "for a worker takes over only what it has itself seen silent for 15 s.",
+        {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
+        sessions=(
+            worker(beat_at=ago(seconds=50)),
+            worker("web-2", started_at=ago(seconds=8)),
+            worker("web-3", started_at=ago(seconds=2)),
+        ),
+    ),
+    "running on one of several workers that crash over and over": Case(
+        f"{RUNNING} Its worker has shown no sign of life for 9 s; "
+        "no other worker shows one either: start one with `offload worker`, and 15 s after it came up the job is run again.",
+        {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
+        sessions=(worker(beat_at=ago(seconds=9)), worker("web-2", beat_at=ago(seconds=8), started_at=ago(seconds=10))),
     ),
     "running on a silent worker": Case(
         f"{RUNNING} Its worker has shown no sign of life for 50 s; the job is run again within moments.",
@@ -240,7 +275,7 @@ CASES = {
     ),
     "running on the last worker, which is silent": Case(
         f"{RUNNING} Its worker has shown no sign of life for 50 s; "
-        "the job is run again as soon as a worker is alive: start one with `offload worker`.",
+        "no other worker shows one either: start one with `offload worker`, and 15 s after it came up the job is run again.",
         {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
         sessions=(worker(beat_at=ago(seconds=50)),),
     ),
@@ -253,6 +288,10 @@ CASES = {
         f"{RUNNING} That worker is gone; any live worker hands the job to another.",
         {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
         sessions=(worker("web-2"),),
+    ),
+    "running on a lost worker, and nobody works": Case(
+        f"{RUNNING} That worker is gone; start one with `offload worker`, which hands the job to another.",
+        {"state": State.RUNNING, "worker": "web-1", "started_at": ago(minutes=1), "attempt": 1},
     ),
     "succeeded": Case(
         "It succeeded at 2026-11-21 11:59:00 UTC in attempt 2.",
@@ -335,13 +374,46 @@ def test_why(name: str) -> None:
     assert why(standing) == case.says
 
 
-def findings(**known: object) -> list[Finding]:
+def holder(queue: str = "reports", **known: object) -> Record:
+    fields: dict[str, object] = {"id": "j0", "task": "mail", "queue": queue, "enqueued_at": NOW, "state": State.READY}
+    return Record(**(fields | known))  # pyright: ignore[reportArgumentType] - the fields differ from test to test
+
+
+HELD = LimitRecord(key="k", kind="slot", n=1, holders=("j0",), held=1, waiting=12)
+
+
+@pytest.mark.parametrize(
+    ("paused", "sessions", "where"),
+    [
+        (True, (worker(tasks=("m",)),), "which is paused"),
+        (False, (worker(queues=("default",)),), "which no live worker serves"),
+        (False, (worker(tasks=("other",)),), "of which no live worker knows its task 'm'"),
+    ],
+)
+def test_why_names_a_holder_that_nobody_will_start(paused: bool, sessions: tuple[SessionRecord, ...], where: str) -> None:
+    said = _why_behind(Standing(record=holder(task="m"), paused=paused, sessions=sessions, now=NOW))
+    assert said == f" Job j0 is READY in queue 'reports', {where}, and so keeps it: `offload why j0` tells more."
+
+
+def test_why_says_nothing_of_a_holder_that_will_be_started() -> None:
+    assert _why_behind(Standing(record=holder(task="m"), sessions=(worker(tasks=("m",)),), now=NOW)) == ""
+    assert _why_behind(Standing(record=holder(), now=NOW)) == " No worker is alive; start one with `offload worker`."
+
+
+def _why_behind(holding: Standing) -> str:
+    """What is said of the holder of a slot."""
+    waiting = Record(id="j1", task="mail", enqueued_at=NOW, state=State.WAITING)
+    said = why(Standing(record=waiting, limits=(HELD,), sessions=holding.sessions, now=NOW), holders=(holding,))
+    return said.partition("first served.")[2]
+
+
+def findings(survey: Survey | None = None, **known: object) -> list[Finding]:
     facts: dict[str, object] = {"engine": "sqlite", "version": "3.51", "schema": 1, "newest_schema": 1, "sessions": (worker(),), "now": NOW}
-    return diagnose(Facts(**(facts | known)))  # pyright: ignore[reportArgumentType] - the fields differ from test to test
+    return diagnose(Facts(**(facts | known)), survey)  # pyright: ignore[reportArgumentType] - the fields differ from test to test
 
 
-def only(**known: object) -> Finding:
-    (finding,) = findings(**known)
+def only(survey: Survey | None = None, **known: object) -> Finding:
+    (finding,) = findings(survey, **known)
     return finding
 
 
@@ -388,6 +460,12 @@ class TestDoctor:
             "2,000 jobs of task 'old.task' set aside",
         ]
 
+    def test_counts_the_dead_and_names_the_tasks_of_those_that_it_has_seen(self) -> None:
+        finding = only(Survey(dead={"mail": 1_200, "vip": 1}, dead_tasks=("a", "b", "c", "d")))
+        assert (finding.severity, finding.title) == ("info", "1,201 jobs are dead")
+        assert finding.detail == "By queue: mail (1,200), vip (1). Tasks of the latest 100: a, b, c and 1 more."
+        assert only(Survey(dead={"mail": 1}, dead_tasks=("a",))).detail == "By queue: mail (1). Tasks: a."
+
     def test_sees_an_old_schema(self) -> None:
         assert only(newest_schema=2) == Finding(
             "error",
@@ -402,18 +480,34 @@ class TestDoctor:
     def test_sees_a_silent_worker(self) -> None:
         finding = only(sessions=(worker(), worker("web-2", running=3, beat_at=ago(hours=3))))
         assert (finding.severity, finding.title) == ("warning", "worker web-2 has shown no sign of life for 3 h")
-        assert finding.detail == "It holds 3 jobs; a live worker runs them again within moments."
+        assert finding.detail == "It holds 3 jobs; they are run again within moments."
 
     def test_sees_a_worker_fall_silent(self) -> None:
-        finding = only(sessions=(worker(running=1, beat_at=ago(seconds=9)),))
+        finding = only(sessions=(worker(running=1, beat_at=ago(seconds=9)), worker("web-2")))
         assert finding.title == "worker web-1 has shown no sign of life for 9 s"
-        assert finding.detail == "It holds 1 job; after 15 s another worker runs it again."
+        assert finding.detail == "It holds 1 job; after 15 s it is run again."
 
     def test_knows_that_nobody_takes_over_from_the_last_worker(self) -> None:
-        assert (
-            only(sessions=(worker(running=1, beat_at=ago(minutes=1)),)).detail
-            == "It holds 1 job, to be run again as soon as a worker is alive."
+        assert only(sessions=(worker(running=1, beat_at=ago(minutes=1)),)) == Finding(
+            "error",
+            "no worker is alive while jobs are RUNNING",
+            "The last worker, web-1, has shown no sign of life for 60 s, and holds 1 job.",
+            "Start one with `offload worker`. 15 s after it came up it runs again what they held. "
+            "If one of them lives, correct the clock of its machine.",
         )
+
+    def test_says_once_that_all_workers_are_dead_and_first(self) -> None:
+        dead = (worker("a", running=1, beat_at=ago(hours=1)), worker("b", beat_at=ago(minutes=1)))
+        listed = "None of the 2 workers listed has shown a sign of life for 60 s; they hold 1 job."
+        assert only(sessions=dead).detail == listed
+        finding, *_ = findings(sessions=dead, oldest_ready={"mail": NOW}, paused=("vip",))
+        assert (finding.title, finding.detail) == ("no worker is alive while jobs are ready", f"Jobs are ready in: mail. {listed}")
+
+    def test_takes_dead_workers_that_hold_nothing_lightly(self) -> None:
+        finding = only(sessions=(worker(beat_at=ago(hours=1)),))
+        assert (finding.severity, finding.title) == ("warning", "no worker is alive")
+        assert finding.detail == ("No job is ready either. The last worker, web-1, has shown no sign of life for 60 min, and holds no job.")
+        assert "runs again" not in finding.advice
 
     def test_sees_mixed_versions(self) -> None:
         finding = only(sessions=(worker(), worker("b", version="1.1"), worker("c", version="1.1")))
@@ -490,6 +584,47 @@ class TestDoctor:
         assert "in several ways" in only(sessions=both, declared=(new,)).title
         assert findings(sessions=live, declared=(new, SlotLimit("gone", 1, "gone"))) == []
 
+    def test_sees_a_key_that_is_held_by_a_job_that_nobody_will_start(self) -> None:
+        survey = Survey(limits=(HELD,), holders={"j0": holder()})
+        finding = only(survey, sessions=(worker(queues=("default",)),))
+        assert finding == Finding(
+            "warning",
+            "key 'k' is held by a job that nobody will start",
+            "Job j0 is READY in queue 'reports', which no live worker serves. 12 jobs wait for the key.",
+            "`offload why j0` tells what starts it; `offload jobs cancel j0` gives up what it holds.",
+        )
+        assert [each.title for each in findings(survey, paused=("reports",))] == ["queue 'reports' is paused", finding.title]
+        assert findings(survey) == []
+        assert findings(Survey(limits=(HELD,), holders={"j0": holder(state=State.RUNNING)}), sessions=(worker(queues=("default",)),)) == []
+
+    def test_sees_a_limit_that_was_set_and_counts_for_nobody(self) -> None:
+        limits = (
+            LimitRecord(key="api", kind="slot", n=3, changed=True),
+            LimitRecord(key="api", kind="token", interval=12_000_000, burst=1, held=1),
+        )
+        assert only(Survey(limits=limits)) == Finding(
+            "info",
+            "what was set for key 'api' counts for nobody now",
+            "Set: a concurrency limit (3 at a time). Nobody holds or waits for a concurrency slot of it, and no live worker has a template "
+            "for one; known for it: a rate (5/m).",
+            "Fine if such jobs are still to come. Else `offload limits reset api` forgets it.",
+        )
+        declares = (worker(limits=(SlotLimit("tenant:{n}", 2, "tenant:{n}"), RateLimit("m[0] {", 1, 1, rule="m[0] {"))),)
+        typo = Survey(limits=(LimitRecord(key="tennant:7", kind="slot", n=3, changed=True),))
+        assert "known for it: nothing." in only(typo, sessions=declares).detail
+
+    def test_takes_an_idle_key_for_no_mistake(self) -> None:
+        set_once = Survey(limits=(LimitRecord(key="tenant:7", kind="slot", n=3, changed=True),))
+        assert findings(set_once, sessions=(worker(limits=(SlotLimit("tenant:{n}", 2, "tenant:{n}"),)),)) == []
+        assert "counts for nobody" not in str(findings(set_once, sessions=()))  # no worker says what is declared
+        held = Survey(limits=(LimitRecord(key="k", kind="slot", n=3, changed=True, held=1),))
+        assert findings(held) == []
+
+    def test_sees_a_pause_of_a_queue_that_nobody_has(self) -> None:
+        nobody = "No job is there, and no worker names it."
+        assert only(Survey(queues=frozenset({"mail"})), paused=("mial",)).detail == nobody
+        assert only(Survey(queues=frozenset({"mail"})), paused=("mail",)).detail == "None of its jobs starts."
+
     def test_takes_no_word_of_the_dead_for_what_is_declared(self) -> None:
         gone = worker("gone", limits=(SlotLimit("k", 1, "k"),), beat_at=ago(hours=1))
         assert "declared" not in str(findings(sessions=(worker(limits=(SlotLimit("k", 2, "k"),)), gone)))
@@ -521,3 +656,11 @@ class TestDoctor:
 )
 def test_p95_is_the_nearest_rank(values: list[float], expected: float) -> None:
     assert p95(values) == expected
+
+
+def test_how_many_workers_show_no_sign_of_life_is_counted() -> None:
+    gone = [worker(name, beat_at=ago(minutes=1)) for name in ("a", "b")]
+    assert counted([worker()], NOW) == "1 worker"
+    assert counted([worker(), *gone], NOW) == "3 workers, 2 of them without a sign of life,"
+    assert counted(gone, NOW) == "2 workers, none of which shows a sign of life,"
+    assert counted(gone[:1], NOW) == "1 worker without any sign of life,"

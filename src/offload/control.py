@@ -139,12 +139,13 @@ class Control:
         """Why the job is not running, in words. Raises JobNotFound."""
         from offload.diagnosis import why
         from offload.roots import roots_of
+        from offload.survey import holders_of
 
         store = await self.producer.clients.store()
         standing = await store.standing(id)
         if standing is None:
             raise JobNotFound(f"no job {id}: it was never enqueued, was deleted, or its record is forgotten")
-        return why(standing, await roots_of(store.get, standing.record))
+        return why(standing, await roots_of(store.get, standing.record), await holders_of(store, standing))
 
     async def aworkers(self) -> list[SessionRecord]:
         """The workers' sessions that are not known to be dead."""
@@ -153,8 +154,10 @@ class Control:
     async def adoctor(self) -> list[Finding]:
         """What is wrong or could be better with the store, the workers, the queues and the tasks, with advice."""
         from offload.diagnosis import diagnose
+        from offload.survey import surveyed
 
-        return diagnose(await (await self.producer.clients.store()).inspect())
+        store = await self.producer.clients.store()
+        return diagnose(await store.inspect(), await surveyed(store))
 
     find = sync(afind)
     counts = sync(acounts)

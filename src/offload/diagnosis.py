@@ -10,9 +10,10 @@ from typing import assert_never
 
 from offload import keys
 from offload.job import State, keys_of
-from offload.records import Facts, Record, ScheduleRecord, SessionRecord, Standing
+from offload.presence import age, live, once_up, quiet, serves, takeover, unheard
+from offload.records import Facts, Record, ScheduleRecord, SessionRecord, Standing, Survey
 from offload.roots import Roots, felled_by
-from offload.wording import SEVERITIES, Finding, moment, number, span, whole
+from offload.wording import SEVERITIES, Finding, failed, moment, number, span, whole
 
 _WHEN = {"success": "when all its jobs have succeeded", "failure": "at its first failure", "complete": "when all its jobs have ended"}
 OLD_READY = 300.0
@@ -20,20 +21,23 @@ OLD_READY = 300.0
 LATE_TICK = 300.0
 """Seconds that a schedule's next tick may be overdue before `diagnose` speaks of it."""
 SLOWEST = 5
+MOST_DEAD = 100
+"""Of so many dead jobs, the latest, the tasks are named."""
 CORRECT = "If it lives, correct the clock of its machine."
 
 
-def why(standing: Standing, roots: Roots | None = None) -> str:
+def why(standing: Standing, roots: Roots | None = None, holders: Sequence[Standing] = ()) -> str:
     """One or two sentences that say why the job is not running; or on which worker it runs, or how it ended.
 
     `roots`, as `roots_of` finds them, are what keeps a job that has ended from being revived; None where they were not looked for.
+    `holders`, as `holders_of` finds them, are those that hold what the job waits for and do not run yet.
     """
     record = standing.record
     match record.state:
         case State.SCHEDULED:
             return _why_scheduled(standing)
         case State.WAITING:
-            return _why_waiting(standing)
+            return _why_waiting(standing, holders)
         case State.READY:
             return _why_ready(standing)
         case State.RUNNING:
@@ -94,7 +98,7 @@ def _cancelled(standing: Standing) -> str:
 
 def _after_error(standing: Standing) -> str:
     errors = standing.record.errors
-    return f", after attempt {errors[-1].attempt} failed with {_last_error(standing)}" if errors else ""
+    return f", after attempt {errors[-1].attempt} {failed(errors[-1])}" if errors else ""
 
 
 def _revival(record: Record) -> str:
@@ -104,11 +108,6 @@ def _revival(record: Record) -> str:
     return f"{retry} If another job has taken its unique key {wanted}, cancel that one first." if wanted else retry
 
 
-def _last_error(standing: Standing) -> str:
-    last = standing.record.errors[-1]
-    return f"{last.type}: {last.message}" if last.message else last.type
-
-
 def _why_scheduled(standing: Standing) -> str:
     record = standing.record
     due = record.run_at
@@ -116,7 +115,7 @@ def _why_scheduled(standing: Standing) -> str:
         return f"It was due {_at(due)} and becomes ready as soon as a worker looks. {_workers_sentence(standing)}"
     until = f"{moment(due)} (in {span((due - standing.now).total_seconds())})"
     if record.errors and record.attempt:
-        first = f"Attempt {record.attempt} failed with {_last_error(standing)}; it is tried again at {until}."
+        first = f"Attempt {record.attempt} {failed(record.errors[-1])}; it is tried again at {until}."
     elif record.schedule is not None:
         first = f"It is the tick of schedule {record.schedule!r} for {until}."
     else:
@@ -124,11 +123,12 @@ def _why_scheduled(standing: Standing) -> str:
     return f"{first} {_paused_sentence(record.queue)}" if standing.paused else first
 
 
-def _why_waiting(standing: Standing) -> str:
+def _why_waiting(standing: Standing, holders: Sequence[Standing]) -> str:
     record = standing.record
     if standing.limits:
-        first = f"{keys.why_at_gate(standing)} {_paused_sentence(record.queue) if standing.paused else ''}".rstrip()
-        return f"{first} {unserved(standing) or ''}".rstrip()
+        paused = _paused_sentence(record.queue) if standing.paused else ""
+        said = (keys.why_at_gate(standing), keys.why_held(standing, holders), paused, unserved(standing) or "")
+        return " ".join(sentence for sentence in said if sentence)
     if record.callback is not None and standing.waits_for is None:
         return (
             f"It is called back by batch {record.batch} {_WHEN[record.callback]}. `offload batches show {record.batch}` tells how that is."
@@ -151,18 +151,18 @@ def _why_behind_parents(standing: Standing) -> str:
     of = f" of its {len(standing.record.parents):,} parents" if several else " its parent"
     count = f" {standing.open_parents:,}{of}" if several else of
     first = f"It waits for{count} to end: {named}{more}. `offload why {standing.parents[0]}` says why that is not done."
-    return first if _live(standing.sessions, standing.now) else f"{first} {_workers_sentence(standing)}"
+    return first if live(standing.sessions, standing.now) else f"{first} {_workers_sentence(standing)}"
 
 
 def _why_ready(standing: Standing) -> str:
     record = standing.record
-    live = _live(standing.sessions, standing.now)
-    serving = [session for session in live if _serves(session, record.queue)]
+    alive = live(standing.sessions, standing.now)
+    serving = [session for session in alive if serves(session, record.queue)]
     if standing.paused:
         return _paused_sentence(record.queue)
     if shut := keys.why_shut(standing):
         return f"{shut} {unserved(standing) or ''}".rstrip()
-    if not live:
+    if not alive:
         return f"{_workers_sentence(standing)} It must be a worker of the app that defines the task {record.task!r}."
     if not serving:
         return _workers_sentence(standing)
@@ -201,17 +201,13 @@ def _why_running(standing: Standing) -> str:
         first += " Its cancellation was asked for; its worker is told with its next heartbeat and stops it."
     holder = next((session for session in standing.sessions if session.info.name == record.worker), None)
     if holder is None:
-        return f"{first} That worker is gone; any live worker hands the job to another."
-    age = _age(holder.beat_at, standing.now)
+        rescuer = "any live worker" if live(standing.sessions, standing.now) else "start one with `offload worker`, which"
+        return f"{first} That worker is gone; {rescuer} hands the job to another."
     if not quiet(holder, standing.now):
         return first
-    shown = f"{first} Its worker has shown no sign of life for {whole(age)}"
-    again = "ended" if record.cancel_asked else "run again"
-    if not silent(holder, standing.now):
-        return f"{shown}; after {whole(holder.info.session_timeout)} the job is {again}."
-    if _live(standing.sessions, standing.now):
-        return f"{shown}; the job is {again} within moments."
-    return f"{shown}; the job is {again} as soon as a worker is alive: start one with `offload worker`."
+    done = "the job is ended" if record.cancel_asked else "the job is run again"
+    since = whole(age(holder.beat_at, standing.now))
+    return f"{first} Its worker has shown no sign of life for {since}; {takeover(holder, standing.sessions, standing.now, done)}."
 
 
 def _paused_sentence(queue: str) -> str:
@@ -220,21 +216,21 @@ def _paused_sentence(queue: str) -> str:
 
 def unserved(standing: Standing) -> str | None:
     """That no live worker serves the job's queue, and what to do; None where one does."""
-    served = any(_serves(session, standing.record.queue) for session in _live(standing.sessions, standing.now))
+    served = any(serves(session, standing.record.queue) for session in live(standing.sessions, standing.now))
     return None if served or standing.paused else _workers_sentence(standing)
 
 
 def _workers_sentence(standing: Standing) -> str:
     """What the workers of the job's queue have to do with its not running."""
     queue = standing.record.queue
-    live = _live(standing.sessions, standing.now)
-    serving = [session for session in live if _serves(session, queue)]
+    alive = live(standing.sessions, standing.now)
+    serving = [session for session in alive if serves(session, queue)]
     if standing.paused:
         return _paused_sentence(queue)
     if serving:
         return f"{number(len(serving), 'worker serves', 'workers serve')} queue {queue!r}."
-    if live:
-        names = sorted({name for session in live for name in session.info.queues or ()})
+    if alive:
+        names = sorted({name for session in alive for name in session.info.queues or ()})
         return f"No live worker serves queue {queue!r} (they serve {', '.join(names)}); start one with `offload worker -q {queue}`."
     if standing.sessions:
         last = max(standing.sessions, key=lambda session: session.beat_at)
@@ -243,14 +239,19 @@ def _workers_sentence(standing: Standing) -> str:
     return "No worker is alive; start one with `offload worker`."
 
 
-def diagnose(facts: Facts) -> list[Finding]:
-    """What is wrong, worst first, then what is worth knowing. An empty list: nothing to say."""
+def diagnose(facts: Facts, survey: Survey | None = None) -> list[Finding]:
+    """What is wrong, worst first, then what is worth knowing. An empty list: nothing to say.
+
+    `survey` is what was seen besides, as `surveyed` sees it; None where nobody looked.
+    """
+    survey = Survey() if survey is None else survey
     findings = [
         *_about_schema(facts),
+        *_about_dead(survey),
         *(Finding(severity, title, advice=advice) for severity, title, advice in facts.notes),
         *_about_workers(facts),
-        *_about_queues(facts),
-        *keys.findings(facts, _live(facts.sessions, facts.now)),
+        *_about_queues(facts, survey),
+        *keys.findings(facts, survey),
         *_about_tasks(facts),
         *(finding for record in facts.schedules for finding in _about_schedule(record, facts.now)),
         *_about_payloads(facts),
@@ -268,26 +269,30 @@ def _about_schema(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _about_dead(survey: Survey) -> Iterator[Finding]:
+    """Dead jobs are no fault of the set-up; somebody is to look at them all the same."""
+    if not (total := sum(survey.dead.values())):
+        return
+    queues = ", ".join(f"{queue} ({count:,})" for queue, count in survey.dead.items())
+    yield Finding(
+        "info",
+        "1 job is dead" if total == 1 else f"{total:,} jobs are dead",
+        f"By queue: {queues}. {'Tasks' if total <= MOST_DEAD else f'Tasks of the latest {MOST_DEAD}'}: {keys.few(survey.dead_tasks)}.",
+        "`offload jobs list --state DEAD` lists them, `offload dead` counts them by task and error; `offload dead retry` runs them again.",
+    )
+
+
 def _about_workers(facts: Facts) -> Iterator[Finding]:
-    live = _live(facts.sessions, facts.now)
+    alive = live(facts.sessions, facts.now)
     if not facts.durable:
         advice = "Use sqlite:///offload.db to share jobs between processes and to keep them."
         yield Finding("info", "the jobs live in this process only", "No worker elsewhere can see them; they end with it.", advice)
-    elif not live and facts.oldest_ready:
-        queues = ", ".join(sorted(facts.oldest_ready))
-        yield Finding(
-            "error", "no worker is alive while jobs are ready", f"Jobs are ready in: {queues}.", "Start one with `offload worker`."
-        )
-    elif not live and not any(session.running for session in facts.sessions):
-        if any(record.next_at is not None and not record.paused for record in facts.schedules):
-            yield Finding("warning", "no worker is alive", "So no schedule fires.", "Start one with `offload worker`.")
-        else:
-            yield Finding("info", "no worker is alive", "No job is ready either.", "Start one with `offload worker` before enqueueing.")
-    for session in facts.sessions:
-        if quiet(session, facts.now):
-            yield _about_quiet(session, facts)
+    elif not alive:
+        yield _about_nobody(facts)
+    if alive:  # else nothing that could be said of each of them helps
+        yield from (_about_quiet(session, facts) for session in facts.sessions if quiet(session, facts.now))
     by_version: defaultdict[str, int] = defaultdict(int)
-    for session in live:
+    for session in alive:
         by_version[session.info.version] += 1
     if len(by_version) > 1:
         counted = ", ".join(f"{version or 'unknown'} ({number})" for version, number in sorted(by_version.items()))
@@ -296,39 +301,54 @@ def _about_workers(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _about_nobody(facts: Facts) -> Finding:
+    """Nobody is at work: how much that matters, and what the workers that are listed still hold."""
+    listed, held = unheard(facts.sessions, facts.now) if facts.sessions else "", any(session.running for session in facts.sessions)
+    again = f" {once_up(facts.sessions[0]).capitalize()} it runs again what they held." if held else ""
+    advice = f"Start one with `offload worker`.{again}{' If one of them lives, correct the clock of its machine.' if listed else ''}"
+    if facts.oldest_ready:
+        ready = f"Jobs are ready in: {', '.join(sorted(facts.oldest_ready))}."
+        return Finding("error", "no worker is alive while jobs are ready", f"{ready} {listed}".rstrip(), advice)
+    if held:
+        return Finding("error", "no worker is alive while jobs are RUNNING", listed, advice)
+    if any(record.next_at is not None and not record.paused for record in facts.schedules):
+        return Finding("warning", "no worker is alive", f"So no schedule fires. {listed}".rstrip(), advice)
+    if listed:
+        return Finding("warning", "no worker is alive", f"No job is ready either. {listed}", advice)
+    return Finding("info", "no worker is alive", "No job is ready either.", "Start one with `offload worker` before enqueueing.")
+
+
 def _about_quiet(session: SessionRecord, facts: Facts) -> Finding:
-    title = f"worker {session.info.name} has shown no sign of life for {whole(_age(session.beat_at, facts.now))}"
+    title = f"worker {session.info.name} has shown no sign of life for {whole(age(session.beat_at, facts.now))}"
     if not session.running:
         return Finding("warning", title, "It holds no job.", CORRECT)
-    holds, them = f"It holds {number(session.running, 'job', 'jobs')}", "it" if session.running == 1 else "them"
-    if not silent(session, facts.now):
-        return Finding("warning", title, f"{holds}; after {whole(session.info.session_timeout)} another worker runs {them} again.", CORRECT)
-    if _live(facts.sessions, facts.now):
-        return Finding("warning", title, f"{holds}; a live worker runs {them} again within moments.", CORRECT)
-    return Finding("warning", title, f"{holds}, to be run again as soon as a worker is alive.", "Start one with `offload worker`.")
+    done = "it is run again" if session.running == 1 else "they are run again"
+    holds = f"It holds {number(session.running, 'job', 'jobs')}"
+    return Finding("warning", title, f"{holds}; {takeover(session, facts.sessions, facts.now, done)}.", CORRECT)
 
 
-def _about_queues(facts: Facts) -> Iterator[Finding]:
-    live = _live(facts.sessions, facts.now)
+def _about_queues(facts: Facts, survey: Survey) -> Iterator[Finding]:
+    alive = live(facts.sessions, facts.now)
+    served = {queue for session in facts.sessions for queue in session.info.queues or ()}
     for queue in sorted(facts.paused):
-        yield Finding(
-            "warning", f"queue {queue!r} is paused", "None of its jobs starts.", f"`offload queues resume {queue}` lets it go on."
-        )
+        known = survey.queues is None or queue in survey.queues | served
+        stops = "None of its jobs starts." if known else "No job is there, and no worker names it."
+        yield Finding("warning", f"queue {queue!r} is paused", stops, f"`offload queues resume {queue}` lets it go on.")
     for queue, since in sorted(facts.oldest_ready.items()):
-        age = _age(since, facts.now)
-        served = any(_serves(session, queue) for session in live)
-        if live and not served:
+        waits = age(since, facts.now)
+        served = any(serves(session, queue) for session in alive)
+        if alive and not served:
             yield Finding(
                 "error",
                 f"no live worker serves queue {queue!r}",
-                f"Its oldest ready job waits for {span(age)}.",
+                f"Its oldest ready job waits for {span(waits)}.",
                 f"Start one with `offload worker -q {queue}`, or without -q for all queues.",
             )
-        elif served and age > OLD_READY and queue not in facts.paused:
+        elif served and waits > OLD_READY and queue not in facts.paused:
             yield Finding(
                 "warning",
                 f"queue {queue!r} is behind",
-                f"Its oldest ready job waits for {span(age)}.",
+                f"Its oldest ready job waits for {span(waits)}.",
                 "Start more workers or raise their concurrency; the slowest tasks are listed below.",
             )
 
@@ -362,7 +382,7 @@ def _about_schedule(record: ScheduleRecord, now: datetime) -> Iterator[Finding]:
         yield Finding(
             "info", f"schedule {name!r} has no more ticks", "Its rule has ended.", f"`offload schedules remove {name}` removes it."
         )
-    elif (late := _age(record.next_at, now)) > LATE_TICK:
+    elif (late := age(record.next_at, now)) > LATE_TICK:
         yield Finding(
             "warning",
             f"schedule {name!r} is overdue",
@@ -385,28 +405,6 @@ def _about_payloads(facts: Facts) -> Iterator[Finding]:
 def p95(values: Sequence[float]) -> float:
     """The smallest of `values` that 95 in 100 of them do not exceed (nearest rank). `values` is not empty."""
     return sorted(values)[math.ceil(0.95 * len(values)) - 1]
-
-
-def quiet(session: SessionRecord, now: datetime) -> bool:
-    """True when two beats are missing, by the clocks of two machines: for people's eyes."""
-    return _age(session.beat_at, now) > 2 * session.info.heartbeat
-
-
-def silent(session: SessionRecord, now: datetime) -> bool:
-    """True when the last beat shown is older than the session timeout: for people's eyes, never to rescue by."""
-    return _age(session.beat_at, now) > session.info.session_timeout
-
-
-def _live(sessions: Sequence[SessionRecord], now: datetime) -> list[SessionRecord]:
-    return [session for session in sessions if not silent(session, now)]
-
-
-def _serves(session: SessionRecord, queue: str) -> bool:
-    return session.info.queues is None or queue in session.info.queues
-
-
-def _age(moment: datetime, now: datetime) -> float:
-    return (now - moment).total_seconds()
 
 
 def _at(at: datetime | None) -> str:

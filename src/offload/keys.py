@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 
-from offload.job import Kind, Limit, SlotLimit
-from offload.limits import spec_of
-from offload.records import Facts, LimitRecord, SessionRecord, Standing
+from offload.errors import BadDeclaration
+from offload.job import Kind, Limit, SlotLimit, State
+from offload.limits import fits, spec_of
+from offload.presence import live, serves
+from offload.records import Facts, LimitRecord, Record, SessionRecord, Standing, Survey
 from offload.wording import Finding, moment, number, span
 
 NAMED = 3
 """How many holders of a key, or workers, are named; of the others is said how many there are."""
 LONG_SHUT = 600.0
 """Seconds for which a key may be held back before `doctor` speaks of it."""
+_NAMES: Mapping[Kind, str] = {"slot": "a concurrency limit", "token": "a rate", "turn": "an order"}
+FIRST_SERVED = "Among jobs that wait for one key priority does not count: first come, first served."
+WANTED: Mapping[Kind, str] = {"slot": "a concurrency slot", "token": "a token", "turn": "the turn"}
+"""What of a key a job holds or waits for."""
 
 
 def allows(limit: Limit | LimitRecord) -> str:
@@ -37,6 +43,36 @@ def _allowed(kind: Kind, n: int | None, interval: int | None, burst: int | None)
         return f"{n:,} at a time"
     bursts = f"burst {burst:,}" if burst is not None and burst > 1 else ""
     return ", ".join(part for part in ("" if interval is None else spec_of(interval), bursts) if part)
+
+
+def known_for(key: str, gates: Iterable[LimitRecord], declared: Iterable[Limit]) -> dict[Kind, str]:
+    """What a key is used for, in words: by jobs that hold it or wait for it, or by a limit whose template makes it.
+
+    Of a limit whose key a function makes nobody can say which keys those are.
+    """
+    made: dict[Kind, str] = {kind_of(limit): described(limit) for limit in declared if _makes(limit.rule, key)}
+    had: dict[Kind, str] = {gate.kind: described(gate) for gate in gates if gate.key == key and (gate.held or gate.waiting)}
+    return made | had
+
+
+def _makes(template: str, key: str) -> bool:
+    try:
+        return fits(key, template)
+    except BadDeclaration:  # the name of a function, and no template
+        return False
+
+
+def kind_of(limit: Limit | LimitRecord) -> Kind:
+    """At which kind of gate a limit is."""
+    if isinstance(limit, LimitRecord):
+        return limit.kind
+    return "slot" if isinstance(limit, SlotLimit) else "token"
+
+
+def described(limit: Limit | LimitRecord) -> str:
+    """`a rate (5/m)`."""
+    name, allowed = _NAMES[kind_of(limit)], allows(limit)
+    return f"{name} ({allowed})" if allowed else name
 
 
 def few(ids: Sequence[str], total: int | None = None) -> str:
@@ -83,6 +119,31 @@ def _why_shut(standing: Standing, gate: LimitRecord) -> str | None:
     return None
 
 
+def why_held(standing: Standing, holders: Sequence[Standing]) -> str:
+    """Which of those that hold what a job waits for will not run and so keep it, and why; empty where all do what they should."""
+    said: list[str] = []
+    for holder in holders:
+        alive = live(holder.sessions, holder.now)
+        if (where := _stuck(holder.record, alive, paused=holder.paused)) is not None:
+            told = "" if standing.limits[0].kind == "turn" else f": `offload why {holder.record.id}` tells more"  # there it is said anyway
+            said.append(f"Job {holder.record.id} is {where}, and so keeps it{told}.")
+    return " ".join(said)
+
+
+def _stuck(record: Record, alive: Sequence[SessionRecord], *, paused: bool) -> str | None:
+    """Where a job is READY, and keeps its keys, and nobody will take it; None where somebody will, or nobody takes any."""
+    if record.state is not State.READY:
+        return None
+    if paused:
+        return f"READY in queue {record.queue!r}, which is paused"
+    serving = [session for session in alive if serves(session, record.queue)]
+    if alive and not serving:
+        return f"READY in queue {record.queue!r}, which no live worker serves"
+    if serving and not any(record.task in session.info.tasks for session in serving):
+        return f"READY in queue {record.queue!r}, of which no live worker knows its task {record.task!r}"
+    return None
+
+
 def _why_turn(standing: Standing, gate: LimitRecord) -> str:
     holder = gate.holders[0] if gate.holders else None
     first = f"It waits for its turn of key {gate.key!r}"
@@ -98,7 +159,8 @@ def _why_slot(standing: Standing, gate: LimitRecord) -> str:
     slots = number(gate.n or gate.held, "slot", "slots")
     held = f"its {slots} {'is' if gate.n == 1 else 'are'} held by {_jobs(gate)}" if gate.held else f"it has {slots}"
     wider = f"{command('set', gate.key).removesuffix('`')} --concurrency {(gate.n or gate.held) + 1}`"
-    return f"{_waits(standing)} for a slot of key {gate.key!r}: {held}. It goes on when one is free; {wider} makes one more."
+    goes_on = f"It goes on when one is free; {wider} makes one more."
+    return f"{_waits(standing)} for a slot of key {gate.key!r}: {held}. {goes_on} {FIRST_SERVED}"
 
 
 def _why_token(standing: Standing, gate: LimitRecord) -> str:
@@ -135,11 +197,15 @@ def _left(until: datetime, now: datetime) -> str:
     return span(max((until - now).total_seconds(), 0.0))
 
 
-def findings(facts: Facts, live: Sequence[SessionRecord]) -> Iterator[Finding]:
+def findings(facts: Facts, survey: Survey) -> Iterator[Finding]:
     """What is to be said of keys."""
+    alive = live(facts.sessions, facts.now)
     for key, group in groupby(facts.limits, key=lambda limit: limit.key):
         yield from _about_key(key, list(group), facts.now)
-    yield from _about_rules(live, facts.declared)
+    yield from _about_rules(alive, facts.declared)
+    yield from _about_useless(survey.limits, [limit for session in alive for limit in session.info.limits])
+    for gate in survey.limits:
+        yield from _about_holders(gate, [survey.holders[id] for id in gate.holders[:NAMED] if id in survey.holders], alive, facts.paused)
 
 
 def _about_key(key: str, gates: Sequence[LimitRecord], now: datetime) -> Iterator[Finding]:
@@ -161,9 +227,24 @@ def _about_key(key: str, gates: Sequence[LimitRecord], now: datetime) -> Iterato
             yield Finding("warning", title, f"Its turn is kept by job {gate.holders[0]}, which is dead; {wait}", _revival(gate.holders[0]))
 
 
-def _about_rules(live: Sequence[SessionRecord], counting: Sequence[Limit]) -> Iterator[Finding]:
+def _about_holders(
+    gate: LimitRecord, holders: Sequence[Record], alive: Sequence[SessionRecord], paused: Collection[str]
+) -> Iterator[Finding]:
+    """Jobs that keep what others wait for, perhaps in other queues, and that nobody will take."""
+    stuck = [(each.id, where) for each in holders if (where := _stuck(each, alive, paused=each.queue in paused)) is not None]
+    if stuck and gate.waiting:
+        names, them = [id for id, _ in stuck], "it holds" if len(stuck) == 1 else "they hold"
+        yield Finding(
+            "warning",
+            f"key {gate.key!r} is held by {'a job' if len(stuck) == 1 else 'jobs'} that nobody will start",
+            f"{'; '.join(f'Job {id} is {where}' for id, where in stuck)}. {number(gate.waiting, 'job waits', 'jobs wait')} for the key.",
+            f"`offload why {names[0]}` tells what starts it; `offload jobs cancel {' '.join(names)}` gives up what {them}.",
+        )
+
+
+def _about_rules(alive: Sequence[SessionRecord], counting: Sequence[Limit]) -> Iterator[Finding]:
     """Limits that are declared in several ways, by several workers or in several places of one program, or by one that is gone."""
-    latest_last = sorted(live, key=lambda session: session.started_at)
+    latest_last = sorted(alive, key=lambda session: session.started_at)
     declared: defaultdict[tuple[bool, str], dict[str, list[str]]] = defaultdict(dict)
     for session in latest_last:
         for limit in session.info.limits:
@@ -200,3 +281,20 @@ def _about_rule(rule: str, ways: Mapping[str, Sequence[str]]) -> Finding:
         f"Declared: {_told(ways)}. Those of the worker that started last count: {list(ways)[-1]}.",
         "Fine during a deployment; finish it. Else declare the limit once, and give all its tasks the same one.",
     )
+
+
+def _about_useless(gates: Sequence[LimitRecord], declared: Sequence[Limit]) -> Iterator[Finding]:
+    """What a person has set that counts for nobody: a key mistyped, or limited in another way than the one that was set."""
+    for gate in gates:
+        if not gate.changed or gate.held or gate.waiting:
+            continue
+        known = known_for(gate.key, gates, declared)
+        if gate.kind in known or not (known or declared):  # where no worker tells what is declared, the key may only be idle
+            continue
+        yield Finding(
+            "info",
+            f"what was set for key {gate.key!r} counts for nobody now",
+            f"Set: {described(gate)}. Nobody holds or waits for {WANTED[gate.kind]} of it, and no live worker has a template for one; "
+            f"known for it: {', '.join(known.values()) or 'nothing'}.",
+            f"Fine if such jobs are still to come. Else {command('reset', gate.key)} forgets it.",
+        )

@@ -196,3 +196,18 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What counts of all that workers have declared, those that are gone too, by rule."""
     notes: tuple[tuple[Literal["error", "warning", "info"], str, str], ...] = ()
     now: datetime
+
+
+class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """What `doctor` looks at besides a store's facts. Empty where nothing was looked at."""
+
+    limits: tuple[LimitRecord, ...] = ()
+    """What the first of all keys by name allow."""
+    dead: Mapping[str, int] = {}
+    """Queue to the number of its DEAD jobs."""
+    dead_tasks: tuple[str, ...] = ()
+    """The tasks of those DEAD jobs that were enqueued last, the most frequent first."""
+    holders: Mapping[str, Record] = {}
+    """By id, of the first that hold a key for which others wait, those that are READY."""
+    queues: frozenset[str] | None = None
+    """The queues that have jobs, in whatever state; None where they are not known."""

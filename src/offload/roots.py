@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from offload.job import State
 from offload.records import Record
+from offload.wording import error_text
 
 MOST_NAMED = 10
 """The most roots that are named."""
@@ -118,7 +119,7 @@ async def _read(get: Get, ids: list[str]) -> dict[str, Record | None]:
 def _end(record: Record) -> str:
     """`DEAD: ValueError: no such user`."""
     last = record.errors[-1] if record.errors else None
-    said = f"{last.type}: {last.message}" if last is not None and record.state is not State.CANCELLED else record.reason or ""
+    said = error_text(last) if last is not None and record.state is not State.CANCELLED else record.reason or ""
     line = said.strip().partition("\n")[0][:LONGEST_ERROR]
     return record.state.value if line.upper() in ("", record.state.value) else f"{record.state.value}: {line}"
 

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 from click.testing import Result
-from tests.cli.project import Project
+from tests.cli.project import SHOP, Project
 
 from offload import BrokerUnusable, Offload, Worker
 from offload.brokers.postgres import migrating
@@ -36,6 +36,18 @@ def test_doctor_exits_0_when_nothing_is_and_says_what_is_worth_knowing(project: 
     assert big in by_title["payloads over 16 KiB"]["detail"]
     assert "Pass ids" in by_title["payloads over 16 KiB"]["advice"]
     assert {finding["severity"] for finding in answer["findings"]} <= {"warning", "info"}
+
+
+def test_dead_jobs_are_to_be_looked_at_and_no_fault_of_the_set_up(project: Project) -> None:
+    project.write("shop.py", SHOP.partition("@app.cron")[0])  # without a schedule, which would miss a worker
+    for task in ("boom", "boom", "crash"):
+        project.ok("enqueue", task)
+    project.drain()
+    said = project.ok("doctor")
+    assert "All is well with the set-up; look at the dead jobs.\n\ninfo: 3 jobs are dead\n" in said
+    assert "By queue: bad (3). Tasks: boom and crash." in said
+    assert "`offload jobs list --state DEAD` lists them" in said
+    assert "3 jobs are dead" in [finding.title for finding in project.app.doctor()]
 
 
 def test_doctor_names_the_file(project: Project) -> None:

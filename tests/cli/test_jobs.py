@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,6 +110,41 @@ def test_show_tells_all_with_every_traceback(project: Project) -> None:
     [error] = project.json("jobs", "show", dead)["errors"]
     assert (error["attempt"], error["type"], error["message"]) == (1, "ValueError", "no user 3")
     assert "Traceback" in error["traceback"]
+
+
+ASKING = """
+import time
+from offload import Offload, RetryLater, current
+
+app = Offload("sqlite:///shop.db", session_timeout=2, heartbeat=0.1)
+
+@app.task(name="later")
+def later() -> None:
+    raise RetryLater(3)
+
+@app.task(name="part")
+def part() -> None:
+    current.progress(0.08, "cutting")
+    time.sleep(0.5)
+"""
+
+
+def test_a_retry_that_was_asked_for_is_told_with_its_unit(project: Project) -> None:
+    project.write("shop.py", ASKING)
+    id = project.ok("enqueue", "later").strip()
+    project.drain()
+    assert project.ok("jobs").splitlines()[1].endswith("asked to be run again in 3 s")
+    assert "Attempt 1 asked to be run again in 3 s; it is tried again at" in project.ok("why", id)
+    assert re.search("attempt 1 asked at .+Z to be run again in 3 s", project.ok("jobs", "show", id))
+    assert project.json("jobs", "show", id)["errors"][0]["message"] == "3.0"
+
+
+def test_no_progress_is_shown_of_a_job_that_has_succeeded(project: Project) -> None:
+    project.write("shop.py", ASKING)
+    id = project.ok("enqueue", "part").strip()
+    project.drain()
+    assert project.json("jobs", "show", id)["progress"] == {"fraction": 0.08, "message": "cutting"}
+    assert "cutting" not in project.ok("jobs", "show", id)
 
 
 def test_masked_arguments_are_never_shown_unless_asked_for(project: Project) -> None:

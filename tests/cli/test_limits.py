@@ -122,7 +122,7 @@ def test_a_paused_key_is_shown_once_and_goes_on_when_resumed(shop: Project) -> N
 def test_a_key_that_nobody_knows_is_changed_with_a_warning(shop: Project) -> None:
     result = shop.run("limits", "pause", "tennant:7")
     assert result.exit_code == 0
-    assert "no job holds or waits for a key 'tennant:7', and no task here has such a key" in result.stderr
+    assert "no job holds or waits for a key 'tennant:7' now, and no task here has such a key; did you mean tenant:{n}?" in result.stderr
     assert shop.run("limits", "pause", "tenant:8").stderr == ""  # idle, but a task has it
     assert [row.split()[:3] for row in shop.ok("limits").splitlines()[1:]] == [["tenant:8", "0", "0"], ["tennant:7", "0", "0"]]
 
@@ -130,8 +130,34 @@ def test_a_key_that_nobody_knows_is_changed_with_a_warning(shop: Project) -> Non
 def test_a_limit_of_a_kind_that_nobody_has_is_set_with_a_warning(shop: Project) -> None:
     result = shop.run("limits", "set", "tenant:7", "--rate", "1/m")
     assert result.exit_code == 0
-    assert "no job and no task here has a rate of the key 'tenant:7'" in result.stderr
+    assert "nobody holds or waits for a token of key 'tenant:7' now; known for it: a concurrency limit (2 at a time)." in result.stderr
     assert shop.run("limits", "set", "tenant:7", "--concurrency", "2").stderr == ""
+    told = "nobody holds or waits for a concurrency slot of key"
+    for _ in range(2):  # that it was set makes nobody wait for it
+        result = shop.run("limits", "set", "api", "--concurrency", "2")
+        assert f"{told} 'api' now; known for it: a rate (5/m, burst 3)." in result.stderr
+    result = shop.run("limits", "set", "account:7", "--concurrency", "2")
+    assert f"{told} 'account:7' now; known for it: an order (one at a time)." in result.stderr
+
+
+def test_without_the_tasks_what_jobs_have_says_what_a_key_is_for(shop: Project) -> None:
+    enqueue(shop, "call", "c1")
+    alone = ("--url", "sqlite:///shop.db")
+    assert shop.run("limits", "set", "tenant:7", "--concurrency", "2", *alone).stderr == ""
+    assert "known for it: a rate (5/m, burst 3)." in shop.run("limits", "set", "api", "--concurrency", "2", *alone).stderr
+    assert "no job holds or waits for a key 'apo' now; did you mean api?" in shop.run("limits", "pause", "apo", *alone).stderr
+    assert "what was set for key 'api' counts for nobody now" in shop.run("doctor", *alone).stdout
+
+
+def test_a_holder_in_a_paused_queue_is_named(shop: Project) -> None:
+    shop.ok("queues", "pause", "reports")
+    shop.ok("enqueue", "call", "n=7", "--queue", "reports", "--id", "c1")
+    shop.ok("enqueue", "call", "n=7", "--queue", "reports", "--id", "c2")
+    enqueue(shop, "call", "c3")
+    for id in ("c1", "c2"):
+        assert f"Job {id} is READY in queue 'reports', which is paused, and so keeps it: `offload why {id}` tells" in shop.ok("why", "c3")
+    said = shop.run("doctor").stdout
+    assert "warning: key 'tenant:7' is held by jobs that nobody will start" in said
 
 
 def test_no_key_says_so(shop: Project) -> None:

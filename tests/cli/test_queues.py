@@ -40,6 +40,8 @@ def test_a_queue_that_nobody_knows_is_paused_with_a_warning(project: Project) ->
     assert result.exit_code == 0
     assert "knows a queue 'defualt'; did you mean default?" in result.stderr
     assert project.app.paused() == {"defualt"}
+    assert "knows a queue 'defualt'" in project.run("queues", "pause", "defualt").stderr  # that it is paused makes it no queue
+    assert "No job is there, and no worker names it." in project.ok("doctor")
     assert project.run("queues", "pause", "bad").stderr == ""  # no job is there yet, but a task names it
     assert "'defalt' was not paused; did you mean defualt?" in project.ok("queues", "resume", "defalt")
 

@@ -11,7 +11,7 @@ from tests.conftest import Eventually
 from tests.worker.program import ONCE
 from tests.worker.running import ended, left, running
 
-from offload import Cancel, Discard, Event, Offload, Retry, Snooze, State, Worker
+from offload import Cancel, Discard, Event, Offload, Retry, RetryLater, Snooze, State, Worker
 from offload.events import EventName
 from offload.job import Job, WorkerInfo
 from offload.testing.clock import TestClock
@@ -29,6 +29,16 @@ def observed(app: Offload, *names: EventName) -> list[Event]:
 
 def told(events: list[Event]) -> list[tuple[str, int]]:
     return [(event.name, event.attempt) for event in events]
+
+
+async def test_a_retry_that_was_asked_for_is_logged_with_its_unit(app: Offload, caplog: pytest.LogCaptureFixture) -> None:
+    @app.task(name="later")
+    async def later() -> None:
+        raise RetryLater(3)
+
+    handle = await later.aenqueue()
+    await Worker(app).drain()
+    assert f"later {handle.id} failed, attempt 1; again in 3 s: asked to be run again in 3 s" in caplog.text
 
 
 async def test_the_life_of_a_job_is_told(app: Offload) -> None:

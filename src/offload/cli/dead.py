@@ -13,8 +13,9 @@ from offload.cli.actions import DELETE, RETRY, Action, carry_out, takes_way
 from offload.cli.groups import ListingGroup
 from offload.cli.loading import app_argument, takes_app
 from offload.cli.tables import Column, show_table
-from offload.job import State
+from offload.job import Failure, State
 from offload.records import Filter, Record
+from offload.wording import error_text
 
 if TYPE_CHECKING:
     from offload.app import Offload
@@ -86,10 +87,15 @@ def list_dead(app: Offload, task: str | None, queue: str | None, error: str | No
     rows: list[tuple[str, ...]] = []
     for (name, failure), group in ordered:
         latest = _latest(group)
-        message = latest.errors[-1].message if latest.errors else latest.reason or ""
+        message = _message(latest.errors[-1]) if latest.errors else latest.reason or ""
         rows.append((f"{len(group):,}", name, failure, output.ago(latest.finished_at, now), latest.id, message))
     any_dead = any(State.DEAD in states for states in app.counts().values())
     show_table(COLUMNS, rows, empty="No dead job matches." if any_dead else "No job is dead.")
+
+
+def _message(failure: Failure) -> str:
+    """What it says beside its type, which has a column of its own."""
+    return error_text(failure).removeprefix(f"{failure.type}: ") if failure.message else ""
 
 
 def _latest(group: list[Record]) -> Record:

@@ -12,7 +12,9 @@ from offload.cli.tables import STYLES
 from offload.cli.workers import plain
 from offload.diagnosis import Finding, diagnose
 from offload.portal import portal
-from offload.records import Facts
+from offload.presence import counted
+from offload.records import Facts, Survey
+from offload.survey import surveyed
 
 if TYPE_CHECKING:
     from offload.app import Offload
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 @takes_app
 def doctor(app: Offload, as_json: bool) -> None:
     """Look at the broker, its workers, queues, schedules and tasks. Exits 1 when something is wrong."""
-    facts = portal.run(_facts, app)
-    findings = diagnose(facts)
+    facts, survey = portal.run(_seen, app)
+    findings = diagnose(facts, survey)
     if as_json:
         output.emit(
             {
@@ -38,16 +40,17 @@ def doctor(app: Offload, as_json: bool) -> None:
             }
         )
     else:
-        _print(facts, findings)
+        _print(facts, survey, findings)
     if any(finding.severity == "error" for finding in findings):
         raise SystemExit(1)
 
 
-async def _facts(app: Offload) -> Facts:
-    return await (await app.store()).inspect()
+async def _seen(app: Offload) -> tuple[Facts, Survey]:
+    store = await app.store()
+    return await store.inspect(), await surveyed(store)
 
 
-def _print(facts: Facts, findings: list[Finding]) -> None:
+def _print(facts: Facts, survey: Survey, findings: list[Finding]) -> None:
     about = [
         f"{facts.engine} {facts.version}".rstrip(),
         f"schema version {facts.schema}" if facts.durable else "",
@@ -55,13 +58,13 @@ def _print(facts: Facts, findings: list[Finding]) -> None:
     ]
     click.echo(", ".join(part for part in about if part))
     if all(finding.severity == "info" for finding in findings):
-        click.echo("\nAll is well.")
+        click.echo("\nAll is well with the set-up; look at the dead jobs." if survey.dead else "\nAll is well.")
     for finding in findings:
         click.echo()
         _print_finding(finding)
     if facts.sessions:
         running = sum(each.running for each in facts.sessions)
-        click.echo(f"\n{output.count(len(facts.sessions), 'worker')} with {output.count(running, 'running job')}; see `offload workers`.")
+        click.echo(f"\n{counted(facts.sessions, facts.now)} with {output.count(running, 'running job')}; see `offload workers`.")
 
 
 def _print_finding(finding: Finding) -> None:

@@ -20,6 +20,7 @@ from offload.errors import JobNotFound
 from offload.job import State
 from offload.portal import portal
 from offload.records import Filter, Record
+from offload.wording import failed
 
 if TYPE_CHECKING:
     from offload.app import Offload
@@ -141,7 +142,7 @@ def _stage(record: Record) -> str:
 
 def _described(record: Record, app: Offload, *, reveal: bool) -> str:
     plain = records.plain(records.with_outputs(record), app, reveal=reveal)
-    errors: list[dict[str, Any]] = plain.pop("errors")
+    plain.pop("errors")
     payload: dict[str, Any] = plain.pop("payload")
     shown = {name: value for name, value in plain.items() if value not in (None, {}, [], "")}
     shown.pop("cancel_asked")
@@ -150,7 +151,9 @@ def _described(record: Record, app: Offload, *, reveal: bool) -> str:
         shown["unique"] = ", ".join(str(each) for each in shown["unique"].values())
     if record.limits:
         shown["limits"] = "; ".join(f"{limit['key']}: {limit['allows']}" for limit in plain["limits"])
-    if record.progress is not None:
+    if record.state is State.SUCCEEDED:  # what it last said while it ran: whoever has succeeded is not at 8 %
+        shown.pop("progress", None)
+    elif record.progress is not None:
         shown["progress"] = records.progress(record.progress)
     for name in ("timeout", "keep"):
         if name in shown:
@@ -162,10 +165,10 @@ def _described(record: Record, app: Offload, *, reveal: bool) -> str:
     if records.MASK in payload.values() and record.task not in app.tasks:
         lines.append("  (hidden, for the task is not known here and may mask them: give the app, or --reveal)")
     earlier = records.earlier_lives(record)
-    for number, error in enumerate(errors):
+    for number, error in enumerate(record.errors):
         before = " (before it was last retried by hand)" if number < earlier else ""
-        lines += ["", f"attempt {error['attempt']}{before} failed at {error['at']} with {error['type']}: {error['message']}"]
-        lines += [f"  {line}" for line in error["traceback"].rstrip().splitlines()]
+        lines += ["", f"attempt {error.attempt}{before} {failed(error, f'at {output.iso(error.at)}')}"]
+        lines += [f"  {line}" for line in error.traceback.rstrip().splitlines()]
     return output.printable("\n".join(lines))
 
 

@@ -16,14 +16,14 @@ from offload.cli.loading import app_argument, takes_app
 from offload.cli.tables import Column, show_table
 from offload.cli.values import Key
 from offload.job import Kind
-from offload.keys import allows, command, few
-from offload.limits import Rate, fits
+from offload.keys import WANTED, allows, command, described, few, kind_of, known_for
+from offload.limits import fits, limit_of
+from offload.presence import live
 from offload.records import LimitRecord
 from offload.wording import moment
 
 if TYPE_CHECKING:
     from offload.app import Offload
-    from offload.task import Task
 
 COLUMNS = (
     Column("key", whole=True),
@@ -80,7 +80,6 @@ def set_limit(app: Offload, key: str, **given: Any) -> None:
         raise click.UsageError(
             "nothing to set: give --concurrency, --rate or --burst; `offload limits reset` goes back to what is declared"
         )
-    _warn_of_unknown(app, key)
     _warn_of_useless(app, key, {"slot" if name == "concurrency" else "token" for name in changes})
     app.set_limit(key, **changes)
     said = ", ".join(f"{name} {value}" for name, value in changes.items())
@@ -111,7 +110,7 @@ def pause(app: Offload, key: str) -> None:
 
     Running ones go on.
     """
-    _warn_of_unknown(app, key)
+    _warn_of_useless(app, key, set())
     app.set_limit(key, paused=True)
     click.echo(f"Key {key!r} is paused. {command('resume', key)} lets it go on.")
 
@@ -137,31 +136,43 @@ def _keys(found: Iterable[LimitRecord]) -> list[str]:
     return sorted({each.key for each in found})
 
 
-def _warn_of_unknown(app: Offload, key: str) -> None:
-    """A key that is idle leaves no trace; but it comes from some task, where the tasks are known."""
-    if app.tasks and not app.limits(key=key) and not any(_makes(task, key) for task in app.tasks.values()):
-        alike = near(key, _keys(app.limits()))
-        output.note(f"Warning: no job holds or waits for a key {key!r}, and no task here has such a key{alike}")
-
-
 def _warn_of_useless(app: Offload, key: str, kinds: set[Kind]) -> None:
-    """A key may be known, and nobody limit by it what is changed."""
-    used = {kind for task in app.tasks.values() for kind in _made(task, key)} | {each.kind for each in app.limits(key=key)}
-    for kind in sorted(kinds - used) if used else ():
-        how = "a concurrency limit" if kind == "slot" else "a rate"
-        output.note(f"Warning: no job and no task here has {how} of the key {key!r}, so this changes nothing for them")
+    """Say where nobody goes by what is changed: the key is mistyped, or jobs have it for something else.
+
+    Not refused, for it may be set before the first such job comes; an idle key leaves no trace but in what declares it.
+    """
+    now, sessions = app.limits(key=key), live(app.workers(), app.clock.now())
+    declared = [limit for session in sessions for limit in session.info.limits]
+    known = _made(app, key) | known_for(key, now, declared)
+    here = " here" if app.tasks else ""
+    if not known:
+        whose = f", and no task{here} has such a key" if app.tasks or declared else ""
+        alike = near(key, sorted({*_keys(app.limits()), *_templates(app), *(limit.rule for limit in declared)} - {key}))
+        output.note(f"Warning: no job holds or waits for a key {key!r} now{whose}{alike or '.'}")
+        return
+    for kind in sorted(kinds - known.keys()):
+        told = ", ".join(known.values())
+        output.note(
+            f"Warning: nobody holds or waits for {WANTED[kind]} of key {key!r} now; known for it: {told}. "
+            "It counts only for jobs that come with such a limit."
+        )
 
 
-def _makes(task: Task[..., Any], key: str) -> bool:
-    return bool(_made(task, key))
-
-
-def _made(task: Task[..., Any], key: str) -> set[Kind]:
-    """The kinds of gates at which jobs of a task may have the key."""
-    made: set[Kind] = {"token" if isinstance(limit, Rate) else "slot" for limit in task.limits if fits(key, limit.key)}
-    if task.order_by is not None and fits(key, task.order_by):
-        made.add("turn")
+def _made(app: Offload, key: str) -> dict[Kind, str]:
+    """At which gates jobs of the tasks that are known here may have the key, and what these allow."""
+    made: dict[Kind, str] = {}
+    for task in app.tasks.values():
+        limits = [limit_of(limit, key) for limit in task.limits if fits(key, limit.key)]
+        made |= {kind_of(limit): described(limit) for limit in limits}
+        if task.order_by is not None and fits(key, task.order_by):
+            made["turn"] = described(LimitRecord(key=key, kind="turn"))
     return made
+
+
+def _templates(app: Offload) -> set[str]:
+    """What is declared here as text, fields and all."""
+    keys = [key for task in app.tasks.values() for key in (task.order_by, *(limit.key for limit in task.limits))]
+    return {key for key in keys if isinstance(key, str)}
 
 
 def _telling(gates: Sequence[LimitRecord]) -> Sequence[LimitRecord]:

@@ -101,6 +101,6 @@ def resume(app: Offload, queue: str) -> None:
 
 
 def _known(app: Offload) -> set[str]:
-    """The queues that somebody has named before."""
+    """The queues that have jobs or workers, or that a task here names; a pause alone makes none."""
     served = (name for session in app.workers() for name in session.info.queues or ())
-    return {*app.counts(), *app.paused(), *served, *(task.queue for task in app.tasks.values())}
+    return {*app.counts(), *served, *(task.queue for task in app.tasks.values())}

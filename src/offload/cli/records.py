@@ -12,6 +12,7 @@ from offload.cli.output import iso
 from offload.job import Progress, State
 from offload.keys import allows
 from offload.records import Record
+from offload.wording import error_text
 from offload.workflow import with_inputs
 
 if TYPE_CHECKING:
@@ -123,8 +124,7 @@ def earlier_lives(record: Record) -> int:
 
 
 def last_error(record: Record) -> str:
-    """The type and message of the last failed attempt, or the reason where no attempt failed."""
+    """What the last failed attempt failed with, or the reason where no attempt failed."""
     if not record.errors:
         return record.reason or "no reason was recorded"
-    last = record.errors[-1]
-    return f"{last.type}: {last.message}" if last.message else last.type
+    return error_text(record.errors[-1])

@@ -10,7 +10,7 @@ import click
 from offload.cli import output
 from offload.cli.loading import app_argument, takes_app
 from offload.cli.tables import Column, show_table
-from offload.diagnosis import quiet, silent
+from offload.presence import quiet, silent
 from offload.records import SessionRecord
 
 if TYPE_CHECKING:

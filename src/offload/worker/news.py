@@ -13,6 +13,7 @@ from offload.events import Event, EventName
 from offload.gates import held_back_by
 from offload.job import Cancelled, Dead, Done, Outcome, Release, Retried, Touched
 from offload.producer import enqueued
+from offload.wording import error_text
 from offload.worker.attempt import LocalAttempt
 
 if TYPE_CHECKING:
@@ -148,10 +149,10 @@ def _log(attempt: LocalAttempt, outcome: Outcome) -> None:
         case Done():
             log.info("%s succeeded in %.0f ms", title(attempt), spent, extra=fields(attempt))
         case Retried(delay, failure):
-            why = "" if failure is None else f"{failure.type}: {failure.message}"
+            why = "" if failure is None else error_text(failure)
             log.warning("%s failed, attempt %d; again in %.3g s: %s", title(attempt), attempt.number, delay, why, extra=fields(attempt))
         case Dead(reason, failure):
-            why = "" if failure is None else f" ({failure.type}: {failure.message})"
+            why = "" if failure is None else f" ({error_text(failure)})"
             log.error("%s is dead: %s%s", title(attempt), reason, why, extra=fields(attempt))
         case Cancelled(reason):
             log.info("%s was cancelled%s", title(attempt), "" if reason == "cancelled" else f": {reason}", extra=fields(attempt))

@@ -54,9 +54,10 @@ async def prepare(connection: Connection, address: Address) -> None:
         return
     if not address.migrate:
         state = f"has version {version} where {SCHEMA} is needed" if version else "is not there"
+        unused = "" if version else "nothing was ever enqueued here, and no worker ran: "
         raise Unprepared(
-            f"{address.place}: the schema {address.schema!r} {state} and may not be made here (migrate=false, or a command that only "
-            "looks); is this the right database? `offload migrate` makes it"
+            f"{address.place}: {unused}the schema {address.schema!r} {state} and may not be made here "
+            "(migrate=false, or a command that only looks); is this the right database? `offload migrate` makes it"
         )
     await migrate(connection, address)
 
