@@ -100,6 +100,50 @@ def test_a_step_whose_name_no_engine_keeps_is_refused_before_it_is_taken(attempt
     assert (ran, attempt.told) == ([], [])
 
 
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if (record.name, record.levelname) == ("offload.worker", "WARNING")]
+
+
+def test_a_name_that_is_used_twice_in_one_attempt_is_warned_of_once(attempt: FakeAttempt, caplog: pytest.LogCaptureFixture) -> None:
+    assert {current.step("send", born, year) for year in (1990, 1991, 1992)} == {date(1990, 1, 1)}
+    (said,) = warnings(caplog)
+    assert said.startswith("t j took the step 'send' more than once in attempt 2")
+    assert "give each step a name of its own" in said
+
+
+def test_so_it_is_in_coroutines_and_of_what_an_earlier_attempt_remembered(attempt: FakeAttempt, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        await current.astep("old", aborn, 1990)
+        assert warnings(caplog) == []
+        for _ in range(2):
+            await current.astep("old", aborn, 1990)
+        await asyncio.gather(current.astep("side", aborn, 1990), current.astep("side", aborn, 1991))
+
+    asyncio.run(main())
+    old, side = warnings(caplog)
+    assert "'old'" in old
+    assert "'side'" in side
+
+
+def test_threads_of_one_attempt_share_its_names(attempt: FakeAttempt, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        await asyncio.gather(*(asyncio.to_thread(current.step, "send", born, 1990) for _ in range(8)))
+
+    asyncio.run(main())
+    assert len(warnings(caplog)) == 1
+
+
+def test_names_that_differ_and_a_step_that_is_tried_again_are_not_warned_of(attempt: FakeAttempt, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> date:
+        raise OSError("down")
+
+    with pytest.raises(OSError, match="down"):
+        current.step("1990", fail)
+    for year in (1990, 1991):
+        current.step(str(year), born, year)
+    assert warnings(caplog) == []
+
+
 def test_a_step_may_be_a_coroutine_or_a_plain_function(attempt: FakeAttempt) -> None:
     async def main() -> list[date]:
         return [await current.astep("one", aborn, 1990), await current.astep("two", born, year=1991)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -22,6 +24,11 @@ from offload.task import Task
 P = ParamSpec("P")
 R = TypeVar("R")
 
+log = logging.getLogger("offload.worker")
+
+_counting = threading.Lock()
+"""Held while the uses of a step's name are counted: an attempt may take steps in several threads."""
+
 
 class Attempt(ABC):
     """One execution of one job, as the worker carries it out."""
@@ -33,6 +40,8 @@ class Attempt(ABC):
     """What the app's lifespan gave."""
     steps: dict[str, bytes]
     """JSON of the steps remembered so far."""
+    named: dict[str, int] | None = None
+    """How often this attempt has used the name of each step; None before the first."""
     lease: Lease
     session_id: str
     """The session that holds the lease."""
@@ -140,9 +149,11 @@ class Current:
     def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `function` once in the life of the job: its result is stored under `name`, and later attempts get it without a call.
 
-        The result travels as JSON and comes back by the function's return annotation, also the first time. A crash between
-        the call and the storing repeats the call. Raises BadPayload for a result JSON cannot carry, SessionLost when
-        another worker has the job by now, LoopRunning in a coroutine (use `astep`), BadDeclaration for a name of over 200 characters.
+        A second call with the same name in one attempt gets it, too, with a warning in the worker's log: give each step a name of its
+        own, in a loop such as `f"send {number}"`. The result travels as JSON and comes back by the function's return annotation, also
+        the first time. A crash between the call and the storing repeats the call. Raises BadPayload for a result JSON cannot carry,
+        SessionLost when another worker has the job by now, LoopRunning in a coroutine (use `astep`), BadDeclaration for a name of over
+        200 characters.
         """
         attempt, returns = _of_step(name), Returns(function)
         refuse_inside_loop("step")
@@ -150,6 +161,7 @@ class Current:
             value = _proved(returns, function(*args, **kwargs))
             attempt.remember_blocking(name, value)
             attempt.steps[name] = value
+        _count(attempt, name)
         return returns.decode(attempt.steps[name])
 
     @overload
@@ -164,6 +176,7 @@ class Current:
             value = _proved(returns, await result if inspect.isawaitable(result) else result)
             await attempt.remember(name, value)
             attempt.steps[name] = value
+        _count(attempt, name)
         return returns.decode(attempt.steps[name])
 
     def transaction(self, connection: Any = None) -> AbstractContextManager[Any]:
@@ -212,6 +225,24 @@ def _of_step(name: str) -> Attempt:
     if attempt.completion is not None:
         raise BadDeclaration("a step inside current.transaction() would be remembered although it rolls back; take the step before")
     return attempt
+
+
+def _count(attempt: Attempt, name: str) -> None:
+    """Count that a step has given its value, and warn at the second of one name: what it was to do may not have been done.
+
+    A step that failed does not count, and may be tried again by the same name.
+    """
+    with _counting:
+        named = attempt.named = attempt.named or {}
+        uses = named[name] = named.get(name, 0) + 1
+    if uses == 2:
+        job = attempt.job
+        log.warning(
+            "%s %s took the step %r more than once in attempt %d: a name has one result, which all further calls get, and their functions "
+            "are not called; give each step a name of its own, in a loop such as f'send {number}'",
+            job.task, job.id, name, attempt.number,
+            extra={"job_id": job.id, "task": job.task, "queue": job.queue, "attempt": attempt.number},
+        )  # fmt: skip
 
 
 def _proved(returns: Returns, result: Any) -> bytes:

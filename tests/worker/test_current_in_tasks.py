@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tests.conftest import Eventually
 from tests.worker import program as tasks
 from tests.worker.program import Marks
 
-from offload import NotInTask, Offload, Progress, Worker, current
+from offload import Job, NotInTask, Offload, Progress, Retry, Worker, current
 
 pytestmark = pytest.mark.anyio
 
@@ -66,6 +67,53 @@ async def test_a_step_is_remembered_by_the_next_attempt(program: Offload, task: 
     assert marks().count("first") == 1
     assert record.steps == {"first": 1, "second": 2}
     assert [failure.message for failure in record.errors] == ["between the steps"]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["one attempt", "two attempts"])
+async def test_only_within_one_attempt_is_a_step_of_the_same_name_warned_of(
+    app: Offload, caplog: pytest.LogCaptureFixture, again: bool
+) -> None:
+    sent: list[int] = []
+
+    def send(number: int) -> int:
+        sent.append(number)
+        return number
+
+    @app.task(retry=Retry(initial=0))
+    def letters() -> None:
+        current.step("send", send, current.attempt)
+        if not again:
+            current.step("send", send, 7)
+        elif current.attempt == 1:
+            raise OSError("down")
+
+    async with Worker(app):
+        await (await letters.aenqueue()).aresult(20)
+    assert sent == [1]
+    said = [record for record in caplog.records if "took the step 'send' more than once" in record.getMessage()]
+    assert len(said) == (0 if again else 1)
+
+
+async def test_a_middleware_that_calls_again_begins_with_no_names(app: Offload, caplog: pytest.LogCaptureFixture) -> None:
+    tries: list[int] = []
+
+    @app.middleware
+    async def twice(job: Job, call_next: Callable[[], Awaitable[Any]]) -> Any:
+        try:
+            return await call_next()
+        except OSError:
+            return await call_next()
+
+    @app.task
+    async def flaky() -> int:
+        tries.append(await current.astep("one", lambda: 1))
+        if len(tries) == 1:
+            raise OSError("down")
+        return len(tries)
+
+    async with Worker(app):
+        assert await (await flaky.aenqueue()).aresult(20) == 2
+    assert "more than once" not in caplog.text
 
 
 @isolations(tasks.note_async, tasks.note_thread, tasks.note_process)

@@ -207,7 +207,7 @@ class Executor:
         async def innermost() -> Any:
             nonlocal elsewhere
             if attempt.completed is None:  # a middleware may call again what has failed
-                attempt.additions, attempt.added = None, ()
+                attempt.additions, attempt.added, attempt.named = None, (), None
             if attempt.isolation == "async":
                 elsewhere = None
                 try:
