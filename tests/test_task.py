@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import runpy
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 
 from offload import BadDeclaration, BadPayload, Concurrency, Offload, Rate, Retry, State, Unique
 from offload.job import RateLimit, SlotLimit, UniqueKey
-from offload.task import AsyncTask, Task
+from offload.task import MOST_TOLD, AsyncTask, Task
 from offload.testing.clock import START, TestClock
 
 
@@ -314,6 +315,50 @@ def test_a_literal_key_follows_the_rule_that_the_task_declares(app: Offload) -> 
     assert task.using(unique="{literal}").job("Ann").unique == UniqueKey("{literal}", "started", "replace")
     assert task.using(unique=Unique("{literal}", until=60)).job("Ann").unique == UniqueKey("{literal}", 60.0)
     assert task.using(delay=1).job("Ann").unique == UniqueKey("greet:Ann", "started", "replace")
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"unique": "u:{name}"}, "unique"),
+        ({"unique": Unique("u:{name}", until=60)}, "unique"),
+        ({"order_by": "u:{name}"}, "order_by"),
+        ({"fair_by": "u:{name}"}, "fair_by"),
+        ({"limits": Concurrency(1, "u:{name}")}, "limits"),
+        ({"limits": [Concurrency(1, "k"), Rate("1/s", "u:{name}")]}, "limits"),
+    ],
+)
+def test_a_literal_key_that_reads_as_a_template_is_warned_of_once(
+    app: Offload, caplog: pytest.LogCaptureFixture, options: dict[str, Any], option: str
+) -> None:
+    task = app.task(name="greet")(greet)
+    for name in ("Ann", "Bob"):
+        task.using(**options).job(name)
+        app.using(**options).job("greet", name)
+    (said,) = caplog.records
+    assert (said.name, said.levelno) == ("offload.task", logging.WARNING)
+    text = said.getMessage()
+    assert text.startswith(f"task greet: using({option}=...) got the key 'u:{{name}}', and strings in using() are literal")
+    assert f"f-string, or a template or callable to @app.task({option}=...)" in text
+
+
+@pytest.mark.parametrize("key", ["u:{name!r}", "u:{name.first}:{times:02}", "{other}{name[0]}", "{{name}}"])
+def test_whatever_a_template_may_hold_is_seen_in_a_literal_key(app: Offload, caplog: pytest.LogCaptureFixture, key: str) -> None:
+    app.task(name="greet")(greet).using(unique=key)
+    assert repr(key) in caplog.text
+
+
+@pytest.mark.parametrize("key", ["name", "{other}", '{"name": 1}', "{}", "{0}", "{name", "name}", "{na{me}"])
+def test_a_literal_key_that_names_no_parameter_in_braces_is_not_warned_of(app: Offload, caplog: pytest.LogCaptureFixture, key: str) -> None:
+    app.task(name="greet")(greet).using(unique=key)
+    assert not caplog.records
+
+
+def test_the_keys_of_which_a_task_warns_are_bounded(app: Offload, caplog: pytest.LogCaptureFixture) -> None:
+    task = app.task(name="greet")(greet)
+    for number in range(MOST_TOLD + 10):
+        task.using(unique=f"{number}:{{name}}")
+    assert len(caplog.records) == MOST_TOLD
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from offload.portal import portal, refuse_inside_loop, sync
 from offload.producer import Producer
 from offload.retry import RetryPolicy
 from offload.scheduling import Scheduling
-from offload.task import AsyncTask, Task, called, task_of
+from offload.task import AsyncTask, Task, called, task_of, warn_of_templates
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -340,6 +340,7 @@ class ByName:
             raise BadDeclaration(f"app.enqueue takes the name of a task, not {name!r}{instead}")
         task = self._app.tasks.get(name)
         if task is not None:
+            warn_of_templates(task, self._changes)
             return self._changes.applied(task.job(*args, **kwargs), task.unique)
         if args:
             raise BadPayload(f"task {name!r} is not registered here, so the names of its parameters are unknown: pass keyword arguments")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -26,6 +26,7 @@ MOST_SLOTS = 2**31 - 1
 """The most slots of a key: what every engine can count."""
 MOST_BURST = 100_000
 """The most tokens that may gather, and that one job may take: of the slowest rate they are 270 years, which every engine can count."""
+_FIELD = re.compile(r"\{([^\W\d]\w*)[^{}]*\}")
 _IN_NO_KEY = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 Key: TypeAlias = str | Callable[..., str]
@@ -164,6 +165,11 @@ def given_key(key: Any, what: str) -> str:
         return literal_key(key, what)
     except BadPayload as error:
         raise BadDeclaration(str(error)) from None
+
+
+def field_in(key: str, parameters: Container[str]) -> str | None:
+    """The first parameter that a literal key names in braces, as the template of a declaration would."""
+    return next((name for name in _FIELD.findall(key) if name in parameters), None) if "{" in key else None
 
 
 def declared_limits(limits: Any, parameters: Mapping[str, object], what: str) -> tuple[Concurrency | Rate, ...]:

@@ -108,6 +108,13 @@ class Changes:
             for limit in given:
                 limits.given_key(limit.key, f"using(limits=...): the key of {type(limit).__name__} for this job")
 
+    def literals(self) -> list[tuple[str, str]]:
+        """The keys that are taken as they are, each behind the option that it was given for."""
+        unique = self.unique.key if isinstance(self.unique, Unique) else self.unique
+        given = () if self.limits is None else limits.checked_limits(self.limits, "limits")
+        keys = [("unique", unique), ("order_by", self.order_by), ("fair_by", self.fair_by), *(("limits", limit.key) for limit in given)]
+        return [(option, key) for option, key in keys if isinstance(key, str)]
+
     def applied(self, draft: Draft[R], declared: Unique | None) -> Draft[R]:
         """`draft` with the changes; a literal key takes the rest of its rule from the one that the task has `declared`."""
         plain = ("id", "queue", "priority", "delay", "expires_in", "timeout", "keep", "on_dead")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import fields
@@ -27,11 +28,15 @@ from offload.retry import RetryPolicy, policy_of
 P = ParamSpec("P")
 R = TypeVar("R")
 
+log = logging.getLogger("offload.task")
+
 ISOLATIONS = ("async", "thread", "process")
 NAMES_OF_OTHERS = ("delay", "send", "apply_async")
 """What other job queues call `enqueue`."""
 DRAFTS_OF_OTHERS = ("s", "si", "signature", "message")
 """What other job queues call `job`."""
+MOST_TOLD = 100
+"""Of so many literal keys that read as templates a task warns; who makes a new one for each job has heard of it by then."""
 
 
 class Task(Generic[P, R]):
@@ -60,6 +65,8 @@ class Task(Generic[P, R]):
         self.log = self._parameters(options.log, f"{what}: log")
         self.mask = self._parameters(options.mask, f"{what}: mask")
         self.producer = producer
+        self.told: set[str] = set()
+        """The literal keys of which it has warned."""
         self.declared_in: str = self.function.__module__
         """The module that made the function a task, as far as is known."""
         producer.check(self._asks(), what)
@@ -160,6 +167,7 @@ class Task(Generic[P, R]):
             keep=keep,
             connection=connection,
         )
+        warn_of_templates(self, changes)
         return Bound(self, changes)
 
     def _key(self, unique: Unique, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UniqueKey:
@@ -283,6 +291,20 @@ def task_of(function: Callable[..., Any], given: Mapping[str, Any], producer: Pr
     if inspect.iscoroutinefunction(function):
         return AsyncTask(function, options, producer)
     return Task(function, options, producer)
+
+
+def warn_of_templates(task: Task[..., Any], changes: Changes) -> None:
+    """Warn of literal keys that read as templates, of each once: all jobs would share the one key, braces and all."""
+    for option, key in changes.literals():
+        name = limits.field_in(key, task.arguments.parameters)
+        if name is None or key in task.told or len(task.told) >= MOST_TOLD:
+            continue
+        task.told.add(key)
+        log.warning(
+            "task %s: using(%s=...) got the key %r, and strings in using() are literal: it is not filled in with the argument %r, "
+            "and so the same for all jobs; give the finished key, such as an f-string, or a template or callable to @app.task(%s=...)",
+            task.name, option, key, name, option, extra={"task": task.name},
+        )  # fmt: skip
 
 
 def called(task: Task[..., Any]) -> str:
