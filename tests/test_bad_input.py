@@ -263,7 +263,7 @@ def test_the_task_in_place_of_its_name_is_refused_with_the_call_that_takes_it(ap
     [
         (lambda _, __: cast(Any, Offload)(5), "Offload takes the URL of a broker, such as 'sqlite:///offload.db', not 5"),
         (lambda _, __: cast(Any, Offload)("memory://", heartbeat="3s"), "heartbeat must be seconds"),
-        (lambda app, _: app.task(unique=5)(states), "unique must be a Unique, or the template of its key, not 5"),
+        (lambda app, _: app.task(unique=5)(states), "unique must be a Unique, or its key, a template or a callable, not 5"),
         (lambda app, _: app.cron(5), r"@app.cron takes an expression, as in @app.cron\('0 9 \* \* MON'\), not 5"),
         (lambda app, add: app.cron(add), "@app.cron takes an expression, .*, not <Task shop.add>"),
         (lambda app, add: app.cron("0 9 * * *", timezone=5)(app.task(name="zoned")(lambda: None)), "timezone must be a text, not 5"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,21 +31,98 @@ from offload.limits import (
     interval_of,
     limit_of,
     literal,
-    resolve,
     rule_of,
     spec_of,
     strictest,
 )
 
 
+def task_of(function: Callable[..., Any], **options: Any) -> Any:
+    """The function as a task, under its own name."""
+    return Offload("memory://").task(name=function.__name__, **options)(function)
+
+
+def digest(user_id: int, name: str = "Ann") -> None: ...
+
+
 def test_a_template_is_filled_from_the_arguments() -> None:
     unique = Unique("digest:{user_id}:{name[0]}", until="started", on_conflict="replace")
-    assert resolve(unique, {"user_id": 7, "name": "Ann"}, (7,), {}, "task x") == UniqueKey("digest:7:A", "started", "replace")
+    assert task_of(digest, unique=unique).job(7, "Ann").unique == UniqueKey("digest:7:A", "started", "replace")
 
 
-def test_a_callable_takes_the_same_arguments() -> None:
-    unique = Unique(lambda user_id, name="": f"{user_id}/{name.lower()}")
-    assert resolve(unique, {}, (7,), {"name": "Ann"}, "task x") == UniqueKey("7/ann")
+@pytest.mark.parametrize(
+    ("key", "made"),
+    [
+        (lambda user_id, name: f"{user_id}/{name.lower()}", "7/ann"),
+        (lambda name, user_id: f"{user_id}/{name}", "7/Ann"),
+        (lambda user_id: f"user {user_id}", "user 7"),
+        (lambda *, name: name, "Ann"),
+        (lambda user_id, name="nobody", day="monday": f"{user_id} {name} {day}", "7 Ann monday"),
+        (lambda: "all", "all"),
+        (lambda **arguments: repr(arguments), "{'user_id': 7, 'name': 'Ann'}"),
+        (lambda user_id, **arguments: f"{user_id} {arguments}", "7 {'name': 'Ann'}"),
+        (lambda *arguments: repr(arguments), "(7, 'Ann')"),
+        (lambda number, word, /: f"{number} {word}", "7 Ann"),
+        (partial(lambda day, user_id: f"{day} {user_id}", "monday"), "monday 7"),
+    ],
+)
+def test_a_callable_takes_of_the_arguments_what_it_names(key: Callable[..., str], made: str) -> None:
+    task = task_of(digest, unique=key, order_by=key, fair_by=key, limits=[Concurrency(1, key), Rate("1/s", key)])
+    for job in (task.job(7, "Ann"), task.job(7, name="Ann"), task.job(user_id=7, name="Ann"), task.job(7)):
+        assert (job.unique, job.order_by, job.fair_by) == (UniqueKey(made), made, made)
+        assert [limit.key for limit in job.limits] == [made, made]
+
+
+@pytest.mark.parametrize(
+    ("key", "made"),
+    [
+        (lambda first: f"{first}", "1"),
+        (lambda first, rest, more: f"{first} {rest} {more}", "1 (2, 3) {'tenant': 'x'}"),
+        (lambda tenant: tenant, "x"),
+        (lambda tenant, plan="free": f"{tenant} {plan}", "x free"),
+        (lambda first, *rest, **more: f"{first} {rest} {more}", "1 (2, 3) {'level': 5, 'tenant': 'x'}"),
+        (lambda first, level, **more: f"{first} {level} {more}", "1 5 {'tenant': 'x'}"),
+    ],
+)
+def test_a_callable_takes_of_a_task_whatever_its_arguments_are_like(key: Callable[..., str], made: str) -> None:
+    def spread(first: int, /, *rest: int, level: int = 5, **more: str) -> None: ...
+
+    assert task_of(spread, order_by=key).job(1, 2, 3, tenant="x").order_by == made
+
+
+def test_what_a_task_was_not_given_is_empty_and_what_a_callable_misses_is_told_at_enqueue() -> None:
+    def spread(*rest: int, **more: str) -> None: ...
+
+    assert task_of(spread, order_by=lambda rest, more: f"{rest} {more}").job().order_by == "() {}"
+    with pytest.raises(BadPayload, match=r"the key of order_by could not be made: TypeError: .* missing 1 required .* 'tenant'"):
+        task_of(spread, order_by=lambda tenant: tenant).job()
+
+
+def test_a_callable_that_does_not_tell_what_it_takes_gets_all() -> None:
+    def greet(name: str) -> None: ...
+
+    assert task_of(greet, unique=str).job(name="Ann").unique == UniqueKey("Ann")
+    assert task_of(greet, unique=str.lower).job(name="Ann").unique == UniqueKey("ann")
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (lambda user_id, tenant: "", "the callable takes 'tenant', which is no parameter of the task; known are: user_id, name"),
+        (lambda *, tenant: "", "the callable takes 'tenant'"),
+        (lambda number, /: "", r"the callable cannot take what the task takes \(user_id, name\): too many positional arguments"),
+        (lambda a, b, c, *rest: "", "missing a required argument: 'c'"),
+    ],
+)
+@pytest.mark.parametrize("option", ["unique", "order_by", "fair_by", "Unique", "Concurrency", "Rate"])
+def test_a_callable_that_no_job_could_satisfy_is_refused_where_it_is_declared(key: Any, said: str, option: str) -> None:
+    kinds: dict[str, dict[str, Any]] = {
+        "Unique": {"unique": Unique(key)},
+        "Concurrency": {"limits": Concurrency(1, key)},
+        "Rate": {"limits": Rate("1/s", key)},
+    }
+    with pytest.raises(BadDeclaration, match=f"task digest: {option if option != 'Unique' else 'unique'}: .*{said}"):
+        task_of(digest, **kinds.get(option, {option: key}))
 
 
 def test_a_duration_may_be_seconds_or_a_timedelta() -> None:
@@ -70,13 +148,14 @@ def test_what_cannot_work_is_refused(make: Any, message: str) -> None:
 
 
 def test_a_template_may_name_parameters_only() -> None:
-    assert declared("mail:{user.id}", {"user": None}, "task x") == Unique("mail:{user.id}")
+    parameters = inspect.signature(lambda user: user).parameters
+    assert declared("mail:{user.id}", parameters, "task x") == Unique("mail:{user.id}")
     with pytest.raises(BadDeclaration, match=r"task x: unique: the key 'mail:{to}' names 'to', which is no parameter; known are: user"):
-        declared("mail:{to}", {"user": None}, "task x")
+        declared("mail:{to}", parameters, "task x")
     with pytest.raises(BadDeclaration, match="names ''"):
-        declared("mail:{}", {"user": None}, "task x")
+        declared("mail:{}", parameters, "task x")
     with pytest.raises(BadDeclaration, match="no valid template"):
-        declared("mail:{", {"user": None}, "task x")
+        declared("mail:{", parameters, "task x")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +164,7 @@ def test_a_template_may_name_parameters_only() -> None:
 )
 def test_a_key_that_cannot_be_made_is_refused_at_enqueue(key: Any, message: str) -> None:
     with pytest.raises(BadPayload, match=message):
-        resolve(Unique(key), {"text": ""}, ("",), {}, "task x")
+        task_of(lambda text: text, unique=Unique(key)).job("")
 
 
 def test_a_key_has_a_greatest_length() -> None:
@@ -160,7 +239,7 @@ def test_a_rate_is_said_in_the_smallest_unit_of_whole_numbers(interval: int, sai
 )
 def test_limits_that_cannot_be_kept_are_refused_where_they_are_declared(limits: Any, message: str) -> None:
     with pytest.raises(BadDeclaration, match=message):
-        declared_limits(limits, {"name": None}, "task x")
+        declared_limits(limits, inspect.signature(lambda name: name).parameters, "task x")
 
 
 def test_one_limit_alone_will_do_and_kinds_may_share_a_key() -> None:
@@ -219,14 +298,14 @@ print(rule_of(Concurrency(1, partial(lambda given, tenant: tenant, object())), "
 
 
 def test_a_limit_that_takes_the_place_of_another_does_not_count_for_its_jobs() -> None:
-    def task_of(*limits: Concurrency) -> Any:
-        return Offload("memory://").task(name="send", limits=list(limits))(lambda tenant: tenant)
+    def limited(*limits: Concurrency) -> Any:
+        return task_of(lambda tenant: tenant, limits=list(limits))
 
     def smtp() -> Concurrency:
         return Concurrency(2, key=lambda tenant: f"smtp:{tenant}")
 
-    (old,) = task_of(smtp()).job("ada").limits
-    everybody, same = task_of(Concurrency(50, key=lambda tenant: "all"), smtp()).job("ada").limits
+    (old,) = limited(smtp()).job("ada").limits
+    everybody, same = limited(Concurrency(50, key=lambda tenant: "all"), smtp()).job("ada").limits
     assert (everybody.key, same.key) == ("all", old.key)
     assert old.rule not in (everybody.rule, same.rule)
 

@@ -104,7 +104,7 @@ def test_no_time_limit(app: Offload) -> None:
         ({"mask": "nick"}, "mask names 'nick'"),
         ({"unique": "{nick}"}, "names 'nick'"),
         ({"retry": "often"}, "retry must be"),
-        ({"unique": 5}, r"greet: unique must be a Unique, or the template of its key, not 5"),
+        ({"unique": 5}, r"greet: unique must be a Unique, or its key, a template or a callable, not 5"),
         ({"name": 5}, r"@app.task\(name=...\) must be a text"),
         ({"log": 5}, "log must be names of parameters, not 5"),
         *(({"queue": queue}, f"queue {queue!r} could not be named by `offload worker -q`") for queue in ("a,b", "a:3", "my queue")),

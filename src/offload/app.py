@@ -118,7 +118,7 @@ class Offload(Control, Scheduling):
         retry: RetryPolicy | int | bool | None = True,
         timeout: Duration | None = 3600.0,
         isolation: Isolation | None = None,
-        unique: Unique | str | None = None,
+        unique: Unique | Key | None = None,
         order_by: Key | None = None,
         on_dead: OnDead = "continue",
         limits: Limits = (),
@@ -134,12 +134,13 @@ class Offload(Control, Scheduling):
         `name`: module.qualname unless said. `queue`: the line its jobs wait in. `priority`: -100 to 100, higher runs first. `retry`: a
         `Retry`, a number of retries, False for none, or a callable `(attempt, error) -> seconds | None`. `timeout`: seconds for
         one attempt, None for no limit. `isolation`: "async" for an async def and "thread" for a def unless said, or "process".
-        `unique`: a `Unique`, or the template of its key. `order_by`: a key whose jobs run one after the other, in the order in which
+        `unique`: a `Unique`, or its key alone. `order_by`: a key whose jobs run one after the other, in the order in which
         they were first due, retries included; `on_dead`: "continue", or "hold" to stop the key at a dead job until it is retried or
-        deleted. `limits`: a list of `Concurrency` and `Rate`. `fair_by`: a key that takes turns with others in its queue.
-        `expires_in`: seconds from the enqueue within which it must start.
-        `keep`: seconds that record and result are kept once succeeded, 0 for not at all. `log`, `mask`: arguments shown on each
-        log line, or never shown. Raises BadDeclaration for what cannot work, Unsupported for what the broker cannot keep.
+        deleted. `limits`: a list of `Concurrency` and `Rate`. `fair_by`: a key that takes turns with others in its queue. Each key is a
+        template over the arguments, or a callable that takes those of them that it names.
+        `expires_in`: seconds from the enqueue within which it must start. `keep`: seconds that record and result are kept once
+        succeeded, 0 for not at all. `log`, `mask`: arguments shown on each log line, or never shown. Raises BadDeclaration for what
+        cannot work, Unsupported for what the broker cannot keep.
         """
         caller: str = sys._getframe(1).f_globals.get("__name__", "")  # pyright: ignore[reportPrivateUsage] - as logging does
 

@@ -14,6 +14,7 @@ from zlib import crc32
 
 from msgspec import UNSET, UnsetType
 
+from offload.callables import Named, Parameters, caller_of
 from offload.duration import seconds
 from offload.errors import BadDeclaration, BadPayload
 from offload.job import Conflict, Limit, LimitChange, RateLimit, SlotLimit, UniqueKey, Until
@@ -36,6 +37,7 @@ Key: TypeAlias = str | Callable[..., str]
 class Unique:
     """At most one job of a key: `key` is a `str.format` template over the task's arguments, or a callable taking the same arguments.
 
+    A callable gets those of them that it names, defaults filled in.
     `until` says when the key is free again: when the job is "finished" (the default), "started", or so many seconds (or a timedelta)
     after the enqueue. `on_conflict` says what a second enqueue does: "skip" gives the first job's handle, "raise" raises
     UniqueConflict, "replace" gives the waiting job the new payload and "debounce" also the new time (both with
@@ -147,10 +149,12 @@ def _check_number(number: Any, what: str, most: int) -> None:
         raise BadDeclaration(f"{what} must be at most {most:,}, not {number:,}")
 
 
-def declared_key(key: Key, parameters: Mapping[str, object], what: str) -> Key:
-    """A key as a task declares it, its template checked against the task's parameters. Raises BadDeclaration."""
+def declared_key(key: Key, parameters: Parameters, what: str) -> Key:
+    """A key as a task declares it, its template or callable checked against the task's parameters. Raises BadDeclaration."""
     _check_key(key, what)
-    if isinstance(key, str):
+    if not isinstance(key, str):
+        caller_of(key, parameters, what)
+    else:
         given_key("".join(text for text, _ in _parts(key, what)) or key, f"{what}: the key")
         for field in _fields(key, what):
             if field not in parameters:
@@ -172,7 +176,7 @@ def field_in(key: str, parameters: Container[str]) -> str | None:
     return next((name for name in _FIELD.findall(key) if name in parameters), None) if "{" in key else None
 
 
-def declared_limits(limits: Any, parameters: Mapping[str, object], what: str) -> tuple[Concurrency | Rate, ...]:
+def declared_limits(limits: Any, parameters: Parameters, what: str) -> tuple[Concurrency | Rate, ...]:
     """`limits=` as a task declares it. Raises BadDeclaration."""
     limits = checked_limits(limits, what)
     for limit in limits:
@@ -200,15 +204,25 @@ def _refuse_twice(limits: Sequence[Concurrency | Rate], what: str) -> None:
         known.add((kind, limit.key))
 
 
-def made_key(key: Key, arguments: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], what: str) -> str:
-    """The key of one job; see `resolve`. Raises BadPayload."""
-    if isinstance(key, str) and (unknown := _outputs_in(key, arguments)):
-        raise BadPayload(f"{what} is made of {unknown}, which is the output of a job that has not run yet")
-    try:
-        made: Any = key.format_map(arguments) if isinstance(key, str) else key(*args, **kwargs)
-    except Exception as error:
-        raise BadPayload(f"{what} could not be made: {type(error).__name__}: {error}") from error
-    return literal_key(made, what)
+class Maker:
+    """Makes one key of the jobs of a task, which was declared."""
+
+    __slots__ = ("_make", "_template", "_what")
+
+    def __init__(self, key: Key, parameters: Parameters, what: str) -> None:
+        self._template = key if isinstance(key, str) else ""
+        self._make: Callable[[Named], Any] = key.format_map if isinstance(key, str) else caller_of(key, parameters, what)
+        self._what = what
+
+    def make(self, named: Named) -> str:
+        """The key of a job whose arguments are these by name, defaults filled in. Raises BadPayload."""
+        if unknown := _outputs_in(self._template, named):
+            raise BadPayload(f"{self._what} is made of {unknown}, which is the output of a job that has not run yet")
+        try:
+            made = self._make(named)
+        except Exception as error:
+            raise BadPayload(f"{self._what} could not be made: {type(error).__name__}: {error}") from error
+        return literal_key(made, self._what)
 
 
 def _outputs_in(template: str, arguments: Mapping[str, Any]) -> str:
@@ -286,26 +300,22 @@ def _stricter(one: Limit, other: Limit) -> Limit:
     raise AssertionError("limits of one kind")
 
 
-def declared(unique: Unique | str, parameters: Mapping[str, object], what: str) -> Unique:
-    """`unique` as a task declares it, its template checked against the task's parameters. Raises BadDeclaration."""
-    if not isinstance(unique, str | Unique):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
-        raise BadDeclaration(f"{what}: unique must be a Unique, or the template of its key, not {unique!r}")
-    unique = Unique(unique) if isinstance(unique, str) else unique
+def declared(unique: Unique | Key, parameters: Parameters, what: str) -> Unique:
+    """`unique` as a task declares it, its key checked against the task's parameters. Raises BadDeclaration."""
+    if not isinstance(unique, str | Unique) and not callable(unique):
+        raise BadDeclaration(f"{what}: unique must be a Unique, or its key, a template or a callable, not {unique!r}")
+    unique = unique if isinstance(unique, Unique) else Unique(unique)
     declared_key(unique.key, parameters, f"{what}: unique")
     return unique
 
 
-def resolve(unique: Unique, arguments: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], what: str) -> UniqueKey:
-    """The key of one job. `arguments` are all by name, defaults filled in; `args` and `kwargs` as they were given. Raises BadPayload."""
-    return _unique_key(unique, made_key(unique.key, arguments, args, kwargs, f"{what}: the unique key"))
-
-
 def literal(unique: Unique, key: Any, what: str) -> UniqueKey:
     """The key of one job, with `key` taken as it is. Raises BadPayload when it is empty or too long."""
-    return _unique_key(unique, literal_key(key, f"{what}: the unique key"))
+    return unique_key(unique, literal_key(key, f"{what}: the unique key"))
 
 
-def _unique_key(unique: Unique, key: str) -> UniqueKey:
+def unique_key(unique: Unique, key: str) -> UniqueKey:
+    """What a job claims by a rule once its key is made."""
     until: Until = unique.until.total_seconds() if isinstance(unique.until, timedelta) else unique.until
     return UniqueKey(key, until, unique.on_conflict)
 

@@ -36,7 +36,7 @@ class Options:
     retry: RetryPolicy | int | bool | None = True
     timeout: Duration | None = 3600.0
     isolation: Isolation | None = None
-    unique: Unique | str | None = None
+    unique: Unique | Key | None = None
     order_by: Key | None = None
     on_dead: OnDead = "continue"
     limits: Limits = ()

@@ -19,8 +19,8 @@ from offload.codec import Arguments, HoldsOutputs
 from offload.duration import Duration, seconds
 from offload.errors import BadDeclaration
 from offload.handle import Handle
-from offload.job import Draft, Isolation, Limit, OnDead, UniqueKey
-from offload.limits import Key, Limits, Unique
+from offload.job import Draft, Isolation, Limit, OnDead
+from offload.limits import Key, Limits, Maker, Unique
 from offload.options import Changes, Options, name_of, on_dead_of, ordered, priority_of, queue_of
 from offload.producer import Producer
 from offload.retry import RetryPolicy, policy_of
@@ -64,6 +64,11 @@ class Task(Generic[P, R]):
         self.keep = seconds(options.keep, f"{what}: keep")
         self.log = self._parameters(options.log, f"{what}: log")
         self.mask = self._parameters(options.mask, f"{what}: mask")
+        self._makers = self._made_for(what)
+        self._limits = [
+            (limit, limits.rule_of(limit, f"{self.name}[{place}]"), self._maker(limit.key, f"{what}: the key of {type(limit).__name__}"))
+            for place, limit in enumerate(self.limits)
+        ]
         self.producer = producer
         self.told: set[str] = set()
         """The literal keys of which it has warned."""
@@ -99,14 +104,13 @@ class Task(Generic[P, R]):
             queue=self.queue,
             priority=self.priority,
             expires_in=self.expires_in,
-            unique=None if self.unique is None else self._key(self.unique, args, kwargs),
             keep=self.keep,
-            **self._keys(args, kwargs),
+            **(self._keys(self.arguments.named(args, kwargs)) if self._makers or self._limits else {}),
         )
 
     def rules(self) -> tuple[Limit, ...]:
         """The limits that the task declares, as stores know them: by their rules."""
-        return tuple(limits.limit_of(limit, rule, rule) for limit, rule in self._limits())
+        return tuple(limits.limit_of(limit, rule, rule) for limit, rule, _ in self._limits)
 
     async def aenqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Enqueue a job of these arguments. It is durable on return.
@@ -170,29 +174,22 @@ class Task(Generic[P, R]):
         warn_of_templates(self, changes)
         return Bound(self, changes)
 
-    def _key(self, unique: Unique, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UniqueKey:
-        return limits.resolve(unique, self.arguments.named(args, kwargs), args, kwargs, f"task {self.name}")
+    def _keys(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        """What a job's keys are, as far as the task has any, of its arguments by name, defaults filled in."""
+        made: dict[str, Any] = {option: maker.make(named) for option, maker in self._makers.items()}
+        if self.unique is not None:
+            made["unique"] = limits.unique_key(self.unique, made["unique"])
+        made["limits"] = limits.strictest([limits.limit_of(limit, maker.make(named), rule) for limit, rule, maker in self._limits])
+        return {**made, "on_dead": self.on_dead}
 
-    def _keys(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What a job's keys are, as far as the task has any."""
-        if self.order_by is None and not self.limits and self.fair_by is None:
-            return {}
-        named = self.arguments.named(args, kwargs)
+    def _made_for(self, what: str) -> dict[str, Maker]:
+        """What makes the keys of which a task has one each, by their options."""
+        keys = {"unique": None if self.unique is None else self.unique.key, "order_by": self.order_by, "fair_by": self.fair_by}
+        shown = {option: "unique key" if option == "unique" else f"key of {option}" for option in keys}
+        return {option: self._maker(key, f"{what}: the {shown[option]}") for option, key in keys.items() if key is not None}
 
-        def made(key: Key, what: str) -> str:
-            return limits.made_key(key, named, args, kwargs, f"task {self.name}: the key of {what}")
-
-        return {
-            "order_by": None if self.order_by is None else made(self.order_by, "order_by"),
-            "on_dead": self.on_dead,
-            "limits": limits.strictest(
-                [limits.limit_of(limit, made(limit.key, type(limit).__name__), rule) for limit, rule in self._limits()]
-            ),
-            "fair_by": None if self.fair_by is None else made(self.fair_by, "fair_by"),
-        }
-
-    def _limits(self) -> list[tuple[limits.Concurrency | limits.Rate, str]]:
-        return [(limit, limits.rule_of(limit, f"{self.name}[{place}]")) for place, limit in enumerate(self.limits)]
+    def _maker(self, key: Key, what: str) -> Maker:
+        return Maker(key, self.arguments.parameters, what)
 
     def _declared_key(self, key: Key | None, what: str) -> Key | None:
         return None if key is None else limits.declared_key(key, self.arguments.parameters, what)

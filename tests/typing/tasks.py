@@ -43,6 +43,10 @@ async def sync_tenant(tenant_id: str) -> int:
     return len(tenant_id)
 
 
+@app.task(unique=tenant)
+def once(tenant_id: str) -> None: ...
+
+
 @app.task(limits=Rate("5/m", key="api"))
 def limited() -> None: ...
 
