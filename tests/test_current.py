@@ -65,8 +65,8 @@ def test_progress_is_reported(attempt: FakeAttempt) -> None:
     assert current.cancelled
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
-def test_progress_is_a_fraction(attempt: FakeAttempt, fraction: float) -> None:
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan"), "half", None, [0.5]])
+def test_progress_is_a_fraction(attempt: FakeAttempt, fraction: Any) -> None:
     with pytest.raises(ValueError, match="a fraction from 0 to 1"):
         current.progress(fraction)
     assert attempt.told == []
@@ -199,6 +199,13 @@ def test_a_sync_step_in_a_coroutine_names_the_async_one(attempt: FakeAttempt) ->
 
     asyncio.run(main())
     assert attempt.told == []
+
+
+@pytest.mark.parametrize("function", [aborn, lambda year: aborn(year + 1)])
+def test_a_sync_step_of_an_async_function_names_the_async_one(attempt: FakeAttempt, function: Any) -> None:
+    with pytest.raises(BadDeclaration, match=r"the function of step 's' is async.*use `await current.astep\(...\)`"):
+        current.step("s", function, 1990)
+    assert (attempt.told, "s" in attempt.steps) == ([], False)
 
 
 def test_a_step_outside_an_attempt_says_so_on_a_running_loop_too() -> None:

@@ -140,9 +140,9 @@ class Current:
         return OwnBatch(_attempt().adding())
 
     def progress(self, fraction: float, message: str = "") -> None:
-        """Say how far the job is: from 0 to 1, and a word about it. Shown live; cheap to call often. Raises ValueError outside 0..1."""
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"progress is a fraction from 0 to 1, not {fraction!r}")
+        """Say how far the job is: from 0 to 1, and a word about it. Shown live; cheap to call often. Raises ValueError for others."""
+        if not _is_fraction(fraction):
+            raise ValueError(f"progress is a fraction from 0 to 1, and then a text, as progress(0.5, 'half'), not {fraction!r}")
         storable = str(message).encode("utf-8", "backslashreplace").decode()  # names of files may hold what UTF-8 may not
         _attempt().report(Progress(float(fraction), storable))
 
@@ -152,13 +152,13 @@ class Current:
         A second call with the same name in one attempt gets it, too, with a warning in the worker's log: give each step a name of its
         own, in a loop such as `f"send {number}"`. The result travels as JSON and comes back by the function's return annotation, also
         the first time. A crash between the call and the storing repeats the call. Raises BadPayload for a result JSON cannot carry,
-        SessionLost when another worker has the job by now, LoopRunning in a coroutine (use `astep`), BadDeclaration for a name of over
-        200 characters.
+        SessionLost when another worker has the job by now, LoopRunning in a coroutine and BadDeclaration for an async function
+        (use `astep`), BadDeclaration for a name of over 200 characters.
         """
         attempt, returns = _of_step(name), Returns(function)
         refuse_inside_loop("step")
         if name not in attempt.steps:
-            value = _proved(returns, function(*args, **kwargs))
+            value = _proved(returns, _not_awaitable(name, function(*args, **kwargs)))
             attempt.remember_blocking(name, value)
             attempt.steps[name] = value
         _count(attempt, name)
@@ -225,6 +225,24 @@ def _of_step(name: str) -> Attempt:
     if attempt.completion is not None:
         raise BadDeclaration("a step inside current.transaction() would be remembered although it rolls back; take the step before")
     return attempt
+
+
+def _is_fraction(value: Any) -> bool:
+    try:
+        return bool(0 <= value <= 1)
+    except TypeError:
+        return False
+
+
+def _not_awaitable(name: str, result: Any) -> Any:
+    """What a sync step gave. Raises BadDeclaration for the coroutine of an async function, of which nothing has run."""
+    if inspect.iscoroutine(result):
+        result.close()
+        raise BadDeclaration(
+            f"the function of step {name!r} is async, and current.step() has nobody to await it: "
+            "make the task an `async def`, and use `await current.astep(...)`"
+        )
+    return result
 
 
 def _count(attempt: Attempt, name: str) -> None:

@@ -121,10 +121,11 @@ def interval_of(spec: str) -> int:
     if found is None:
         raise BadDeclaration(f"a rate is a number per s, m, h or d, such as '100/s' or '5/m', not {spec!r}")
     number, period = int(found[1]), PERIODS[found[2]]
-    if not 0 < number <= MOST_PER_PERIOD:
-        raise BadDeclaration(
-            f"a rate of {spec!r} cannot work: give 1 to {MOST_PER_PERIOD:,} a period; `app.set_limit(key, paused=True)` stops a key"
-        )
+    if number == 0:
+        raise BadDeclaration(f"a rate of {spec!r} lets nothing start: give at least 1; `app.set_limit(key, paused=True)` stops a key")
+    if number > MOST_PER_PERIOD:
+        instead = "leave the limit out" if found[2] == "s" else "say it of a shorter period, or leave the limit out"
+        raise BadDeclaration(f"a rate of {spec!r} is too high: give at most {MOST_PER_PERIOD:,} a period; {instead}")
     return max(-(-period // number), 1)
 
 
@@ -186,7 +187,8 @@ def declared_limits(limits: Any, parameters: Parameters, what: str) -> tuple[Con
 
 def checked_limits(limits: Any, what: str) -> tuple[Concurrency | Rate, ...]:
     """`limits=` as a tuple; one alone will do. Raises BadDeclaration for what is no limit."""
-    given: tuple[Any, ...] = tuple(cast("Iterable[Any]", limits)) if isinstance(limits, Iterable) else (limits,)
+    each: Any = (limits,) if isinstance(limits, str) or not isinstance(limits, Iterable) else cast("Iterable[Any]", limits)
+    given: tuple[Any, ...] = tuple(each)
     for limit in given:
         if not isinstance(limit, Concurrency | Rate):
             raise BadDeclaration(f"{what}: limits are a list of Concurrency(n, key=...) and Rate('100/s', key=...), not {limit!r}")
@@ -331,7 +333,7 @@ def change_of(
     given_key(key, "the key of set_limit")
     if all(value is UNSET for value in (concurrency, rate, burst, paused)):
         raise BadDeclaration(f"set_limit({key!r}) changes nothing: give concurrency=, rate=, burst= or paused=")
-    _check_change(concurrency, f"set_limit({key!r}, concurrency=...)", MOST_SLOTS)
+    _check_change(concurrency, f"set_limit({key!r}, concurrency=...)", MOST_SLOTS, at_zero="; paused=True stops a key")
     _check_change(burst, f"set_limit({key!r}, burst=...)", MOST_BURST)
     if not isinstance(paused, bool | UnsetType):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
         raise BadDeclaration(f"set_limit({key!r}, paused={paused!r}): say True or False")
@@ -339,13 +341,12 @@ def change_of(
     return LimitChange(n=concurrency, interval=interval, burst=burst, paused=paused)
 
 
-def _check_change(number: Any, what: str, most: int) -> None:
+def _check_change(number: Any, what: str, most: int, at_zero: str = "") -> None:
     if number is UNSET or number is None:
         return
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise BadDeclaration(
-            f"{what} must be a whole number of at least 1, or None for what is declared, not {number!r}; paused=True stops a key"
-        )
+        instead = at_zero if number == 0 and not isinstance(number, bool) else ""
+        raise BadDeclaration(f"{what} must be a whole number of at least 1, or None for what is declared, not {number!r}{instead}")
     _check_number(number, what, most)
 
 

@@ -168,7 +168,17 @@ def test_no_key_says_so(shop: Project) -> None:
     ("arguments", "message"),
     [
         (["set", "k"], "nothing to set: give --concurrency, --rate or --burst"),
-        (["set", "k", "--concurrency", "0"], "paused=True stops a key"),
+        (
+            ["set", "k", "--concurrency", "0"],
+            "--concurrency 0 would let nothing start: give at least 1, or stop the key with `offload limits pause k`",
+        ),
+        (["set", "k", "--concurrency", "-1"], "`offload limits pause k`"),
+        (
+            ["set", "k x", "--rate", "0/s"],
+            "--rate 0/s would let nothing start: give at least 1, or stop the key with `offload limits pause 'k x'`",
+        ),
+        (["set", "k", "--rate", "2000000/s"], "a rate of '2000000/s' is too high"),
+        (["set", "k", "--burst", "0"], "0 is not in the range x>=1"),
         (["set", "k", "--rate", "fast"], "a rate is a number per s, m, h or d, such as '100/s' or '5/m', not 'fast'"),
         (["set", "", "--rate", "1/s"], "the key must be a text that is not empty"),
         (["pause", "x" * 201], "has 201 characters, of at most 200"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,7 @@ def list_limits(app: Offload, most: int, after: str | None, as_json: bool) -> No
 @key_argument
 @click.option("--concurrency", type=int, help="So many jobs of it at a time.")
 @click.option("--rate", help="So many starts in a time, such as 100/s, 5/m, 1000/h or 10/d.")
-@click.option("--burst", type=int, help="So many may start at once after a pause.")
+@click.option("--burst", type=click.IntRange(min=1), help="So many may start at once after a pause.")
 @takes_app
 def set_limit(app: Offload, key: str, **given: Any) -> None:
     """Change what KEY allows, for all workers, until it is changed again or reset.
@@ -80,6 +80,7 @@ def set_limit(app: Offload, key: str, **given: Any) -> None:
         raise click.UsageError(
             "nothing to set: give --concurrency, --rate or --burst; `offload limits reset` goes back to what is declared"
         )
+    _refuse_none(key, changes)
     _warn_of_useless(app, key, {"slot" if name == "concurrency" else "token" for name in changes})
     app.set_limit(key, **changes)
     said = ", ".join(f"{name} {value}" for name, value in changes.items())
@@ -126,6 +127,16 @@ def resume(app: Offload, key: str) -> None:
         click.echo(f"Key {key!r} goes on.")
     else:
         click.echo(f"Key {key!r} was neither paused nor held back{near(key, _keys(filter(_stopped, app.limits()))) or '.'}")
+
+
+def _refuse_none(key: str, changes: Mapping[str, Any]) -> None:
+    """Raise UsageError for a number under which no job would start, which is what a pause is for."""
+    for name in changes.keys() & {"concurrency", "rate"}:
+        number = str(changes[name]).partition("/")[0].strip()
+        if number.removeprefix("-").isdecimal() and int(number) < 1:
+            raise click.UsageError(
+                f"--{name} {changes[name]} would let nothing start: give at least 1, or stop the key with {command('pause', key)}"
+            )
 
 
 def _stopped(limit: LimitRecord) -> bool:
