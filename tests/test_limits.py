@@ -63,6 +63,7 @@ def test_a_template_is_filled_from_the_arguments() -> None:
         (lambda user_id, **arguments: f"{user_id} {arguments}", "7 {'name': 'Ann'}"),
         (lambda *arguments: repr(arguments), "(7, 'Ann')"),
         (lambda number, word, /: f"{number} {word}", "7 Ann"),
+        (lambda number, word: f"{number} {word}", "7 Ann"),
         (partial(lambda day, user_id: f"{day} {user_id}", "monday"), "monday 7"),
     ],
 )
@@ -110,6 +111,7 @@ def test_a_callable_that_does_not_tell_what_it_takes_gets_all() -> None:
     [
         (lambda user_id, tenant: "", "the callable takes 'tenant', which is no parameter of the task; known are: user_id, name"),
         (lambda *, tenant: "", "the callable takes 'tenant'"),
+        (lambda number: "", r"the callable cannot take what the task takes \(user_id, name\): too many positional arguments"),
         (lambda number, /: "", r"the callable cannot take what the task takes \(user_id, name\): too many positional arguments"),
         (lambda a, b, c, *rest: "", "missing a required argument: 'c'"),
     ],

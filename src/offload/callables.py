@@ -14,6 +14,7 @@ Named: TypeAlias = Mapping[str, Any]
 """The arguments of a job by name, defaults filled in, as `codec.Arguments.named` gives them."""
 
 _BY_PLACE = (Parameter.POSITIONAL_ONLY, Parameter.VAR_POSITIONAL)
+_BY_NAME = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
@@ -21,16 +22,16 @@ def caller_of(function: Callable[..., Any], parameters: Parameters, what: str) -
     """How to call `function` with the arguments of a task of these `parameters`. Raises BadDeclaration where that can never work.
 
     It gets what it names, however the job came by it: by position, by name or by default. A function that takes something by position
-    alone (`*args`, `/`), or does not tell what it takes, as some in C, gets all that the task takes, by position where that can be.
+    alone (`*args`, `/`), or has names of its own for all that it needs, or does not tell what it takes, as some in C, gets all that the
+    task takes, by position where that can be.
     """
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return lambda named: _with_all(function, parameters, named)
-    if any(taken.kind in _BY_PLACE for taken in signature.parameters.values()):
+    if _names_its_own(signature, parameters, what) or any(taken.kind in _BY_PLACE for taken in signature.parameters.values()):
         _check_place(signature, parameters, what)
         return lambda named: _with_all(function, parameters, named)
-    _check_names(signature, parameters, what)
     if any(taken.kind is Parameter.VAR_KEYWORD for taken in signature.parameters.values()):
         return lambda named: function(**_plain(parameters, named))
     names = tuple(signature.parameters)
@@ -39,13 +40,20 @@ def caller_of(function: Callable[..., Any], parameters: Parameters, what: str) -
     return lambda named: _with_these(function, names, _by_name(parameters, named))
 
 
-def _check_names(signature: Signature, parameters: Parameters, what: str) -> None:
-    """Raise BadDeclaration for what the function needs and no job of the task has; a task's `**kwargs` may hold any name."""
+def _names_its_own(signature: Signature, parameters: Parameters, what: str) -> bool:
+    """Whether a function shares no name with the task, in what it needs. Raises BadDeclaration where it shares some: that is a mistake.
+
+    A task's `**kwargs` may hold any name.
+    """
     if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    for name, taken in signature.parameters.items():
-        if name not in parameters and taken.kind is not Parameter.VAR_KEYWORD and taken.default is Parameter.empty:
-            raise BadDeclaration(f"{what}: the callable takes {name!r}, which is no parameter of the task; known are: {_known(parameters)}")
+        return False
+    needed = [name for name, taken in signature.parameters.items() if taken.default is Parameter.empty and taken.kind in _BY_NAME]
+    unknown = [name for name in needed if name not in parameters]
+    if unknown and (len(unknown) < len(needed) or signature.parameters[unknown[0]].kind is Parameter.KEYWORD_ONLY):
+        raise BadDeclaration(
+            f"{what}: the callable takes {unknown[0]!r}, which is no parameter of the task; known are: {_known(parameters)}"
+        )
+    return bool(unknown)
 
 
 def _check_place(signature: Signature, parameters: Parameters, what: str) -> None:

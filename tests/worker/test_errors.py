@@ -95,7 +95,7 @@ async def test_errors_with_names_of_files_that_are_no_text_are_recorded(app: Off
 
 @pytest.mark.parametrize(
     "fault",
-    [lambda: RetryLater("30", whole_key=True), lambda: Snooze(-1), lambda: current.step("", int)],  # pyright: ignore[reportArgumentType] - the mistake
+    [lambda: RetryLater("30", whole_key=True), lambda: Snooze(float("nan")), lambda: current.step("", int)],  # pyright: ignore[reportArgumentType] - the mistake
     ids=["RetryLater", "Snooze", "step"],
 )
 @pytest.mark.parametrize("middleware", [False, True], ids=["plain", "middleware"])

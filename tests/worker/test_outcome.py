@@ -183,7 +183,7 @@ def test_a_policy_sees_what_would_end_a_program_as_an_exception() -> None:
     assert [(isinstance(error, Exception), str(error)) for error in seen] == [(True, "SystemExit: 3")]
 
 
-@pytest.mark.parametrize("delay", ["soon", None, -3, 1e300])
+@pytest.mark.parametrize("delay", ["soon", None, 1e300])
 @pytest.mark.parametrize("directive", [RetryLater, Snooze])
 def test_a_subclass_that_goes_round_the_constructor_is_a_bad_declaration(directive: Any, delay: Any) -> None:
     class Busy(directive):
