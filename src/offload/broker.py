@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
@@ -46,6 +47,11 @@ class Session(ABC):
     """
 
     id: str
+
+    @cached_property
+    def unknown(self) -> set[tuple[str, str]]:
+        """Queue and task of jobs set aside by fetches, as the session does not know their task. Whoever tells of them may forget them."""
+        return set()
 
     @abstractmethod
     async def fetch(self, queues: Sequence[str] | None, limit: int, room: Mapping[Isolation, int]) -> list[Lease]:

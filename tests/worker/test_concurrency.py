@@ -201,3 +201,15 @@ async def test_a_worker_used_to_short_jobs_hands_back_what_long_ones_keep_from_s
                 go_on.set()
             await eventually(lambda: all_ended(app, 3_010))
     assert {record.attempt for record in await app.afind(text="true", limit=20)} == {1}
+
+
+async def test_a_task_that_the_worker_does_not_know_is_told_of_once(app: Offload, caplog: pytest.LogCaptureFixture) -> None:
+    @app.task
+    async def known() -> None:
+        await app.using(queue="new").aenqueue("brand.new")
+
+    await app.using(queue="new").aenqueue("brand.new")
+    await known.aenqueue()
+    assert await Worker(app).drain() == 1
+    (said,) = [record.getMessage() for record in caplog.records if "does not know it" in record.getMessage()]
+    assert said.startswith("jobs of the task brand.new in queue new wait for another worker")

@@ -69,6 +69,8 @@ class Fetcher:
         self._barren_until = 0.0
         self._in_doubt = False
         self._woken = False
+        self._told: set[tuple[str, str]] = set()
+        """The tasks, and their queues, that were said to be unknown."""
         self._patience = Patience("fetching", outage)
         self._waiting = Patience("waiting for work", outage)
 
@@ -130,9 +132,22 @@ class Fetcher:
                 await asyncio.sleep(self._patience.failed(error))
                 return None
             self._patience.succeeded()
+            if self._session.unknown:
+                self._tell_of_unknown()
             full = self._used_up(room, self._executor.start(leases, self._settler))  # of the last portion, which is of all queues
             taken += len(leases)
         return Claimed(taken, full)
+
+    def _tell_of_unknown(self) -> None:
+        """Say of each task that this worker does not know, once, that its jobs wait for another."""
+        for queue, task in sorted(self._session.unknown - self._told):
+            log.warning(
+                "jobs of the task %s in queue %s wait for another worker, as this one does not know it; start one with the app or module "
+                "that defines it (`offload doctor` tells how many wait)",
+                task, queue, extra={"task": task, "queue": queue},
+            )  # fmt: skip
+        self._told |= self._session.unknown
+        self._session.unknown.clear()
 
     def _used_up(self, room: Mapping[Isolation, int], taken: Mapping[Isolation, int]) -> frozenset[Isolation]:
         """The lanes whose `room` a fetch used up, or that had none. A lane without any slot never gets room: it is not waited for."""

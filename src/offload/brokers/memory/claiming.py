@@ -22,8 +22,10 @@ def queues(shelf: Shelf) -> list[str]:
     return sorted(ready | {queue for (queue, _), line in shelf.aside.items() if line.first() is not None})
 
 
-def claim(shelf: Shelf, queue: str, limit: int, room: dict[Isolation, int], session: str, worker: WorkerInfo) -> list[Entry]:
-    """Take up to `limit` ready jobs of one queue; `room` is counted down."""
+def claim(
+    shelf: Shelf, queue: str, limit: int, room: dict[Isolation, int], session: str, worker: WorkerInfo, unknown: set[tuple[str, str]]
+) -> list[Entry]:
+    """Take up to `limit` ready jobs of one queue; `room` is counted down, and queue and task of those set aside are added to `unknown`."""
     taken: list[Entry] = []
     no_room: list[tuple[ReadyLine, Entry]] = []
     now = shelf.clock.now()
@@ -33,6 +35,7 @@ def claim(shelf: Shelf, queue: str, limit: int, room: dict[Isolation, int], sess
             finish(shelf, entry, State.EXPIRED, "not started in time")
         elif isolation is None:
             set_aside(shelf, entry)
+            unknown.add((queue, entry.job.task))
         elif room[isolation] <= 0:
             no_room.append((line, entry))
         elif starts(shelf, entry):

@@ -47,7 +47,7 @@ class MemorySession(Session):
             taken: list[Entry] = []
             for queue in self._rotated() if queues is None else queues:
                 if queue not in shelf.paused and len(taken) < limit:
-                    taken += claiming.claim(shelf, queue, limit - len(taken), left, self.id, self.info)
+                    taken += claiming.claim(shelf, queue, limit - len(taken), left, self.id, self.info, self.unknown)
             settle_up(shelf)
             return [entry.lease() for entry in taken]
 

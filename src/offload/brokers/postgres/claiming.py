@@ -141,6 +141,8 @@ class Claim:
         """Whether that moment had come."""
         self.passed = 0
         """How many were passed over for lack of room."""
+        self.unknown: set[tuple[str, str]] = set()
+        """Queue and task of those that were set aside."""
         self.held_up = 0
         """How many were passed over because another transaction had locked a key of theirs: they may be claimed any moment."""
 
@@ -265,6 +267,7 @@ class Claim:
         if verdicts.unknown:
             tasks = text({row.pos: row.task for row, _ in verdicts.unknown})
             yield from tx.post("set_aside", queue=queue, places=_places(verdicts.unknown, aside=False), tasks=tasks)
+            self.unknown |= {(queue, row.task) for row, _ in verdicts.unknown}
             tx.work = True
         if expired or verdicts.stopped_at_gate:
             yield from self._drop([*(candidate for candidate, _ in expired), *verdicts.stopped_at_gate], queue)

@@ -48,12 +48,13 @@ class Answer(NamedTuple):
 
 
 class Fetching:
-    """Claims for one session over one connection, one at a time."""
+    """Claims for one session over one connection, one at a time. To `unknown` it adds queue and task of what it sets aside."""
 
-    def __init__(self, link: Link, session: str, info: WorkerInfo) -> None:
+    def __init__(self, link: Link, session: str, info: WorkerInfo, unknown: set[tuple[str, str]]) -> None:
         self._link = link
         self._session = session
         self._info = info
+        self._unknown = unknown
         self._tasks = text(info.tasks)
         self._marks = Marks()
         self._careful = 0
@@ -199,6 +200,7 @@ class Fetching:
         self._wake_at = claim.gates.wake_at if claim.woke else claim.wake_at
         self.in_vain = not leases and (claim.woke or self.in_vain)
         self.passed |= claim.passed > 0
+        self._unknown |= claim.unknown
         self.held_up |= claim.held_up > 0
         if queues is None and claim.names:
             self._alone = claim.names[0] if len(claim.names) == 1 else None

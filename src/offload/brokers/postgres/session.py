@@ -49,7 +49,7 @@ class PostgresSession(Session):
         self._link = database.link()
         self._claims = database.link()  # a connection of their own: a settle may wait for a lock, and claims must not wait with it
         self._rescues = database.link()  # open only while they last
-        self._fetching = Fetching(self._claims, id, info)
+        self._fetching = Fetching(self._claims, id, info, self.unknown)
         self._heard = 0
         self._places: tuple[int, int] | None = None
         self._wake_at: int | None = None

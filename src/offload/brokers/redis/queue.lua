@@ -1179,6 +1179,7 @@ function fn.judge(claim, id, row, past_row)
   end
   if not isolation then
     fn.set_aside(job, past.place)
+    claim.unknown[job.queue .. '\0' .. job.task] = true
     return 'gone'
   end
   if past.crashes >= CRASHES_BEFORE_ISOLATION then isolation = 'process' end
@@ -1862,7 +1863,8 @@ end
 -- session, call, turn, limit, room of async, thread, process, how it sleeps, whether it goes on where the call before ended, then the
 -- queues to serve, or none for all
 -- -> 'gone', 'late', or (member, row)...; for those claimed before, {place, claim, attempt, crashes, steps}; the queues not come to;
--- when time alone will let somebody pass; and for those that have parents, {place, parents, their results}
+-- when time alone will let somebody pass; for those that have parents, {place, parents, their results}; and <queue>\0<task> of those that
+-- were set aside
 function operations.fetch()
   local session, number, turn, limit = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
   local asleep, goes_on = ARGV[10], ARGV[11] == '1'
@@ -1879,7 +1881,7 @@ function operations.fetch()
     tasks = fn.tasks_of(session),
     room = { async = tonumber(ARGV[7]), thread = tonumber(ARGV[8]), process = tonumber(ARGV[9]) },
     asides = fn.tasks_aside(),
-    running = {}, leases = {}, again = {}, families = {},
+    running = {}, leases = {}, again = {}, families = {}, unknown = {},
   }
   if fn.has_any('owing') then kin.go_on() end
   local queues = #ARGV > 11 and fn.slice(ARGV, 12) or fn.rotated(turn, claim.asides)
@@ -1891,7 +1893,9 @@ function operations.fetch()
   if taken < limit and since then call('ZADD', our.asleep, since, asleep) end
   local wake_at = fn.first_score(our.wakes)
   retimed = wake_at ~= nil and taken > 0 and taken >= limit -- who is busy will not look then: another is to know of it
-  return { claim.leases, claim.again, rest, wake_at or false, claim.families }
+  local unknown = {}
+  for name in pairs(claim.unknown) do unknown[#unknown + 1] = name end
+  return { claim.leases, claim.again, rest, wake_at or false, claim.families, unknown }
 end
 
 -- session, number of its last call, (member, claim)... that it knows of -> 'gone', or how many others were handed back

@@ -83,7 +83,10 @@ class RedisSession(Session):
         rooms = (room.get("async", 0), room.get("thread", 0), room.get("process", 0))
         reply = await self._script.ask("fetch", self.id, self._calls, turn, limit, *rooms, self._asleep, int(goes_on), *queues)
         self._heard(reply)
-        words, again, rest, self._wake_at, families = reply
+        words, again, rest, self._wake_at, families, unknown = reply
+        for name in unknown:
+            queue, _, task = name.decode().partition("\0")
+            self.unknown.add((queue, task))
         return leases_of(words, again, families), rest
 
     def _isolation(self, lease: Lease) -> Isolation:

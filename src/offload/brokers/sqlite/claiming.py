@@ -124,6 +124,8 @@ class Claim:
         """Whether any key lets nobody start."""
         self.wake_at: int | None = None
         """When time alone will let somebody pass, in microseconds since 1970."""
+        self.unknown: set[tuple[str, str]] = set()
+        """Queue and task of those that were set aside."""
 
     def run(self, queues: Sequence[str] | None, limit: int, turn: int) -> list[Lease]:
         """Claim up to `limit` jobs. `turn` says with which queue to start when all are served. Raises SessionLost."""
@@ -200,6 +202,7 @@ class Claim:
         self._take([candidate for candidate, _ in taken], queue)
         if verdicts.unknown:
             tx.do("set_aside", queue=queue, places=_places(verdicts.unknown, aside=False))
+            self.unknown |= {(queue, row.task) for row, _ in verdicts.unknown}
             tx.work = True
         leaving = [*verdicts.unknown, *verdicts.stopped_at_gate, *(candidate for candidate, _ in [*taken, *expired])]
         for aside, drop in ((False, "drop_places"), (True, "drop_places_aside")):

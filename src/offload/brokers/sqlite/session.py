@@ -68,6 +68,7 @@ class SqliteSession(Session):
         claim = Claim(tx, self._now(), self.id, self._info, room)
         leases = claim.run(queues, limit, turn)
         self._wake_at = claim.wake_at
+        self.unknown |= claim.unknown
         return leases
 
     def _hand_back(self, claim: asyncio.Future[list[Lease]]) -> None:

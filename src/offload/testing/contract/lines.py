@@ -121,7 +121,9 @@ class Lines(Fixtures):
     async def test_an_unknown_task_is_set_aside_and_not_failed(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([job(clock, "new", task="brand_new"), job(clock, "a")])
         async with store.session(info()) as session:
+            assert session.unknown == set()
             assert ids(await claim(session)) == ["a"]
+            assert session.unknown == {("default", "brand_new")}
             shown = await record(store, "new")
             assert (shown.state, shown.attempt, shown.worker, shown.errors) == (State.READY, 0, None, ())
             standing = await store.standing("new")
