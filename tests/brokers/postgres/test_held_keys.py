@@ -315,7 +315,7 @@ async def test_a_claim_goes_with_care_where_jobs_keep_going_back_to_their_places
             return await step(operation)
 
         monkeypatch.setattr(session._claims, "step", busy)
-        fetching = Fetching(session._claims, session.id, info())
+        fetching = Fetching(session._claims, session.id, info(), set())
         assert ids(await fetching.fetch(["default"], 1, ROOM)) == ["a"]
 
 
