@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from struct import Struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET
@@ -207,9 +207,28 @@ def _names(names: bytes, queue_bytes: int) -> tuple[str, str]:
     return names[:queue_bytes].decode(), names[queue_bytes:].decode()
 
 
-@lru_cache(maxsize=4096)  # jobs of one key mostly have the same
-def _rare(packed: bytes) -> Rare:
-    return _read_rare(packed)
+@lru_cache(maxsize=4096)  # jobs of one key, or of one workflow, mostly have the same
+def _fields(packed: bytes) -> dict[str, Any]:
+    """What few jobs have, as a job has it; for reading only, as jobs share it."""
+    rare = _read_rare(packed)
+    kin = rare.kin or ALONE
+    fields = {
+        "run_at": optional_moment(rare.run_at),
+        "expires_at": optional_moment(rare.expires_at),
+        "timeout": rare.timeout,
+        "unique": rare.unique(),
+        "schedule": rare.schedule,
+        "overlap": rare.overlap,
+        "order_by": rare.order_by,
+        "on_dead": rare.on_dead,
+        "limits": rare.limits,
+        "fair_by": rare.fair_by,
+        "workflow": kin.membership(),
+        "if_parent_fails": kin.fails,
+        "batch": kin.batch,
+        "callback": kin.callback,
+    }
+    return {name: value for name, value in fields.items() if value not in (None, ())}
 
 
 def job_of(id: str, row: bytes) -> Job:
@@ -217,7 +236,7 @@ def job_of(id: str, row: bytes) -> Job:
     enqueued_at, keep, rank, _, queue_bytes, task_bytes, rare_bytes = _unpack_tail(row, _HEAD)
     rare_at = _NAMES + queue_bytes + task_bytes
     queue, task = _names(row[_NAMES:rare_at], queue_bytes)
-    if rare_bytes == 0:
+    if rare_bytes == 0:  # a call with `**` would take twice as long
         return Job(
             id=id,
             task=task,
@@ -228,8 +247,6 @@ def job_of(id: str, row: bytes) -> Job:
             keep=keep,
         )
     payload_at = rare_at + rare_bytes
-    rare = _rare(row[rare_at:payload_at])
-    kin = rare.kin or ALONE
     return Job(
         id=id,
         task=task,
@@ -237,21 +254,8 @@ def job_of(id: str, row: bytes) -> Job:
         enqueued_at=moment(enqueued_at),
         queue=queue,
         priority=HIGHEST_PRIORITY - rank,
-        run_at=optional_moment(rare.run_at),
-        expires_at=optional_moment(rare.expires_at),
-        timeout=rare.timeout,
-        unique=rare.unique(),
-        schedule=rare.schedule,
-        overlap=rare.overlap,
         keep=keep,
-        order_by=rare.order_by,
-        on_dead=rare.on_dead,
-        limits=rare.limits,
-        fair_by=rare.fair_by,
-        workflow=kin.membership(),
-        if_parent_fails=kin.fails,
-        batch=kin.batch,
-        callback=kin.callback,
+        **_fields(row[rare_at:payload_at]),
     )
 
 
