@@ -20,6 +20,7 @@ from offload.testing.contract.batches import Batches
 from offload.testing.contract.control import Control
 from offload.testing.contract.delivery import Delivery
 from offload.testing.contract.families import Families
+from offload.testing.contract.graphs import Graphs
 from offload.testing.contract.lines import Lines
 from offload.testing.contract.orders import Orders
 from offload.testing.contract.outcomes import Outcomes
@@ -36,6 +37,21 @@ __all__ = ["BrokerContract"]
 
 
 class BrokerContract(
-    Delivery, Lines, Outcomes, Sessions, Uniqueness, Orders, Slots, Tokens, Turns, Schedules, Families, Workflows, Batches, Control, Records
+    Delivery,
+    Lines,
+    Outcomes,
+    Sessions,
+    Uniqueness,
+    Orders,
+    Slots,
+    Tokens,
+    Turns,
+    Schedules,
+    Families,
+    Workflows,
+    Batches,
+    Graphs,
+    Control,
+    Records,
 ):
     """Every sentence of the contract. Give it an async fixture `broker`."""
