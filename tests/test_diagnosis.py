@@ -611,7 +611,7 @@ class TestDoctor:
         )
         declares = (worker(limits=(SlotLimit("tenant:{n}", 2, "tenant:{n}"), RateLimit("m[0] {", 1, 1, rule="m[0] {"))),)
         typo = Survey(limits=(LimitRecord(key="tennant:7", kind="slot", n=3, changed=True),))
-        assert "known for it: nothing." in only(typo, sessions=declares).detail
+        assert findings(typo, sessions=declares) == []  # a function may make it
 
     def test_takes_an_idle_key_for_no_mistake(self) -> None:
         set_once = Survey(limits=(LimitRecord(key="tenant:7", kind="slot", n=3, changed=True),))

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from offload.directives import RetryLater
-from offload.errors import BadDeclaration, OffloadError, Unsupported
+from offload.errors import BadDeclaration, OffloadError, RetryLater, Unsupported
 from offload.retry import Again, Enough, Retry, decide, policy_of
 
 MIDDLE = 0.5
@@ -92,7 +91,7 @@ def test_no_retry_starts_beyond_the_age_that_is_allowed() -> None:
 def test_retry_later_names_its_delay_and_counts() -> None:
     policy = Retry(max_retries=1, on=(OSError,), within=100)
     assert decide(policy, RetryLater(30), 1, 0, MIDDLE) == Again(30)
-    assert decide(policy, RetryLater(0), 1, 0, MIDDLE) == Again(0)
+    assert decide(policy, RetryLater(-1), 1, 0, MIDDLE) == Again(0)
     assert decide(policy, RetryLater(30), 2, 0, MIDDLE) == Enough("retries used up after 2 attempts")
     assert isinstance(decide(policy, RetryLater(30), 1, 71, MIDDLE), Enough)
 

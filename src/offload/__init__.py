@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from offload.batching import Batch
     from offload.composing import Results, Run, Workflow, WorkflowRecord, chain, group
     from offload.current import current
-    from offload.directives import Cancel, Directive, Discard, RetryLater, Snooze
     from offload.errors import (
         BadDeclaration,
         BadPayload,
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
         BrokerError,
         BrokerNotInstalled,
         BrokerUnusable,
+        Cancel,
+        Directive,
+        Discard,
         IdConflict,
         JobCancelled,
         JobEnded,
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
         OffloadError,
         ParentNotFound,
         ResultTimeout,
+        RetryLater,
         SchemaTooNew,
         SessionLost,
+        Snooze,
         TaskNotFound,
         UniqueConflict,
         Unsupported,
@@ -112,7 +116,6 @@ _ELSEWHERE = {
     "offload.composing": ("Results", "Run", "Workflow", "WorkflowRecord", "chain", "group"),
     "offload.workflow": ("Node", "previous"),
     "offload.current": ("current",),
-    "offload.directives": ("Cancel", "Directive", "Discard", "RetryLater", "Snooze"),
     "offload.events": ("Event",),
     "offload.handle": ("Handle",),
     "offload.job": ("Draft", "Failure", "Job", "Progress", "State"),

@@ -1,11 +1,11 @@
-"""Calls a function of the user's with those of a task's arguments that it takes: how callable keys see a job. Pure."""
+"""Calls a function of the user's with the arguments of a job: how callable keys see it. Pure."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
 from inspect import Parameter, Signature
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from offload.errors import BadDeclaration
 
@@ -13,100 +13,121 @@ Parameters: TypeAlias = Mapping[str, Parameter]
 Named: TypeAlias = Mapping[str, Any]
 """The arguments of a job by name, defaults filled in, as `codec.Arguments.named` gives them."""
 
-_BY_PLACE = (Parameter.POSITIONAL_ONLY, Parameter.VAR_POSITIONAL)
+_BY_PLACE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+MOST_WAYS = 100
+"""The most ways to write a call of which it is kept whether a function takes them."""
 
 
-def caller_of(function: Callable[..., Any], parameters: Parameters, what: str) -> Callable[[Named], Any]:
-    """How to call `function` with the arguments of a task of these `parameters`. Raises BadDeclaration where that can never work.
+class Call(NamedTuple):
+    """The arguments of a job."""
 
-    It gets what it names, however the job came by it: by position, by name or by default. A function that takes something by position
-    alone (`*args`, `/`), or has names of its own for all that it needs, or does not tell what it takes, as some in C, gets all that the
-    task takes, by position where that can be.
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    named: Named
+    """The same by name."""
+
+
+class Caller:
+    """Calls one function with the arguments of jobs of a task.
+
+    It gets those that it names, defaults filled in, however the call was written. Where it names others than the task, or none (`*args`),
+    it gets the call as it was written, and where it cannot take that, as many of the first arguments as it takes.
     """
+
+    __slots__ = ("_fits", "_function", "_parameters", "_signature")
+
+    def __init__(self, function: Callable[..., Any], parameters: Parameters) -> None:
+        self._function = function
+        self._parameters = parameters
+        self._signature = _signature_of(function)
+        self._fits: dict[tuple[object, ...], bool] = {}
+        """Whether the function takes so many arguments by position, and these by name."""
+
+    def check(self, what: str) -> None:
+        """Raise BadDeclaration where the function needs more than any job of the task has."""
+        if self._signature is None or any(parameter.kind in _VARIADIC for parameter in self._parameters.values()):
+            return
+        needed = _needed(self._signature)
+        unknown = [each for each in needed if each.name not in self._parameters]
+        lost = next((each for each in unknown if each.kind is Parameter.KEYWORD_ONLY), None)
+        if lost is None and len(needed) > len(self._parameters):
+            lost = (unknown or needed)[-1]
+        if lost is not None:
+            known = ", ".join(self._parameters) or "none"
+            raise BadDeclaration(f"{what}: the callable takes {lost.name!r}, which is no parameter of the task; known are: {known}")
+
+    def __call__(self, call: Call) -> Any:
+        """What the function makes of a call. Raises what it raises, and TypeError where it can take the call in no way."""
+        signature, values = self._signature, _plain(self._parameters, call.named)
+        if signature is None:
+            return self._tried(call, values)
+        if _names(signature, values):
+            return self._function(**_named_by(signature, values))
+        if self._takes(signature, call):
+            return self._function(*call.args, **call.kwargs)
+        return self._function(*list(values.values())[: _places(signature)])
+
+    def _tried(self, call: Call, values: Named) -> Any:
+        """What a function makes of a call that does not tell what it takes, as some in C."""
+        try:
+            return self._function(*call.args, **call.kwargs)
+        except TypeError:
+            return self._function(*values.values())
+
+    def _takes(self, signature: Signature, call: Call) -> bool:
+        way = (len(call.args), *call.kwargs)
+        if way not in self._fits:
+            if len(self._fits) >= MOST_WAYS:  # a task of any keywords may be called in any number of ways
+                self._fits.clear()
+            self._fits[way] = _binds(signature, call)
+        return self._fits[way]
+
+
+def _needed(signature: Signature) -> list[Parameter]:
+    """What a function cannot do without."""
+    return [each for each in signature.parameters.values() if each.default is Parameter.empty and each.kind not in _VARIADIC]
+
+
+def _names(signature: Signature, values: Named) -> bool:
+    """Whether a function names what it takes, as the task does."""
+    kinds = {each.kind for each in signature.parameters.values()}
+    alone = Parameter.VAR_POSITIONAL in kinds and kinds.isdisjoint(_BY_NAME)
+    return not alone and all(each.kind in _BY_NAME and each.name in values for each in _needed(signature))
+
+
+def _places(signature: Signature) -> int | None:
+    """How many arguments a function takes by position; None for any number."""
+    kinds = [each.kind for each in signature.parameters.values()]
+    return None if Parameter.VAR_POSITIONAL in kinds else sum(kind in _BY_PLACE for kind in kinds)
+
+
+def _signature_of(function: Callable[..., Any]) -> Signature | None:
+    """What a function says that it takes; None where it does not, as some in C, or annotations that name what is not there."""
     try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return lambda named: _with_all(function, parameters, named)
-    if _names_its_own(signature, parameters, what) or any(taken.kind in _BY_PLACE for taken in signature.parameters.values()):
-        _check_place(signature, parameters, what)
-        return lambda named: _with_all(function, parameters, named)
-    if any(taken.kind is Parameter.VAR_KEYWORD for taken in signature.parameters.values()):
-        return lambda named: function(**_plain(parameters, named))
-    names = tuple(signature.parameters)
-    if not any(parameter.kind in _VARIADIC for parameter in parameters.values()):
-        return lambda named: _with_these(function, names, named)
-    return lambda named: _with_these(function, names, _by_name(parameters, named))
+        return inspect.signature(function)
+    except (TypeError, ValueError, NameError):
+        return None
 
 
-def _names_its_own(signature: Signature, parameters: Parameters, what: str) -> bool:
-    """Whether a function shares no name with the task, in what it needs. Raises BadDeclaration where it shares some: that is a mistake.
-
-    A task's `**kwargs` may hold any name.
-    """
-    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+def _binds(signature: Signature, call: Call) -> bool:
+    try:
+        signature.bind(*call.args, **call.kwargs)
+    except TypeError:
         return False
-    needed = [name for name, taken in signature.parameters.items() if taken.default is Parameter.empty and taken.kind in _BY_NAME]
-    unknown = [name for name in needed if name not in parameters]
-    if unknown and (len(unknown) < len(needed) or signature.parameters[unknown[0]].kind is Parameter.KEYWORD_ONLY):
-        raise BadDeclaration(
-            f"{what}: the callable takes {unknown[0]!r}, which is no parameter of the task; known are: {_known(parameters)}"
-        )
-    return bool(unknown)
+    return True
 
 
-def _check_place(signature: Signature, parameters: Parameters, what: str) -> None:
-    """Raise BadDeclaration for a function that cannot take all that the task takes; how much its `*args` hold is not known yet."""
-    plain = {name: parameter for name, parameter in parameters.items() if parameter.kind not in _VARIADIC}
-    args, kwargs = _passed(plain, dict.fromkeys(plain))
-    bind = signature.bind if len(plain) == len(parameters) else signature.bind_partial
-    try:
-        bind(*args, **kwargs)
-    except TypeError as error:
-        raise BadDeclaration(f"{what}: the callable cannot take what the task takes ({_known(parameters)}): {error}") from None
-
-
-def _known(parameters: Parameters) -> str:
-    return ", ".join(parameters) or "none"
-
-
-def _with_all(function: Callable[..., Any], parameters: Parameters, named: Named) -> Any:
-    args, kwargs = _passed(parameters, named)
-    return function(*args, **kwargs)
-
-
-def _with_these(function: Callable[..., Any], names: tuple[str, ...], values: Named) -> Any:
-    return function(**{name: values[name] for name in names if name in values})
-
-
-def _passed(parameters: Parameters, named: Named) -> tuple[list[Any], dict[str, Any]]:
-    """All arguments as one would pass them: by position where that can be."""
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    for name, parameter in parameters.items():
-        match parameter.kind:
-            case Parameter.VAR_POSITIONAL:
-                args.extend(named.get(name, ()))
-            case Parameter.VAR_KEYWORD:
-                kwargs.update(named.get(name, {}))
-            case Parameter.KEYWORD_ONLY:
-                kwargs[name] = named[name]
-            case _:
-                args.append(named[name])
-    return args, kwargs
-
-
-def _by_name(parameters: Parameters, named: Named) -> dict[str, Any]:
-    """All arguments by name: the task's `*args` and `**kwargs` by theirs, empty or not, and what is in the latter by its own, too."""
-    empty: Named = {
-        name: () if each.kind is Parameter.VAR_POSITIONAL else {} for name, each in parameters.items() if each.kind in _VARIADIC
-    }
-    return {**_plain(parameters, named), **empty, **named}
+def _named_by(signature: Signature, values: Named) -> Named:
+    """Of the arguments those that a function names, or all of them where it takes any."""
+    if any(each.kind is Parameter.VAR_KEYWORD for each in signature.parameters.values()):
+        return values
+    return {name: values[name] for name, each in signature.parameters.items() if name in values and each.kind in _BY_NAME}
 
 
 def _plain(parameters: Parameters, named: Named) -> dict[str, Any]:
-    """All arguments that have a name of their own, in the order of the task's: those of the parameters, and what is in its `**kwargs`."""
+    """All arguments by name, in the order of the task's parameters; what is in its `**kwargs` by its own name."""
     plain: dict[str, Any] = {}
     for name, parameter in parameters.items():
         if parameter.kind is Parameter.VAR_KEYWORD:

@@ -19,8 +19,7 @@ from offload.connections.adapter import InPlace
 from offload.connections.faults import cut, gone, passing
 from offload.connections.interrupting import interrupt, under_way
 from offload.connections.places import see_the_place, see_the_place_blocking, vouch
-from offload.directives import Snooze
-from offload.errors import BadDeclaration, BrokerError, BrokerUnusable, LoopRunning, SessionLost
+from offload.errors import BadDeclaration, BrokerError, BrokerUnusable, LoopRunning, SessionLost, Snooze
 from offload.events import Event
 from offload.job import Done
 from offload.joining import joining, ready, ready_blocking, store_of

@@ -142,7 +142,7 @@ class Current:
     def progress(self, fraction: float, message: str = "") -> None:
         """Say how far the job is: from 0 to 1, and a word about it. Shown live; cheap to call often. Raises ValueError for others."""
         if not _is_fraction(fraction):
-            raise ValueError(f"progress is a fraction from 0 to 1, and then a text, as progress(0.5, 'half'), not {fraction!r}")
+            raise ValueError(f"progress takes a fraction from 0 to 1, not {fraction!r}, and then perhaps a text, as progress(0.5, 'half')")
         storable = str(message).encode("utf-8", "backslashreplace").decode()  # names of files may hold what UTF-8 may not
         _attempt().report(Progress(float(fraction), storable))
 

@@ -1,4 +1,4 @@
-"""What can go wrong. In the picture, too, is what a task may raise to decide its own outcome, which `directives` holds.
+"""What can go wrong, and what a task may raise to decide its own outcome.
 
 OffloadError
 ├── Unsupported          the broker cannot honour what the job asks for
@@ -33,6 +33,7 @@ Directive (BaseException, so that a task's own `except Exception` does not swall
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -163,3 +164,44 @@ class ResultTimeout(OffloadError, TimeoutError):
 
 class JobNotFound(OffloadError, LookupError):
     """No job of that id: never enqueued, deleted, or its record is forgotten (`keep`)."""
+
+
+class Directive(BaseException):
+    """Raised by a task to decide its own outcome; not an error."""
+
+
+class RetryLater(Directive):
+    """Try again after `delay`, in seconds or as a timedelta; counts as a retry.
+
+    With `whole_key` no other job of the same key starts until then: what an HTTP 429 with `Retry-After` asks for. Those are the keys of its
+    rates; of its concurrency limits where it has no rate; else of its order.
+    """
+
+    def __init__(self, delay: float | timedelta, whole_key: bool = False) -> None:
+        self.delay = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        self.whole_key = whole_key
+        super().__init__(self.delay)
+
+
+class Snooze(Directive):
+    """Try again after `delay`, in seconds or as a timedelta; the attempt does not count."""
+
+    def __init__(self, delay: float | timedelta) -> None:
+        self.delay = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        super().__init__(self.delay)
+
+
+class Discard(Directive):
+    """The job is DEAD at once, with this reason."""
+
+    def __init__(self, reason: str = "discarded") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Cancel(Directive):
+    """The job is CANCELLED, with this reason."""
+
+    def __init__(self, reason: str = "cancelled by its task") -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -203,14 +203,14 @@ def findings(facts: Facts, survey: Survey) -> Iterator[Finding]:
     for key, group in groupby(facts.limits, key=lambda limit: limit.key):
         yield from _about_key(key, list(group), facts.now)
     yield from _about_rules(alive, facts.declared)
-    yield from _about_useless(survey.limits, [limit for session in alive for limit in session.info.limits])
+    yield from _about_useless(survey.limits, list(dict.fromkeys(limit for session in alive for limit in session.info.limits)))
     for gate in survey.limits:
         yield from _about_holders(gate, [survey.holders[id] for id in gate.holders[:NAMED] if id in survey.holders], alive, facts.paused)
 
 
 def _about_key(key: str, gates: Sequence[LimitRecord], now: datetime) -> Iterator[Finding]:
     waiting = sum(gate.waiting for gate in gates)
-    wait = f"{number(waiting, 'job waits', 'jobs wait')} for it."
+    wait = f"{number(waiting, 'job waits', 'jobs wait')} for it." if waiting else "Nobody waits for it."
     if any(gate.paused for gate in gates):
         resumes = f"{command('resume', key)} lets it go on."
         yield Finding("warning", f"key {key!r} is paused", f"None of its jobs starts; {wait}", resumes)
@@ -284,17 +284,20 @@ def _about_rule(rule: str, ways: Mapping[str, Sequence[str]]) -> Finding:
 
 
 def _about_useless(gates: Sequence[LimitRecord], declared: Sequence[Limit]) -> Iterator[Finding]:
-    """What a person has set that counts for nobody: a key mistyped, or limited in another way than the one that was set."""
+    """What a person has set that counts for nobody, as the key is limited in another way.
+
+    Of an idle key of which nothing is known nothing can be said: a function may make it.
+    """
     for gate in gates:
         if not gate.changed or gate.held or gate.waiting:
             continue
         known = known_for(gate.key, gates, declared)
-        if gate.kind in known or not (known or declared):  # where no worker tells what is declared, the key may only be idle
+        if gate.kind in known or not known:
             continue
         yield Finding(
             "info",
             f"what was set for key {gate.key!r} counts for nobody now",
             f"Set: {described(gate)}. Nobody holds or waits for {WANTED[gate.kind]} of it, and no live worker has a template for one; "
-            f"known for it: {', '.join(known.values()) or 'nothing'}.",
+            f"known for it: {', '.join(known.values())}.",
             f"Fine if such jobs are still to come. Else {command('reset', gate.key)} forgets it.",
         )

@@ -14,7 +14,7 @@ from zlib import crc32
 
 from msgspec import UNSET, UnsetType
 
-from offload.callables import Named, Parameters, caller_of
+from offload.callables import Call, Caller, Parameters
 from offload.duration import seconds
 from offload.errors import BadDeclaration, BadPayload
 from offload.job import Conflict, Limit, LimitChange, RateLimit, SlotLimit, UniqueKey, Until
@@ -154,7 +154,7 @@ def declared_key(key: Key, parameters: Parameters, what: str) -> Key:
     """A key as a task declares it, its template or callable checked against the task's parameters. Raises BadDeclaration."""
     _check_key(key, what)
     if not isinstance(key, str):
-        caller_of(key, parameters, what)
+        Caller(key, parameters).check(what)
     else:
         given_key("".join(text for text, _ in _parts(key, what)) or key, f"{what}: the key")
         for field in _fields(key, what):
@@ -174,7 +174,7 @@ def given_key(key: Any, what: str) -> str:
 
 def field_in(key: str, parameters: Container[str]) -> str | None:
     """The first parameter that a literal key names in braces, as the template of a declaration would."""
-    return next((name for name in _FIELD.findall(key) if name in parameters), None) if "{" in key else None
+    return next((name for name in _FIELD.findall(key) if name in parameters), None) if "{" in key and len(key) <= LONGEST_KEY else None
 
 
 def declared_limits(limits: Any, parameters: Parameters, what: str) -> tuple[Concurrency | Rate, ...]:
@@ -213,15 +213,15 @@ class Maker:
 
     def __init__(self, key: Key, parameters: Parameters, what: str) -> None:
         self._template = key if isinstance(key, str) else ""
-        self._make: Callable[[Named], Any] = key.format_map if isinstance(key, str) else caller_of(key, parameters, what)
+        self._make: Callable[[Call], Any] = Caller(key, parameters) if callable(key) else lambda call: key.format_map(call.named)
         self._what = what
 
-    def make(self, named: Named) -> str:
-        """The key of a job whose arguments are these by name, defaults filled in. Raises BadPayload."""
-        if unknown := _outputs_in(self._template, named):
+    def make(self, call: Call) -> str:
+        """The key of a job of this call. Raises BadPayload."""
+        if unknown := _outputs_in(self._template, call.named):
             raise BadPayload(f"{self._what} is made of {unknown}, which is the output of a job that has not run yet")
         try:
-            made = self._make(named)
+            made = self._make(call)
         except Exception as error:
             raise BadPayload(f"{self._what} could not be made: {type(error).__name__}: {error}") from error
         return literal_key(made, self._what)
@@ -304,7 +304,7 @@ def _stricter(one: Limit, other: Limit) -> Limit:
 
 def declared(unique: Unique | Key, parameters: Parameters, what: str) -> Unique:
     """`unique` as a task declares it, its key checked against the task's parameters. Raises BadDeclaration."""
-    if not isinstance(unique, str | Unique) and not callable(unique):
+    if unique in (Unique, Concurrency, Rate) or (not isinstance(unique, str | Unique) and not callable(unique)):
         raise BadDeclaration(f"{what}: unique must be a Unique, or its key, a template or a callable, not {unique!r}")
     unique = unique if isinstance(unique, Unique) else Unique(unique)
     declared_key(unique.key, parameters, f"{what}: unique")

@@ -110,6 +110,8 @@ class Changes:
 
     def literals(self) -> list[tuple[str, str]]:
         """The keys that are taken as they are, each behind the option that it was given for."""
+        if self.unique is None and self.order_by is None and self.fair_by is None and self.limits is None:
+            return []
         unique = self.unique.key if isinstance(self.unique, Unique) else self.unique
         given = () if self.limits is None else limits.checked_limits(self.limits, "limits")
         keys = [("unique", unique), ("order_by", self.order_by), ("fair_by", self.fair_by), *(("limits", limit.key) for limit in given)]

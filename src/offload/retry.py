@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from offload.directives import RetryLater
 from offload.duration import Duration, seconds
-from offload.errors import BadDeclaration, OffloadError, Unsupported
+from offload.errors import BadDeclaration, OffloadError, RetryLater, Unsupported
 
 HOPELESS: tuple[type[OffloadError], ...] = (Unsupported, BadDeclaration)
 """What Offload refuses by what the program is, which no later attempt changes; retried only where `on` names such a class."""
@@ -101,7 +100,7 @@ def decide(policy: RetryPolicy, error: BaseException, attempt: int, age: float, 
     Raises what a callable policy raises.
     """
     if not isinstance(policy, Retry):
-        return Again(error.delay) if isinstance(error, RetryLater) else _ask(policy, attempt, error)
+        return Again(max(0.0, error.delay)) if isinstance(error, RetryLater) else _ask(policy, attempt, error)
     name = type(error).__name__
     asked = isinstance(error, RetryLater)
     if not asked and (isinstance(error, policy.never) or _hopeless(error, policy)):
@@ -110,7 +109,7 @@ def decide(policy: RetryPolicy, error: BaseException, attempt: int, age: float, 
         return Enough(f"{name} is not among the errors that are retried")
     if attempt > policy.max_retries:
         return Enough(f"retries used up after {attempt} attempt{'s' if attempt != 1 else ''}")
-    delay = error.delay if isinstance(error, RetryLater) else policy.delay(attempt, random)
+    delay = max(0.0, error.delay) if isinstance(error, RetryLater) else policy.delay(attempt, random)
     if policy.within is not None and age + delay > (within := seconds(policy.within, "within")):
         return Enough(f"the next attempt would come later than {within:g} seconds after the enqueue")
     return Again(delay)

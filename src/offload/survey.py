@@ -1,4 +1,4 @@
-"""Looks around for `doctor`: at what a store's own account of itself leaves out. Every look is bounded, however full the store is."""
+"""Looks around for `doctor`: at what a store's own account of itself leaves out. Each look returns no more than so much."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 from offload import limits
 from offload.broker import Feature
+from offload.callables import Call
 from offload.codec import Arguments, HoldsOutputs
 from offload.duration import Duration, seconds
 from offload.errors import BadDeclaration
@@ -105,7 +106,7 @@ class Task(Generic[P, R]):
             priority=self.priority,
             expires_in=self.expires_in,
             keep=self.keep,
-            **(self._keys(self.arguments.named(args, kwargs)) if self._makers or self._limits else {}),
+            **(self._keys(Call(args, kwargs, self.arguments.named(args, kwargs))) if self._makers or self._limits else {}),
         )
 
     def rules(self) -> tuple[Limit, ...]:
@@ -174,12 +175,12 @@ class Task(Generic[P, R]):
         warn_of_templates(self, changes)
         return Bound(self, changes)
 
-    def _keys(self, named: Mapping[str, Any]) -> dict[str, Any]:
-        """What a job's keys are, as far as the task has any, of its arguments by name, defaults filled in."""
-        made: dict[str, Any] = {option: maker.make(named) for option, maker in self._makers.items()}
+    def _keys(self, call: Call) -> dict[str, Any]:
+        """What the keys of a job of this call are, as far as the task has any."""
+        made: dict[str, Any] = {option: maker.make(call) for option, maker in self._makers.items()}
         if self.unique is not None:
             made["unique"] = limits.unique_key(self.unique, made["unique"])
-        made["limits"] = limits.strictest([limits.limit_of(limit, maker.make(named), rule) for limit, rule, maker in self._limits])
+        made["limits"] = limits.strictest([limits.limit_of(limit, maker.make(call), rule) for limit, rule, maker in self._limits])
         return {**made, "on_dead": self.on_dead}
 
     def _made_for(self, what: str) -> dict[str, Maker]:

@@ -212,4 +212,4 @@ async def test_a_task_that_the_worker_does_not_know_is_told_of_once(app: Offload
     await known.aenqueue()
     assert await Worker(app).drain() == 1
     (said,) = [record.getMessage() for record in caplog.records if "does not know it" in record.getMessage()]
-    assert said.startswith("jobs of the task brand.new in queue new wait for another worker")
+    assert said.startswith("jobs of the task 'brand.new' in queue 'new' wait for another worker")

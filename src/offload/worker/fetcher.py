@@ -142,7 +142,7 @@ class Fetcher:
         """Say of each task that this worker does not know, once, that its jobs wait for another."""
         for queue, task in sorted(self._session.unknown - self._told):
             log.warning(
-                "jobs of the task %s in queue %s wait for another worker, as this one does not know it; start one with the app or module "
+                "jobs of the task %r in queue %r wait for another worker, as this one does not know it; start one with the app or module "
                 "that defines it (`offload doctor` tells how many wait)",
                 task, queue, extra={"task": task, "queue": queue},
             )  # fmt: skip

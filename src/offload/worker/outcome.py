@@ -5,10 +5,10 @@ from __future__ import annotations
 import traceback
 from datetime import datetime
 from types import TracebackType
-from typing import Any, assert_never
+from typing import assert_never
 
-from offload.directives import Cancel, Directive, Discard, RetryLater, Snooze
-from offload.errors import BadDeclaration
+from offload.duration import LONGEST, seconds
+from offload.errors import BadDeclaration, Cancel, Directive, Discard, RetryLater, Snooze
 from offload.job import Cancelled, Dead, Failure, Lease, Outcome, Release, Retried
 from offload.retry import Again, Enough, RetryPolicy, decide
 
@@ -36,7 +36,7 @@ def after(error: BaseException, policy: RetryPolicy, lease: Lease, now: datetime
         case checked:
             age = (now - lease.job.enqueued_at).total_seconds()
             failure = failure_of(checked, lease.attempt, now)
-            verdict = _decide(policy, _as_failure(checked), lease.attempt, age, random)
+            verdict = _decide(policy, _judged(error, checked), lease.attempt, age, random)
             match verdict:
                 case Again(delay):
                     return Retried(delay, failure, whole_key=isinstance(checked, RetryLater) and checked.whole_key)
@@ -48,16 +48,17 @@ def after(error: BaseException, policy: RetryPolicy, lease: Lease, now: datetime
 
 def _held_back(checked: BaseException) -> float:
     """Seconds for which the whole key is to wait although the job itself is not tried again: the service asked for it all the same."""
-    return checked.delay if isinstance(checked, RetryLater) and checked.whole_key else 0.0
+    return seconds(checked.delay, "RetryLater(delay)") if isinstance(checked, RetryLater) and checked.whole_key else 0.0
 
 
 def _checked(error: BaseException) -> BaseException:
-    """A plain Snooze or RetryLater in place of one of a subclass, which may have gone round the constructor and so hold no delay."""
-    if not isinstance(error, Snooze | RetryLater) or type(error) in (Snooze, RetryLater):
+    """A Snooze or RetryLater in plain seconds; one whose delay is no duration is an error of the task like any other."""
+    if not isinstance(error, Snooze | RetryLater):
         return error
-    delay: Any = getattr(error, "delay", None)
+    name = type(error).__name__
     try:
-        return RetryLater(delay, getattr(error, "whole_key", False)) if isinstance(error, RetryLater) else Snooze(delay)
+        delay = max(seconds(error.delay, f"{name}(delay)", least=-LONGEST), 0.0)
+        return RetryLater(delay, error.whole_key) if isinstance(error, RetryLater) else Snooze(delay)
     except BadDeclaration as fault:
         return fault.with_traceback(error.__traceback__)
 
@@ -67,6 +68,11 @@ def _decide(policy: RetryPolicy, error: BaseException, attempt: int, age: float,
         return decide(policy, error, attempt, age, random)
     except BaseException as fault:  # noqa: BLE001 - a policy is the user's own code, and may raise or exit as it likes
         return Enough(f"the retry policy raised {type(fault).__name__}: {text_of(fault)}")
+
+
+def _judged(raised: BaseException, checked: BaseException) -> BaseException:
+    """What the policy is asked about: a delay that is none is what the task came by in this attempt, and may be one in the next."""
+    return _as_failure(checked if checked is raised or isinstance(checked, Directive) else ValueError(text_of(checked)))
 
 
 def _as_failure(error: BaseException) -> BaseException:
