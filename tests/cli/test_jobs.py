@@ -125,7 +125,8 @@ def later() -> None:
 @app.task(name="part")
 def part() -> None:
     current.progress(0.08, "cutting")
-    time.sleep(0.5)
+    while app.handle(current.job.id).record().progress is None:  # it comes up with a heartbeat
+        time.sleep(0.05)
 """
 
 
