@@ -8,16 +8,28 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from offload.testing import servers
-from offload.testing.servers import PostgresServer, Proxy, RedisServer, Server, ServerFailed, ServerMissing, binaries, postgresql, process
+from offload.testing.servers import (
+    PostgresServer,
+    Proxy,
+    RedisServer,
+    Server,
+    ServerFailed,
+    ServerMissing,
+    binaries,
+    folders,
+    postgresql,
+    process,
+)
 from offload.testing.servers.process import free_port, gone
 from offload.testing.servers.wire import ask_postgres, ask_redis
 
@@ -198,8 +210,16 @@ sys.stdin.read()
 """
 
 
-def test_a_killed_program_takes_its_servers_with_it_and_the_next_removes_its_folder() -> None:
-    program = subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def apart() -> Iterator[dict[str, str]]:
+    """The environment of programs whose folders no other program of this machine removes."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # servers of root must pass through it, as another user
+        Path(place).chmod(0o711)
+        yield {**os.environ, "TMPDIR": place}
+
+
+def test_a_killed_program_takes_its_servers_with_it_and_the_next_removes_its_folder(apart: dict[str, str]) -> None:
+    program = subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=apart)
     assert program.stdin
     assert program.stdout
     folder, *pids = program.stdout.readline().split()
@@ -209,9 +229,30 @@ def test_a_killed_program_takes_its_servers_with_it_and_the_next_removes_its_fol
     until(lambda: all(map(gone, [*map(int, pids), *children])))
     assert Path(folder).exists()
     look = "from offload.testing.servers import folders; print(folders.mine())"
-    next_one = subprocess.run([sys.executable, "-c", look], check=True, capture_output=True, text=True).stdout.strip()
+    next_one = subprocess.run([sys.executable, "-c", look], check=True, capture_output=True, text=True, env=apart).stdout.strip()
     assert not Path(folder).exists()
     assert not Path(next_one).exists()
+
+
+def test_what_a_dying_server_writes_as_its_folder_is_removed_goes_with_a_later_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(folders, "_place", lambda: tmp_path)
+    (left := tmp_path / f"{folders.PREFIX}left").mkdir()
+    (left / "lock").touch()
+    (left / "postgresql-1").mkdir()
+    remove = shutil.rmtree
+
+    def too_early(folder: Path, **options: Any) -> None:
+        remove(folder, **options)
+        (left / "postgresql-1").mkdir(exist_ok=True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folders.shutil, "rmtree", too_early)
+        folders._sweep()
+    assert [each.name for each in sorted(left.iterdir())] == ["lock", "postgresql-1"]
+    folders._sweep()
+    assert not left.exists()
 
 
 def test_a_program_that_ends_stops_its_servers() -> None:

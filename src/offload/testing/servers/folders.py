@@ -62,6 +62,17 @@ def _sweep() -> None:
         try:
             with lock.open("r+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.parent, ignore_errors=True)
+                _clear(lock.parent)
         except OSError:
             continue  # in use, another user's, or just removed
+
+
+def _clear(folder: Path) -> None:
+    """Remove a folder, its lock last: by that a later program finds what a server wrote meanwhile that was still on its way down."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != "lock":
+            entry.unlink()
+    if all(entry.name == "lock" for entry in folder.iterdir()):
+        shutil.rmtree(folder, ignore_errors=True)
