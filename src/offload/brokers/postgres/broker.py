@@ -155,7 +155,7 @@ class PostgresBroker(SqlStore):
     async def retry(self, ids: Sequence[str], payload: bytes | None = None) -> set[str]:
         """Revive jobs; see `Store.retry`."""
         while (revived := await self.opened.change(lambda tx: control.retry(tx, ids, payload))) is None:
-            await self.opened.change(lambda tx: tallies.go_on(tx, ids))
+            await self.opened.change(lambda tx: tallies.catch_up(tx, ids))
         return revived
 
     async def delete(self, ids: Sequence[str]) -> set[str]:

@@ -23,8 +23,8 @@ _REVIVABLE = frozenset({State.DEAD, State.CANCELLED, State.EXPIRED})
 
 
 def retry(tx: Transaction, ids: Sequence[str], payload: bytes | None) -> Work[set[str] | None]:
-    """Revive jobs; see `Store.retry`. None, and nothing done, while `tallies.go_on` has something to do for them first."""
-    if (yield from tallies.goes_on(tx, ids)):
+    """Revive jobs; see `Store.retry`. None, and nothing done, while `tallies.catch_up` has something to do for them first."""
+    if (yield from tallies.is_behind(tx, ids)):
         return None
     return {row.id for row in (yield from in_turn(tx, ids, lambda rows: _revive(tx, rows, payload)))}
 

@@ -209,12 +209,12 @@ def _stop(tx: Transaction, count: Count) -> None:
     tx.books.touched.add(count.key)
 
 
-def goes_on(tx: Transaction, ids: Sequence[str]) -> Work[bool]:
+def is_behind(tx: Transaction, ids: Sequence[str]) -> Work[bool]:
     """Whether anything was begun that is to reach everybody before any of these jobs is revived: news of parents, or a stop."""
     return (yield from tx.value("is_owed")) or bool(_keys((yield from tx.value("stopping_of", ids=text(ids)))))
 
 
-def go_on(tx: Transaction, ids: Sequence[str]) -> Work[None]:
+def catch_up(tx: Transaction, ids: Sequence[str]) -> Work[None]:
     """Do the next piece of that."""
     if (yield from pay_owed(tx, waits=True)):
         return

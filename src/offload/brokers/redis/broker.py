@@ -118,10 +118,10 @@ class RedisBroker(Store):
         wanted = list(dict.fromkeys(ids))
         done: set[str] = set()
         for start in range(0, len(wanted), PAGE):
-            done.update(id.decode() for id in await self._in_turn(operation, *words, *wanted[start : start + PAGE]))
+            done.update(id.decode() for id in await self._caught_up(operation, *words, *wanted[start : start + PAGE]))
         return done
 
-    async def _in_turn(self, operation: str, *words: bytes | str) -> Any:
+    async def _caught_up(self, operation: str, *words: bytes | str) -> Any:
         """Ask again as long as the script goes on with what it had to leave before, a piece a call."""
         while (answer := await self._script.tell(operation, *words, once=True)) is None:
             pass
@@ -208,7 +208,7 @@ class RedisBroker(Store):
 
     async def stop(self, kind: TallyKind, id: str) -> bool:
         """Cancel all jobs of a workflow or batch."""
-        return bool(await self._in_turn("stop", tallies.name_of(kind, id)))
+        return bool(await self._caught_up("stop", tallies.name_of(kind, id)))
 
     async def tallies(self, kind: TallyKind, ids: Sequence[str] | None = None, limit: int = 100, after: str | None = None) -> list[Tally]:
         """Workflows or batches; see `Store.tallies`."""

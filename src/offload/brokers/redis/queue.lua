@@ -2038,7 +2038,10 @@ end
 
 -- payload or empty, ids... -> the ids that were revived; or nil: what calls before had to leave comes first, and was gone on with
 function operations.retry()
-  if fn.has_any('owing') then return kin.go_on() or false end
+  if fn.has_any('owing') then
+    kin.go_on()
+    return false
+  end
   local found = {}
   for i = 4, #ARGV do
     local job = fn.find_job(ARGV[i])
@@ -2148,7 +2151,10 @@ end
 -- tally -> whether there is one that is not finished; or nil, as retry
 function operations.stop()
   fn.insist()
-  if fn.has_any('owing') then return kin.go_on() or false end
+  if fn.has_any('owing') then
+    kin.go_on()
+    return false
+  end
   return kin.stop(ARGV[3])
 end
 

@@ -202,17 +202,13 @@ class SqliteBroker(SqlStore):
 
     async def find(self, filter: Filter, limit: int, after: str | None = None) -> list[Record]:
         """Records that match; see `Store.find`."""
-        sought = filter.text
-        if sought is None:
+        if filter.text is None:
             return await self._read(lambda tx: reading.records(tx, reading.matches(tx, filter, limit, after)))
-        found = await self._mentions(await self._read(lambda tx: reading.matches(tx, filter, -1, after)), limit, sought)
-        return [each for each in await self._read(lambda tx: reading.records(tx, found)) if filter.state in (None, each.state)]
-
-    async def _mentions(self, candidates: Sequence[int], limit: int, sought: str) -> list[int]:
-        found: list[int] = []
+        candidates = await self._read(lambda tx: reading.matches(tx, filter, -1, after))
+        found: list[Record] = []
         for start in range(0, len(candidates), reading.PAGE):
-            page = candidates[start : start + reading.PAGE]
-            found += await self._read(partial(reading.mentions, ns=page, sought=sought))
+            page = await self._read(partial(reading.mentioning, ns=candidates[start : start + reading.PAGE], sought=filter.text))
+            found += [each for each in page if filter.state in (None, each.state)]  # some have gone on since
             if len(found) >= limit:
                 break
         return found[:limit]

@@ -53,11 +53,11 @@ def records(tx: Transaction, ns: Sequence[int]) -> list[Record]:
     return [rows[n].record() for n in ns if n in rows]
 
 
-def mentions(tx: Transaction, ns: Sequence[int], sought: str) -> list[int]:
+def mentioning(tx: Transaction, ns: Sequence[int], sought: str) -> list[Record]:
     """Those of `ns`, in order, whose id, task, payload or errors hold `sought` in whatever case. SQLite folds the case of ASCII only."""
     sought = sought.casefold()
     found = {n for n, *told, errors in _texts(tx.value("texts", ns=text(ns))) if sought in "\n".join((*told, *errors)).casefold()}
-    return [n for n in ns if n in found]
+    return records(tx, [n for n in ns if n in found])
 
 
 def counts(tx: Transaction) -> dict[str, dict[State, int]]:

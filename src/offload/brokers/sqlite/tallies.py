@@ -229,7 +229,7 @@ def drop_callbacks(tx: Transaction, now: int, ns: Sequence[int]) -> None:
 
 def stop(tx: Transaction, now: int, kind: TallyKind, id: str) -> bool:
     """Cancel all jobs, those that are still to come too; of many the first piece."""
-    tell_all(tx, now)
+    _tell_all(tx, now)
     count = known(tx, [(kind, id)])[kind, id]
     if count is None or count.finished_at is not None:
         return False
@@ -253,7 +253,7 @@ def _go_on_stopping(tx: Transaction, now: int, count: Count) -> None:
         tx.do("note_felled", ns=text(waited))  # so they come back with them
 
 
-def tell_all(tx: Transaction, now: int) -> None:
+def _tell_all(tx: Transaction, now: int) -> None:
     """Have all children know what upkeep has yet to tell them, before a stop, its end or a retry makes a difference."""
     while flows := take_up(tx):
         known(tx, [("workflow", id) for id in flows])
@@ -267,12 +267,12 @@ def anything_begun(tx: Transaction) -> bool:
 
 def finish_stops(tx: Transaction, now: int, jobs: Sequence[Job]) -> None:
     """Have what stops workflows and batches of these jobs reach everybody at once: it must not meet whom a person revives meanwhile."""
-    tell_all(tx, now)
+    _tell_all(tx, now)
     for key in dict.fromkeys(key for job in jobs for key in of(job)):
         while (count := known(tx, [key])[key]) is not None and count.stopping is not None:
             _go_on_stopping(tx, now, count)
             settle_up(tx, now)
-            tell_all(tx, now)
+            _tell_all(tx, now)
 
 
 def resume(tx: Transaction, job: Job) -> None:
@@ -287,7 +287,7 @@ def abandon(tx: Transaction, now: int) -> int:
     """Give up what its producer left incomplete. Returns how many."""
     keys = _keys(tx.value("tallies_to_abandon", now=now, limit=MOST_AT_ONCE))
     if keys:
-        tell_all(tx, now)
+        _tell_all(tx, now)
     for count in _there(tx, keys):
         count.abandoned = True
         if count.kind == "workflow":

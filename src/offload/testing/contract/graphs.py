@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from offload.broker import Feature, Session, Store
-from offload.job import Cancelled, Dead, Done, Job, Lease, Outcome, Release, Retried, State
+from offload.job import Cancelled, Dead, Done, Job, Lease, Outcome, Release, Retried, State, TallyKind
 from offload.records import Tally
 from offload.testing.clock import TestClock
 from offload.testing.contract.families import node
@@ -103,13 +103,13 @@ class Play:
         return self.chance.choice([Done(b"1")] * 6 + [Dead("no"), Cancelled("no"), *again])
 
     async def cancel(self) -> None:
-        await self.store.cancel([self.any()])
+        await self.store.cancel([self.one()])
 
     async def retry(self) -> None:
-        await self.store.retry([self.any() for _ in range(5)])
+        await self.store.retry([self.one() for _ in range(5)])
 
     async def delete(self) -> None:
-        id = self.any()
+        id = self.one()
         before = (await self.store.get([id])).get(id)
         if before is not None and await self.store.delete([id]):
             self.gone[id] = before.state if before.state.terminal else State.CANCELLED
@@ -123,7 +123,7 @@ class Play:
         for session in self.sessions:
             await session.maintain()
 
-    def any(self) -> str:
+    def one(self) -> str:
         return self.chance.choice(list(self.nodes))
 
     async def look(self) -> None:
@@ -136,8 +136,8 @@ class Play:
         batch = await self.tally("batch", "b")
         self.failed |= batch.dead + batch.expired > 0
 
-    async def tally(self, kind: str, id: str) -> Tally:
-        (found,) = await self.store.tallies("batch" if kind == "batch" else "workflow", [id])
+    async def tally(self, kind: TallyKind, id: str) -> Tally:
+        (found,) = await self.store.tallies(kind, [id])
         return found
 
     async def finish(self) -> None:
@@ -152,14 +152,15 @@ class Play:
                 self.held[session.id] = []
                 self.called.update(lease.job.id for lease in held if lease.job.callback)
                 await self.look()
-            states = {each.state for each in (await self.store.get([*self.nodes, *(f"on {each}" for each in CALLBACKS)])).values()}
-            due = {each for each in states if not each.terminal}
-            if due <= {State.WAITING} and (await self.tally("workflow", "f")).finished_at and not await self.waits():
+            if await self.is_over():
                 return
         raise AssertionError("it does not come to an end")
 
-    async def waits(self) -> bool:
-        return any(not each.state.terminal for each in (await self.store.get(list(self.nodes))).values())
+    async def is_over(self) -> bool:
+        """Whether all jobs have ended, and no callback is left that is due."""
+        nodes, calls = await self.store.get(list(self.nodes)), await self.store.get([f"on {each}" for each in CALLBACKS])
+        due = [each for each in calls.values() if not each.state.terminal and each.state is not State.WAITING]
+        return not due and all(each.state.terminal for each in nodes.values())
 
 
 def _unsuccessful(shown: Tally) -> int:

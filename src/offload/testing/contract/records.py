@@ -76,15 +76,15 @@ class Records(Fixtures):
                     await asyncio.sleep(0)
             over.set()
 
-        async def look() -> set[State]:
+        async def look(text: str | None) -> set[State]:
             seen: set[State] = set()
             while not over.is_set():
-                seen |= {each.state for each in await store.find(Filter(state=State.RUNNING), 100)}
+                seen |= {each.state for each in await store.find(Filter(state=State.RUNNING, text=text), 100)}
                 await asyncio.sleep(0)
             return seen
 
-        _, *seen = await asyncio.gather(work(), look(), look())
-        assert set().union(*seen) == {State.RUNNING}
+        _, *seen = await asyncio.gather(work(), look(None), look("greet"))
+        assert seen == [{State.RUNNING}, {State.RUNNING}]
 
     async def test_find_sees_jobs_wherever_they_stand(self, store: Store, clock: TestClock) -> None:
         key = UniqueKey("k", on_conflict="keep_last")
