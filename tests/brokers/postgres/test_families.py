@@ -10,7 +10,8 @@ from itertools import pairwise
 
 import psycopg
 import pytest
-from tests.brokers.postgres.conftest import SOON, Ask, Caller, Crowd, carried_out
+from tests.brokers.postgres.conftest import SOON, Ask, Caller, Crowd, Opens, carried_out
+from tests.conftest import Eventually
 
 from offload.broker import Session
 from offload.brokers.postgres import PostgresBroker
@@ -92,6 +93,47 @@ async def test_a_parent_that_ends_while_a_child_is_added_tells_it(
         caller.commit()
         assert await asyncio.wait_for(settling, SOON) == []
         assert await states(broker, "c") == [State.READY if isinstance(outcome, Done) else State.CANCELLED]
+
+
+async def test_children_are_told_also_where_the_database_is_stricter_by_default(
+    server: PostgresServer, clock: TestClock, opens: Opens
+) -> None:
+    url = server.database()
+    with psycopg.connect(url) as caller:
+        caller.execute(f'alter database "{caller.info.dbname}" set default_transaction_isolation = serializable'.encode())
+        caller.commit()
+        broker = await opens(url)
+        await test_a_parent_that_ends_while_a_child_is_added_tells_it(broker, clock, caller, Done(b"1"))
+
+
+async def test_a_workflow_of_a_schema_of_version_3_goes_on(opens: Opens, broker: PostgresBroker, clock: TestClock, ask: Ask) -> None:
+    await broker.enqueue([node(clock, "a", size=3), node(clock, "b"), node(clock, "c", takes("a", "x"), takes("b", "y"))])
+    ask("drop function succeed_in_workflows; drop function count_in_workflows; update store set version = 3")
+    newer = await opens()
+    async with newer.session(info()) as session:
+        first, second = await claim(session)
+        await session.settle([(first, Done(b"1"))])
+        await session.settle([(second, Done(b"2"))])
+        assert (await claim_one(session)).inputs == (b"1", b"2")
+
+
+async def test_a_success_in_a_workflow_meets_a_cancel_under_way(
+    server: PostgresServer, schema: str, broker: PostgresBroker, clock: TestClock, ask: Ask, eventually: Eventually
+) -> None:
+    await broker.enqueue([node(clock, "a", size=3), node(clock, "b"), node(clock, "c", takes("a", "x"), takes("b", "y"))])
+    async with broker.session(info()) as session:
+        leases = await leased(session)
+        async with await psycopg.AsyncConnection.connect(server.url) as canceller:
+            await canceller.execute(f'update "{schema}".running set cancel = true'.encode())
+            settling = asyncio.create_task(session.settle([(leases["a"], Done(b"1"))]))
+            waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%succeed_in_workflows%'"
+            await eventually(lambda: ask(waiting) != [(0,)] or settling.done())
+            assert not settling.done()
+            await canceller.commit()
+        assert await settling == []
+        assert ask("select n, open from children c where open <> 1") == []
+        await session.settle([(leases["b"], Done(b"2"))])
+        assert (await claim_one(session)).inputs == (b"1", b"2")
 
 
 async def test_a_child_that_is_added_while_its_parent_ends_learns_of_it(broker: PostgresBroker, clock: TestClock, caller: Caller) -> None:

@@ -14,7 +14,7 @@ from offload.brokers.sqlite import SqliteBroker, file
 from offload.errors import BatchClosed, ParentNotFound
 from offload.job import Dead, Done, Job, Membership, Parent, State
 from offload.testing.clock import TestClock
-from offload.testing.contract.families import node, states
+from offload.testing.contract.families import node, states, takes
 from offload.testing.contract.fixtures import claim, claim_one, info, job, settle
 
 pytestmark = pytest.mark.anyio
@@ -138,6 +138,26 @@ async def test_a_file_of_an_older_version_keeps_its_jobs_and_serves_its_programs
             "ended4": State.SUCCEEDED,
         }
         await broker.close()
+
+
+async def test_a_workflow_of_a_file_of_version_3_goes_on(path: Path, clock: TestClock) -> None:
+    broker = SqliteBroker.connect(f"sqlite:///{path}", clock)
+    await broker.open()
+    await broker.enqueue([node(clock, "a", size=3), node(clock, "b"), node(clock, "c", takes("a", "x"), takes("b", "y"))])
+    async with broker.session(info()) as session:
+        await session.settle([(lease, Done(b"1")) for lease in await claim(session) if lease.job.id == "a"])
+    await broker.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("""
+            update links set fate = 1, input = '1' where parent = 'a';
+            drop table children; drop index links_parent; create index links_parent on links (parent, flow, child); pragma user_version = 3;
+        """)
+    broker = SqliteBroker.connect(f"sqlite:///{path}", clock)
+    await broker.open()
+    async with broker.session(info()) as session:
+        await settle(session, await claim_one(session), Done(b"2"))
+        assert (await claim_one(session)).inputs == (b"1", b"2")
+    await broker.close()
 
 
 def _store(connection: sqlite3.Connection, n: int) -> None:

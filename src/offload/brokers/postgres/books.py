@@ -14,12 +14,15 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from offload import counting
-from offload.counting import is_over, kept_for, may_be_given_up, still_open
-from offload.job import Callback, Job, State, TallyKind
+from offload.counting import LEAST_KEEP, is_over, kept_for, may_be_given_up, still_open
+from offload.job import KEEP_UNSUCCESSFUL, Callback, Job, State, TallyKind
 
 SECOND = 1_000_000
 ABANDONED_AFTER = round(counting.ABANDONED_AFTER * SECOND)
 """Microseconds after which what is not complete, and to which no more jobs come, is taken for abandoned."""
+
+SPANS = {"shortest": LEAST_KEEP, "unsuccessful": round(KEEP_UNSUCCESSFUL * SECOND), "abandoned": ABANDONED_AFTER}
+"""What the database is told to count by, where it counts by itself as `Count.close` does: see succeeding.sql."""
 
 Key: TypeAlias = tuple[TallyKind, str]
 """A workflow or batch: its kind and id."""

@@ -50,12 +50,13 @@ SETTINGS = {
     "enable_mergejoin": "off",
     "enable_material": "off",
     "jit": "off",
+    # What another transaction did while one waited for it must be seen, whatever the role's default.
+    "default_transaction_isolation": "read committed",
     # A worker frozen in mid-transaction must not hold its locks, which others may need to rescue its jobs, for long.
     "idle_in_transaction_session_timeout": "10s",
     "lock_timeout": "20s",
 }
 _BEGIN = Statement("begin isolation level read committed", answered=False)
-"""Whatever the role's default: what another transaction did while one waited for it must be seen."""
 _PIN = "; ".join(f"set {name} = '{value}'" for name, value in SETTINGS.items())
 _BEGIN_PINNED = Statement("; ".join([_BEGIN.sql, *(f"set local {name} = '{value}'" for name, value in SETTINGS.items())]))
 _COMMIT = Statement("commit", answered=False)

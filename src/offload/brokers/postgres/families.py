@@ -24,7 +24,7 @@ from offload.brokers.postgres.moves import Moves, take_out
 from offload.brokers.postgres.rows import JobColumns, jobs_by_number, optional_stored, stored
 from offload.brokers.postgres.work import Doubt, Transaction, text
 from offload.gates import gated, holds_on
-from offload.job import Job, Lease, Membership, State
+from offload.job import Job, Lease, State
 
 MOST_LINKS = 1_000
 """The most children that one operation tells of their parents."""
@@ -99,34 +99,12 @@ def _tell_plainly(tx: Transaction, news: Sequence[News], most: int) -> Work[tupl
     values = {
         "workflows": text([each.workflow for each in news]),
         "parents": text([each.parent for each in news]),
-        "ns": _array(each.n or 0 for each in news),
         "opens": _array((each.fate == "open") - (each.was == "open") for each in news),
         "fails": _array((each.fate == "failed") - (each.was == "failed") for each in news),
     }
-    simple, number, children, _, stopping = yield from tx.row("tell", most=most, fresh=False, **values)
+    simple, number, children, stopping = yield from tx.row("tell", most=most, **values)
     tx.books.stopping |= stopping
     return (_kin(children), number) if simple else None
-
-
-def tell_of_successes(tx: Transaction, jobs: Mapping[int, tuple[Job, Membership]]) -> Work[set[int]]:
-    """Tell children of jobs whose success may just have been recorded, by the statement before. Returns the numbers of those whose was."""
-    values = {
-        "workflows": text([workflow.id for _, workflow in jobs.values()]),
-        "parents": text([job.id for job, _ in jobs.values()]),
-        "ns": _array(jobs),
-        "opens": _array([-1] * len(jobs)),
-        "fails": _array([0] * len(jobs)),
-    }
-    simple, _, children, ended, stopping = yield from tx.row("tell", most=MOST_LINKS, fresh=True, **values)
-    tx.books.stopping |= stopping
-    succeeded = set(_numbers(ended))
-    if simple:
-        tx.books.told = _kin(children)
-        tx.books.succeeded(job for n, (job, _) in jobs.items() if n in succeeded)
-    else:
-        for n in succeeded:
-            tx.books.ended(n, jobs[n][0], State.SUCCEEDED)
-    return succeeded
 
 
 def _owe(tx: Transaction, news: Sequence[News]) -> Work[None]:

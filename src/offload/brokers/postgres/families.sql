@@ -119,16 +119,15 @@ where exists (
 )
 
 -- name: tell
--- Tell children that their :parents have ended, or are revived, by what that adds to their :opens and :fails; where :fresh only of those,
--- :ns, whose records this very transaction has written. Not done where children are more than :most, where one has a fate of its own for a
--- parent, or where anything is owed to any. Returns whether it was, how many there were, those who may ask something, as families.Kin, the
--- numbers of the parents, and whether anything is being stopped. Children are locked in the order of their numbers.
+-- Tell children that their :parents have ended, or are revived, by what that adds to their :opens and :fails. Not done where children are
+-- more than :most, where one has a fate of its own for a parent, or where anything is owed to any. Returns whether it was, how many there
+-- were, those who may ask something, as families.Kin, and whether anything is being stopped. Children are locked in the order of their
+-- numbers.
 with news as materialized (
     select * from rows from (
         json_array_elements_text(%(workflows)s::json), json_array_elements_text(%(parents)s::json),
-        unnest(%(ns)s::bigint[], %(opens)s::integer[], %(fails)s::integer[])
-    ) as i (workflow, parent, n, open, failed)
-    where not %(fresh)s::boolean or (select d.xmin from offload.done d where d.n = i.n) = pg_current_xact_id()::xid
+        unnest(%(opens)s::integer[], %(fails)s::integer[])
+    ) as i (workflow, parent, open, failed)
 ), found as materialized (
     select l.child, l.fate, n.open, n.failed from news n cross join lateral (
         select child, fate from offload.links
@@ -148,7 +147,7 @@ with news as materialized (
 select yes, number, (
     select coalesce(json_agg(json_build_array(n, open, failed, brave, felled) order by n), '[]')
     from counted where open = 0 or felled or (failed > 0 and not brave)
-)::text, (select coalesce(json_agg(n), '[]') from news)::text, exists (select from offload.tallies where stopping is not null)
+)::text, exists (select from offload.tallies where stopping is not null)
 from simple
 
 -- name: tell_with_care

@@ -17,10 +17,12 @@ from offload.brokers.postgres.address import Address
 from offload.brokers.postgres.work import PACKAGE, schema_script
 from offload.errors import BrokerUnusable, SchemaTooNew
 
-SCHEMA = 3
+SCHEMA = 4
 """The version of the schema that this version of Offload works with."""
 MIGRATIONS: dict[int, str] = {2: script(PACKAGE, "gates_schema.sql"), 3: script(PACKAGE, "families_schema.sql")}
-"""By the version that it leads to, what turns the one before into it; written for the schema `offload`."""
+"""By the version that it leads to, what turns the one before into it, for the schema `offload`; none where only functions changed."""
+FUNCTIONS = (script(PACKAGE, "functions.sql"), script(PACKAGE, "succeeding.sql"))
+"""What is made anew for each version."""
 LOCK = 0x0FF10AD
 """The advisory lock under which schemas are made, together with the hash of the schema's name."""
 
@@ -71,10 +73,10 @@ async def migrate(connection: Connection, address: Address) -> tuple[int, int]:
         version = await version_of(connection, address)
         if version == 0:
             await _create(connection, address)
-        for step in range(max(version, 1) + 1, SCHEMA + 1):
-            await connection.execute(schema_script(address.schema, MIGRATIONS[step]), prepare=False)
+        missing = [MIGRATIONS[step] for step in range(max(version, 1) + 1, SCHEMA + 1) if step in MIGRATIONS]
         if version != SCHEMA:
-            await connection.execute(schema_script(address.schema, script(PACKAGE, "functions.sql")), prepare=False)
+            for each in (*missing, *FUNCTIONS):
+                await connection.execute(schema_script(address.schema, each), prepare=False)
             store = sql.Identifier(address.schema, "store")
             await connection.execute(sql.SQL("update {} set version = %s").format(store), [SCHEMA])
     return (version, SCHEMA)

@@ -581,6 +581,13 @@ with input as materialized (
 )
 select coalesce(json_agg(n), '[]')::text, (select count(*) from woken) from held
 
+-- name: succeed_in_workflows
+-- As `succeed`, of jobs some of which are parents; see succeeding.sql.
+select offload.succeed_in_workflows(
+    %(ns)s::bigint[], %(claims)s::integer[], %(forget)s::bigint[], %(results)s::json, %(parents)s::json, %(changes)s::jsonb, %(session)s::text,
+    %(alone)s::boolean, %(most)s::integer, %(now)s::bigint, %(shortest)s::double precision, %(unsuccessful)s::bigint, %(abandoned)s::bigint,
+    %(channel)s::text)
+
 -- name: asked_to_stop
 -- Of jobs that run, those whose cancellation was asked for.
 select coalesce(json_agg(n), '[]')::text from offload.running

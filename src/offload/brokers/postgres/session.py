@@ -63,6 +63,8 @@ class PostgresSession(Session):
         self._stale: set[int] = set()
         """Jobs that were forgotten just as a beat stored their progress."""
         self._pulse: Link | None = None
+        self._children_ask = False
+        """Whether, last time, something was to be done for children, as in a chain: then there is likely to be the next time."""
 
     async def fetch(self, queues: Sequence[str] | None, limit: int, room: Mapping[Isolation, int]) -> list[Lease]:
         """Claim ready jobs; see `Session.fetch`."""
@@ -103,13 +105,28 @@ class PostgresSession(Session):
         if not settlements:
             return []
         known = self._marked_among(settlements)
-        if succeeding.all_plain(settlements, self._marked):
-            lost = await self._link.step(lambda tx: succeeding.succeed(tx, self.id, settlements))
-        else:
-            lost = await self._link.run(lambda tx: settling.settle(tx, self.id, settlements, self._marked))
+        lost = await self._succeed(settlements)
+        if lost is None:
+            lost = await self._link.run(lambda tx: self._settle(tx, settlements))
         if self._marked:
             self._stale |= self._marked_among(settlements) - known
             self._marked.difference_update(lease.ref for lease, _ in settlements)
+        return lost
+
+    async def _succeed(self, settlements: Sequence[tuple[Lease, Outcome]]) -> list[Lease] | None:
+        """Settle without a transaction where that is likely to do. Returns those that were lost; None, and nothing done, where not."""
+        if not succeeding.all_plain(settlements, self._marked):
+            return None
+        if not succeeding.any_in_workflows(settlements):
+            return await self._link.step(lambda tx: succeeding.succeed(tx, self.id, settlements))
+        if self._children_ask:
+            return None
+        told = await self._link.step(lambda tx: succeeding.succeed_in_workflows(tx, self.id, settlements, alone=True))
+        return [] if told else None
+
+    def _settle(self, tx: Transaction, settlements: Sequence[tuple[Lease, Outcome]]) -> Work[list[Lease]]:
+        lost = yield from settling.settle(tx, self.id, settlements, self._marked)
+        self._children_ask = tx.books.open
         return lost
 
     def _marked_among(self, settlements: Sequence[tuple[Lease, Outcome]]) -> set[int]:

@@ -19,7 +19,7 @@ from offload.brokers.postgres.keys import Keys, kept
 from offload.brokers.postgres.moves import Moves
 from offload.brokers.postgres.newcomers import hold_for
 from offload.brokers.postgres.rows import jobs_by_number, seconds
-from offload.brokers.postgres.succeeding import distinct, plain, succeed, succeed_in_turn, succeed_in_workflows
+from offload.brokers.postgres.succeeding import all_plain, distinct, plain, succeed, succeed_in_turn, succeed_in_workflows
 from offload.brokers.postgres.work import Doubt, Transaction, text
 from offload.errors import BatchClosed, BrokerError, IdConflict, ParentNotFound, UniqueConflict
 from offload.gates import gated
@@ -64,8 +64,8 @@ def settle(tx: Transaction, session: str, settlements: Settlements, marked: Abst
         (easy if plain(lease, outcome, marked) else others).append((lease, outcome))
     if not distinct(settlements) or any(isinstance(outcome, Done) and outcome.added for _, outcome in others):
         easy, others = [], list(settlements)  # what is added locks where all are counted, so all must have ended before
-    if not others and all(lease.job.workflow is not None for lease, _ in easy):
-        return (yield from succeed_in_workflows(tx, session, easy))
+    if all_plain(settlements, marked) and (yield from succeed_in_workflows(tx, session, settlements)):
+        return []
     lost: list[Lease] = []
     if others:
         lost += yield from _settle(tx, session, others)

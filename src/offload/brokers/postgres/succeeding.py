@@ -9,10 +9,9 @@ from typing import Any
 import msgspec
 
 from offload.broker import Work
-from offload.brokers.postgres import locking
-from offload.brokers.postgres.books import related
+from offload.brokers.postgres import families, locking
+from offload.brokers.postgres.books import SPANS, Kin, related
 from offload.brokers.postgres.endings import forget_succeeded_at, kept_if_succeeded
-from offload.brokers.postgres.families import tell_of_successes
 from offload.brokers.postgres.work import Transaction, text
 from offload.gates import Succession, Want, depth_for, heirs, holds, lone_want, rules_of
 from offload.job import Done, Lease, Limit, Outcome, State
@@ -23,6 +22,7 @@ Success = tuple[Lease, Done]
 _numbers = msgspec.json.Decoder(list[int]).decode
 _successions = msgspec.json.Decoder(list[Succession]).decode
 _rules = msgspec.json.Decoder(dict[str, Limit]).decode
+_told = msgspec.json.Decoder(tuple[list[Kin], bool]).decode
 
 
 def plain(lease: Lease, outcome: Outcome, marked: AbstractSet[int]) -> bool:
@@ -34,8 +34,13 @@ def plain(lease: Lease, outcome: Outcome, marked: AbstractSet[int]) -> bool:
 
 
 def all_plain(settlements: Settlements, marked: AbstractSet[int]) -> bool:
-    """Whether one statement settles all, and nothing is to be done for workflows and batches."""
-    return all(plain(lease, outcome, marked) and not related(lease.job) for lease, outcome in settlements) and distinct(settlements)
+    """Whether one statement settles all, but for what children may ask for, and none of them is of a batch."""
+    return all(plain(lease, outcome, marked) and lease.job.batch is None for lease, outcome in settlements) and distinct(settlements)
+
+
+def any_in_workflows(settlements: Settlements) -> bool:
+    """Whether any of these jobs may have children."""
+    return any(lease.job.workflow is not None for lease, _ in settlements)
 
 
 def distinct(settlements: Settlements) -> bool:
@@ -62,12 +67,26 @@ def succeed(tx: Transaction, session: str, settlements: Settlements) -> Work[lis
     return [] if len(settled) == len(settlements) else [lease for lease, _ in settlements if lease.ref not in left]
 
 
-def succeed_in_workflows(tx: Transaction, session: str, settlements: Settlements) -> Work[list[Lease]]:
-    """The same of jobs that all belong to workflows, and tell their children, in one round trip. Returns those that were lost."""
-    yield from tx.post("succeed", **_values(tx, session, _successes(settlements)))
-    jobs = {lease.ref: (job, job.workflow) for lease, _ in settlements for job in [lease.job] if job.workflow is not None}
-    left = yield from tell_of_successes(tx, jobs)
-    return [lease for lease, _ in settlements if lease.ref not in left]
+def succeed_in_workflows(tx: Transaction, session: str, settlements: Settlements, *, alone: bool = False) -> Work[bool]:
+    """Settle what is all plain, and tell children. False, and nothing done, where it takes more care.
+
+    Where the caller is `alone`, outside of a transaction, it does so when something is to be done for a child.
+    """
+    successes = _successes(settlements)
+    parents: dict[str, list[str]] = {}
+    for lease, _ in successes:
+        if lease.job.workflow is not None:
+            parents.setdefault(lease.job.workflow.id, []).append(lease.job.id)
+    changes = {id: [len(ended), 0, 0, 0] for id, ended in parents.items()}
+    values = {"parents": text(parents), "changes": text(changes), "alone": alone, "most": families.MOST_LINKS}
+    told = yield from tx.value("succeed_in_workflows", **values, **_values(tx, session, successes), **SPANS)
+    if told is None:
+        return False
+    asking, tx.books.stopping = _told(told)
+    if asking:
+        tx.books.told = asking
+        tx.books.succeeded(lease.job for lease, _ in successes if lease.job.workflow is not None)
+    return True
 
 
 def succeed_in_turn(tx: Transaction, session: str, settlements: Settlements, marked: AbstractSet[int]) -> Work[bool]:

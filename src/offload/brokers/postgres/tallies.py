@@ -12,17 +12,17 @@ import msgspec
 
 from offload.broker import Work
 from offload.brokers.postgres import locking
-from offload.brokers.postgres.books import ABANDONED_AFTER, Count, Key, tallies_of
+from offload.brokers.postgres.books import SPANS, Count, Key, tallies_of
 from offload.brokers.postgres.cancelling import end
 from offload.brokers.postgres.endings import drop_expiring, forget
 from offload.brokers.postgres.families import forget_kin, note_fallen, pay, pay_owed
 from offload.brokers.postgres.keys import ALL_KEYS, Keys
 from offload.brokers.postgres.moves import Moves, take_out
-from offload.brokers.postgres.rows import JobColumns, jobs_by_id, moment, optional_moment, optional_stored, read_extra, seconds, stored
+from offload.brokers.postgres.rows import JobColumns, jobs_by_id, moment, optional_moment, optional_stored, read_extra, stored
 from offload.brokers.postgres.work import Doubt, Transaction, text
-from offload.counting import LEAST_KEEP, is_due, tally_of
+from offload.counting import is_due, tally_of
 from offload.errors import BatchClosed
-from offload.job import DAY, KEEP_UNSUCCESSFUL, Job, State, TallyKind
+from offload.job import DAY, Job, State, TallyKind
 from offload.records import Tally
 
 POSTPONED = round(DAY * 1_000_000)
@@ -135,8 +135,7 @@ def _count_workflows(tx: Transaction) -> Work[None]:
     """Count what has ended in workflows that nothing else is to be done for."""
     if tx.books.changes:
         changes = {id: [change.get(state, 0) for state in ENDS] for (_, id), change in tx.books.changes.items()}
-        fixed = {"least": LEAST_KEEP, "unsuccessful": seconds(KEEP_UNSUCCESSFUL), "abandoned": ABANDONED_AFTER}
-        yield from tx.post("count_workflows", changes=text(changes), now=tx.now, **fixed)
+        yield from tx.post("count_workflows", changes=text(changes), now=tx.now, **SPANS)
 
 
 def _call_back(tx: Transaction, changed: Sequence[Count]) -> Work[None]:

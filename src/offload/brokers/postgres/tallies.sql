@@ -45,24 +45,9 @@ on conflict (kind, id) do update set n = excluded.n, created_at = excluded.creat
     callbacks = excluded.callbacks
 
 -- name: count_workflows
--- Count :changes in workflows, as [succeeded, dead, cancelled, expired] by their ids, as books.Count would: a tally that has no callbacks
--- need not come to the client and back while all others wait for it.
-update offload.tallies t set (succeeded, dead, cancelled, expired, finished_at, forget_at, abandon_at) = (
-    select x.succeeded, x.dead, x.cancelled, x.expired,
-        case when x.over then coalesce(t.finished_at, %(now)s) end,
-        case when x.over then coalesce(t.forget_at, %(now)s + case
-            when x.succeeded = t.total and not t.abandoned then (greatest(t.keep, %(least)s) * 1000000)::bigint else %(unsuccessful)s
-        end) end,
-        case when t.total < t.size then t.touched_at + %(abandoned)s end
-    from (
-        select y.*, t.total >= t.size and t.total <= y.succeeded + y.dead + y.cancelled + y.expired as over from (
-            select t.succeeded + (c.value -> t.id ->> 0)::bigint as succeeded, t.dead + (c.value -> t.id ->> 1)::bigint as dead,
-                t.cancelled + (c.value -> t.id ->> 2)::bigint as cancelled, t.expired + (c.value -> t.id ->> 3)::bigint as expired
-        ) as y
-    ) as x
-)
-from (select %(changes)s::jsonb as value) as c
-where t.kind = 'workflow' and t.id = any(array(select jsonb_object_keys(%(changes)s::jsonb)))
+-- Count :changes in workflows; see succeeding.sql.
+select offload.count_in_workflows(
+    %(changes)s::jsonb, %(now)s::bigint, %(shortest)s::double precision, %(unsuccessful)s::bigint, %(abandoned)s::bigint)
 
 -- name: drop_tally
 delete from offload.tallies where kind = %(kind)s and id = %(id)s

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from offload.brokers.sqlite.cancelling import in_turn
 from offload.brokers.sqlite.counting import known
 from offload.brokers.sqlite.endings import drop_expiring, forget
-from offload.brokers.sqlite.families import Child, children, to_take_again, wait, waiting_in_vain
+from offload.brokers.sqlite.families import Child, children, drop_kin, keep_fates, to_take_again, wait, waiting_in_vain
 from offload.brokers.sqlite.keys import ALL_KEYS, any_held, give_up, take
 from offload.brokers.sqlite.moves import Moves, past_of, take_out
 from offload.brokers.sqlite.rows import JobColumns, extra_text, jobs_by_id, text
@@ -89,11 +89,12 @@ def _delete(tx: Transaction, now: int, rows: Sequence[JobColumns]) -> Sequence[J
     for row in rows:
         if row.lane is not None:
             moves.withdraw(row.n, row.job())  # while its row is still there to be found in its lane
+    keep_fates(tx, rows)
     take_out(tx, rows)
     drop_expiring(tx, [(row.n, row.job()) for row in rows if row.claim == 0])
     forget(tx, [row.n for row in rows])
     if tied := [row.n for row in rows if row.extra is not None and row.job().parents]:
-        tx.do("drop_links", ns=text(tied))
+        drop_kin(tx, tied)
     for row, job in [(row, row.job()) for row in rows]:
         if not row.state.terminal:
             tx.books.deleted(job)

@@ -6,6 +6,7 @@ it does not matter in which order one operation ended its jobs. What is owed to 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -71,18 +72,22 @@ def connect(tx: Transaction, jobs: Sequence[tuple[int, Job]]) -> dict[int, Ties]
     new = {job.id for _, job in jobs}
     ends = _ends_of(tx, {parent.id for _, job, _ in having for parent in job.parents if parent.id not in new})
     rows: list[LinkRow] = []
+    opens: list[tuple[int, int]] = []
     ties: dict[int, Ties] = {}
     for n, job, id in having:
         count, fells = tx.books.counts["workflow", id], job.if_parent_fails == "cancel"
         flow = 0 if count is None else count.n
         links = [ends.get((parent.id, id), (Fate.OPEN, None, None)) for parent in job.parents]
         failed = [why for fate, _, why in links if fate is Fate.FAILED] if fells else []
-        ties[n] = Ties(any(fate is Fate.OPEN for fate, _, _ in links), failed[0] if failed else None)
+        open = sum(fate is Fate.OPEN for fate, _, _ in links)
+        ties[n] = Ties(open > 0, failed[0] if failed else None)
+        opens.append((n, open))
         rows += [
             (n, place, parent.id, flow, bool(parent.at), fells, fate.value, result if parent.at else None, why)
             for place, (parent, (fate, result, why)) in enumerate(zip(job.parents, links, strict=True))
         ]
     tx.add("add_links", rows)
+    tx.add("add_children", opens)
     return ties
 
 
@@ -149,23 +154,51 @@ def pay(tx: Transaction, now: int) -> None:
 def _tell(tx: Transaction, flow: int, debts: Debts, parents: Mapping[str, str | None], most: int) -> list[int]:
     """Have the children of parents know what became of these, at most so many. Returns whom, once for each link."""
     owed = text(parents)
-    older, found = tx.row("concerned", owed=owed, flow=flow, after=debts.after, limit=most + 1)
+    older, fated, found = tx.row("concerned", owed=owed, flow=flow, after=debts.after, limit=most + 1)
     if older:
         tx.do("drop_owed", parents=text(list(parents)), flow=debts.flow)
-    fate, ns = debts.fate.value, _numbers(found)
+    ns = _numbers(found)
+    if len(ns) <= most and debts.fate is Fate.DONE and debts.after == 0 and not older and not fated:
+        if ns:  # their records say the rest
+            tx.do("count_down", changes=text(list(Counter(ns).items())))
+        return ns
     if len(ns) <= most:
-        if ns:
-            tx.do("tell", owed=owed, flow=flow, fate=fate, after=debts.after, upto=NEVER)
+        _mark(tx, flow, debts, parents)
         return ns
     pairs = _pairs(tx.value("concerned_first", owed=owed, flow=flow, after=debts.after, limit=most))
     last, upto = pairs[-1]
     ids = list(parents)
     place = ids.index(last)
-    tx.do("tell", owed=text({id: parents[id] for id in ids[:place]}), flow=flow, fate=fate, after=debts.after, upto=NEVER)
-    tx.do("tell", owed=text({last: parents[last]}), flow=flow, fate=fate, after=debts.after, upto=upto)
+    _mark(tx, flow, debts, {id: parents[id] for id in ids[:place]})
+    _mark(tx, flow, debts, {last: parents[last]}, upto)
     _put_off(tx, debts._replace(after=upto), {last: parents[last]})
     _put_off(tx, debts, {id: parents[id] for id in ids[place + 1 :]})
     return [n for _, n in pairs]
+
+
+def _mark(tx: Transaction, flow: int, debts: Debts, parents: Mapping[str, str | None], upto: int = NEVER) -> None:
+    """Write what became of parents to the links of their children."""
+    owed = text(parents)
+    for each in ("recount", "tell"):
+        tx.do(each, owed=owed, flow=flow, fate=debts.fate.value, after=debts.after, upto=upto)
+
+
+def keep_fates(tx: Transaction, rows: Iterable[JobColumns]) -> None:
+    """Have children of jobs that are about to be deleted keep what came of their success."""
+    ended: dict[str, dict[str, str | None]] = {}
+    for row in rows:
+        if row.state is State.SUCCEEDED and (flow := row.job().workflow) is not None:
+            ended.setdefault(flow.id, {})[row.id] = row.result
+    counts = known(tx, [("workflow", id) for id in ended])
+    for id, results in ended.items():
+        if (count := counts["workflow", id]) is not None:
+            tx.do("keep_fates", ended=text(results), flow=count.n, workflow=id)
+
+
+def drop_kin(tx: Transaction, ns: Sequence[int]) -> None:
+    """Forget whom jobs wait for."""
+    for each in ("drop_links", "drop_children"):
+        tx.do(each, ns=text(ns))
 
 
 def _put_off(tx: Transaction, debts: Debts, parents: Mapping[str, str | None]) -> None:

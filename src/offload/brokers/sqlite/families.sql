@@ -21,8 +21,14 @@ insert into waiting (n, behind, what, claim, attempt, crashes, started_at, worke
 -- name: add_links
 insert into links (child, place, parent, flow, wanted, fells, fate, input, why)
 
+-- name: add_children
+insert into children (n, open)
+
 -- name: drop_links
 delete from links where child in (select value from json_each(:ns))
+
+-- name: drop_children
+delete from children where n in (select value from json_each(:ns))
 
 -- name: ends_of
 -- Those of the given ids that belong to a workflow and have ended, as [id, workflow, state, result].
@@ -46,9 +52,10 @@ where c.workflow = :workflow and not exists (select 1 from jobs p where p.id = l
 order by c.n, link.place limit 1
 
 -- name: concerned
--- Whether anything is owed from before, and for each link to parents, which are given as the names of an object, the job that has it.
-select exists (select 1 from owed), json_group_array(child) from (
-    select link.child from json_each(:owed) d cross join links link on link.parent = d.key and link.flow = :flow and link.child > :after
+-- Whether anything is owed from before; whether any link to parents, which are given as the names of an object, has a fate of its own; and
+-- for each of them the job that has it.
+select exists (select 1 from owed), max(fate) > 0, json_group_array(child) from (
+    select link.child, link.fate from json_each(:owed) d cross join links link on link.parent = d.key and link.flow = :flow and link.child > :after
     limit :limit)
 
 -- name: concerned_first
@@ -61,6 +68,28 @@ select json_group_array(json_array(key, child)) from (
 -- name: having_children
 -- Of parents, which are given as the names of an object, those that anybody waits for, or has waited for.
 select json_group_array(key) from json_each(:owed) d where exists (select 1 from links where parent = d.key and flow = :flow)
+
+-- name: count_down
+-- Children wait for so many parents less, as [n, how many].
+update children set open = open - json_extract(told.value, '$[1]')
+from json_each(:changes) as told where children.n = json_extract(told.value, '$[0]')
+
+-- name: recount
+-- As `tell`, before it: count the links that it opens, or closes.
+update children set open = open + iif(:fate = 0, told.number, -told.number)
+from (
+    select link.child, count(*) as number
+    from json_each(:owed) d cross join links link on link.parent = d.key and link.flow = :flow and link.child > :after and link.child <= :upto
+    where (link.fate = 0) <> (:fate = 0) group by link.child
+) as told where children.n = told.child
+
+-- name: keep_fates
+-- Parents, which are given with their results, have succeeded, and their records are about to go: those of their children keep what came
+-- of that who do not yet have it, but are not still to be told.
+update links indexed by links_parent set fate = 1, input = iif(wanted, d.value, null)
+from json_each(:ended) as d
+where links.parent = d.key and links.flow = :flow and links.fate = 0
+    and not exists (select 1 from owed where parent = d.key and flow = :workflow)
 
 -- name: tell
 -- Have the children of parents, which are given with their results, or how they failed, know that fate.
@@ -76,7 +105,7 @@ where links.parent = d.key and links.flow = :flow and links.child > :after and l
 -- have ten thousand.
 select json_group_array(json_array(
     asked.value, w.what is 'parents', ifnull(d.felled, 0),
-    exists (select 1 from links indexed by links_open where child = asked.value and fate = 0),
+    exists (select 1 from children where n = asked.value and open > 0),
     (select why from links indexed by links_failed where child = asked.value and fate = 2 and fells order by place limit 1)
 )) from json_each(:ns) asked left join waiting w on w.n = asked.value left join done d on d.n = asked.value
 
@@ -97,13 +126,21 @@ update done set reason = json_extract(told.value, '$[1]') from json_each(:reason
 -- name: inputs
 -- What came from the parents of jobs, as [n, result], in their order.
 select json_group_array(json_array(child, input)) from (
-    select link.child, link.input from json_each(:ns) asked cross join links link on link.child = asked.value order by link.child, link.place)
+    select link.child, iif(not link.wanted or link.fate > 0, link.input, (
+        select d.result from jobs p cross join done d on d.n = p.n where p.id = link.parent and p.workflow = c.workflow
+    )) as input
+    from json_each(:ns) asked cross join jobs c on c.n = asked.value cross join links link on link.child = c.n
+    order by link.child, link.place)
 
 -- name: open_parents
 -- How many parents a job waits for, and the first of them.
 select
-    (select count(*) from links indexed by links_open where child = :n and fate = 0),
-    (select json_group_array(parent) from (select parent from links indexed by links_open where child = :n and fate = 0 order by place limit :most))
+    ifnull((select open from children where n = :n), 0),
+    (select json_group_array(parent) from (
+        select parent from links link indexed by links_open where link.child = :n and link.fate = 0 and not exists (
+            select 1 from jobs p cross join done d on d.n = p.n
+            where p.id = link.parent and p.workflow = (select workflow from jobs where n = :n) and d.state = 'SUCCEEDED')
+        order by place limit :most))
 
 -- name: owed
 -- What is owed longest, as [n, parent, workflow, fate, what is to be told, the last child that knows].

@@ -12,8 +12,8 @@ from offload.errors import BadDeclaration, BrokerError, BrokerNotInstalled, Brok
 
 APPLICATION = 0x0FF10AD
 """Marks a database file as one of Offload."""
-SCHEMA = 3
-MIGRATIONS: dict[int, str] = {1: "schema.sql", 2: "gates_schema.sql", 3: "families_schema.sql"}
+SCHEMA = 4
+MIGRATIONS: dict[int, str] = {1: "schema.sql", 2: "gates_schema.sql", 3: "families_schema.sql", 4: "children_schema.sql"}
 """The script that brings a database to each version from the one before."""
 NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "fuse.glusterfs", "fuse.sshfs", "lustre", "ocfs2", "gfs2"}

@@ -11,7 +11,7 @@ from offload.brokers.sqlite.books import Count, Key
 from offload.brokers.sqlite.cancelling import end
 from offload.brokers.sqlite.counting import count_from, counts_from, known, of
 from offload.brokers.sqlite.endings import drop_expiring, forget
-from offload.brokers.sqlite.families import pay, take_up
+from offload.brokers.sqlite.families import drop_kin, pay, take_up
 from offload.brokers.sqlite.keys import ALL_KEYS, give_up
 from offload.brokers.sqlite.moves import Moves, past_of
 from offload.brokers.sqlite.rows import SECOND, jobs_by_number, moment, optional_moment, optional_stored, stored, text
@@ -334,7 +334,7 @@ def _forget(tx: Transaction, now: int, count: Count, most: int) -> int:
         ns = [n for n, _ in _members(tx.value("workflow_members", id=count.id, after=0, limit=most))]
         if ns:
             tx.do("drop_done", ns=text(ns))
-            tx.do("drop_links", ns=text(ns))
+            drop_kin(tx, ns)
             forget(tx, ns)
     else:
         ns = _pending(tx, list(count.callbacks.values()))[:most]

@@ -265,6 +265,38 @@ class Families(Fixtures):
         assert (await tally(store)).succeeded == 4
 
     @needs(Feature.PARENTS)
+    @pytest.mark.parametrize("lost", [(), ("a1",), ("alone",), ("b0", "kept")], ids=lambda lost: "-".join(lost) or "none")
+    async def test_successes_of_several_workflows_and_of_none_are_settled_at_once(
+        self, store: Store, clock: TestClock, lost: tuple[str, ...]
+    ) -> None:
+        flows = {flow: [f"{flow}{n}" for n in range(3)] for flow in ("a", "b")}
+        for flow, members in flows.items():
+            await store.enqueue([node(clock, id, flow=flow, size=4) for id in members])
+            await store.enqueue([node(clock, f"join-{flow}", *(takes(id, id) for id in members), flow=flow, queue="joins")])
+        await store.enqueue([job(clock, "kept"), job(clock, "alone", keep=0)])
+        async with store.session(info()) as session:
+            leases = {lease.job.id: lease for lease in await claim(session, queues=["default"])}
+            first = [lease for id, lease in leases.items() if id not in ("a2", "b2")]
+            for id in lost:
+                await settle(session, leases[id], Retried(0))
+            refused = await session.settle([(lease, Done(f'"{lease.job.id}"'.encode())) for lease in first])
+            assert sorted(ids(refused)) == sorted(lost)
+            for flow, members in flows.items():
+                expected = [State.READY if id in lost else State.RUNNING if id.endswith("2") else State.SUCCEEDED for id in members]
+                assert await states(store, *members, f"join-{flow}") == [*expected, State.WAITING]
+                assert (await tally(store, flow)).succeeded == expected.count(State.SUCCEEDED)
+            assert await states(store, "kept", "alone") == [
+                State.READY if "kept" in lost else State.SUCCEEDED,
+                State.READY if "alone" in lost else None,
+            ]
+            assert await session.settle([(leases[id], Done(f'"{id}"'.encode())) for id in ("a2", "b2")]) == []
+            late = await claim(session, queues=["default"])
+            assert sorted(ids(late)) == sorted(lost)
+            assert await session.settle([(lease, Done(f'"{lease.job.id}"'.encode())) for lease in late]) == []
+            joins = {lease.job.id: lease.inputs for lease in await claim(session, queues=["joins"])}
+        assert joins == {f"join-{flow}": tuple(f'"{id}"'.encode() for id in members) for flow, members in flows.items()}
+
+    @needs(Feature.PARENTS)
     async def test_a_job_that_lost_its_lease_adds_nothing(self, store: Store, clock: TestClock) -> None:
         await store.enqueue([node(clock, "a")])
         async with store.session(info("dies")) as dying, store.session(info()) as session:
@@ -322,6 +354,18 @@ class Families(Fixtures):
             assert await states(store, "p", "q", "c") == [State.READY, State.READY, State.WAITING]
             await end(session)
             assert ids(await claim(session)) == ["c"]
+
+    @needs(Feature.PARENTS)
+    async def test_what_came_of_parents_that_were_deleted_is_there_when_the_last_has_ended(self, store: Store, clock: TestClock) -> None:
+        children = [node(clock, id, takes("a", "x"), "b", takes("q", "y"), queue="later") for id in ("c", "d")]
+        await store.enqueue([node(clock, "a", size=5), node(clock, "b"), node(clock, "q", queue="last"), *children])
+        async with store.session(info()) as session:
+            await session.settle([(lease, Done(f'"{lease.job.id}"'.encode())) for lease in await claim(session, queues=["default"])])
+            assert await store.delete(["a", "b"]) == {"a", "b"}
+            assert await states(store, "a", "b", "c", "d") == [None, None, State.WAITING, State.WAITING]
+            (lease,) = await claim(session, queues=["last"])
+            await settle(session, lease, Done(b"1"))
+            assert {lease.job.id: lease.inputs for lease in await claim(session)} == dict.fromkeys(("c", "d"), (b'"a"', None, b"1"))
 
     @needs(Feature.PARENTS)
     async def test_who_fell_with_a_deleted_parent_goes_on_with_one_of_its_id(self, store: Store, clock: TestClock) -> None:
