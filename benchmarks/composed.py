@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias, get_args
 
 from keys import ENGINES, loop_factory, places_of, show, spread
 from place import Place
+from settled import AT_ONCE, seconds_to_settle
 
 from offload import Handle, Offload, Worker, chain, group, previous
 
@@ -29,6 +30,7 @@ def main() -> None:
         for engine, place in places_of(options, stack).items():
             print(f"{engine} {place.version}".rstrip())
             measure(place, options)
+            measure_settling(place, options)
 
 
 def measure(place: Place, options: argparse.Namespace) -> None:
@@ -49,6 +51,18 @@ def measure(place: Place, options: argparse.Namespace) -> None:
         compared = "" if kind == "plain" else f"{spread(enqueued[kind], enqueued['plain'])} of the time"
         show(f"{kind}, enqueued", [options.jobs / each for each in enqueued[kind]], compared)
     print(f"  the join begins {median(late) * 1_000:.1f} ms after its last parent ended", flush=True)
+
+
+def measure_settling(place: Place, options: argparse.Namespace) -> None:
+    """What the store alone does to end parts of a join, beside plain jobs."""
+    jobs = max(options.jobs // AT_ONCE, 1) * AT_ONCE
+    plain: list[float] = []
+    parts: list[float] = []
+    for _ in range(options.rounds):
+        plain.append(seconds_to_settle(place, jobs, joined=False, loop_factory=loop_factory()))
+        parts.append(seconds_to_settle(place, jobs, joined=True, loop_factory=loop_factory()))
+    show("plain, settled", [jobs / each for each in plain])
+    show("parts, settled", [jobs / each for each in parts], f"{spread(parts, plain)} of the time")
 
 
 async def processed(app: Offload, kind: Kind, jobs: int) -> tuple[float, float, float | None]:

@@ -48,6 +48,7 @@ from offload.gates.wants import (
     left_when_put_off,
     lone_want,
     member_of,
+    straight,
     wants_of,
 )
 
@@ -96,6 +97,7 @@ __all__ = [
     "rule_id",
     "rules_of",
     "settled",
+    "straight",
     "taken",
     "token_at",
     "tokens",

@@ -67,6 +67,14 @@ def gated(job: Keyed) -> bool:
     return job.order_by is not None or bool(job.limits)
 
 
+def straight(job: Job) -> bool:
+    """Whether a job needs no more than a place in its ready line once its parents have succeeded.
+
+    So it is where no gate, turn or time lies between, and there is no key by which it may be replaced, and no batch that may be stopped.
+    """
+    return not gated(job) and job.fair_by is None and job.run_at is None and job.unique is None and job.batch is None
+
+
 def holds_on(job: Job) -> bool:
     """Whether a job keeps its turn when it is DEAD."""
     return job.order_by is not None and job.on_dead == "hold"

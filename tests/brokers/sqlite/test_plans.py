@@ -80,7 +80,7 @@ def _fill(connection: sqlite3.Connection) -> None:
         insert into parked select n, 'slot of k' || (n % 1000), n, 0, 0, 0, null, null from jobs where n % 5 in (3, 4);
         insert into waiting (n, behind, what) select n, '', 'parents' from jobs where n % 5 = 4;
         insert into links select n, i, 'j' || (n + i), 1, 0, 1, n % 3, null, null from jobs, (select 0 as i union select 1);
-        insert into children select n, 1 from jobs where n % 5 = 4;
+        insert into children select n, 1, 0 from jobs where n % 5 = 4;
         insert into owed select n, 'j' || n, 'f', 0, 1, null from jobs;
         insert into tallies select n, 'batch', 'b' || n, n, '', n, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, n, n, n, n, '{}' from jobs;
         update jobs set workflow = 'f' || (n % 50), batch = 'b' || (n % 50) where n % 5 <> 0;
@@ -144,6 +144,9 @@ def test_the_lines_are_found_by_jumping_through_the_index(connection: sqlite3.Co
         ("tell", "SEARCH links USING INDEX links_parent (parent=? AND flow=? AND child>? AND child<?)"),
         ("having_children", "SEARCH links USING COVERING INDEX links_parent (parent=? AND flow=?)"),
         ("children", "SEARCH children USING INTEGER PRIMARY KEY (rowid=?)"),
+        ("go_straight", "SEARCH j USING INTEGER PRIMARY KEY (rowid=?)"),
+        ("go_straight", "SEARCH w USING INTEGER PRIMARY KEY (rowid=?)"),
+        ("note_straight", "SEARCH jobs USING INTEGER PRIMARY KEY (rowid=?)"),
         ("count_down", "SEARCH children USING INTEGER PRIMARY KEY (rowid=?)"),
         ("keep_fates", "SEARCH links USING INDEX links_parent (parent=? AND flow=?)"),
         ("children", "SEARCH links USING INDEX links_failed (child=?)"),

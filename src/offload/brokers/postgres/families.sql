@@ -11,9 +11,10 @@ select (value ->> 0)::bigint, (value ->> 1)::integer, value ->> 2, value ->> 3, 
 from json_array_elements(%(links)s::json)
 
 -- name: add_children
--- Children, as families.Kin.
-insert into offload.children (n, open, failed, brave, felled)
-select (value ->> 0)::bigint, (value ->> 1)::integer, (value ->> 2)::integer, (value ->> 3)::boolean, (value ->> 4)::boolean
+-- Children, as books.Kin, each with whether it is straight: see offload.gates.
+insert into offload.children (n, open, failed, brave, felled, straight)
+select (value ->> 0)::bigint, (value ->> 1)::integer, (value ->> 2)::integer, (value ->> 3)::boolean, (value ->> 4)::boolean,
+    (value ->> 5)::boolean
 from json_array_elements(%(children)s::json)
 
 -- name: add_pending

@@ -19,8 +19,12 @@ from offload.errors import BrokerUnusable, SchemaTooNew
 
 SCHEMA = 4
 """The version of the schema that this version of Offload works with."""
-MIGRATIONS: dict[int, str] = {2: script(PACKAGE, "gates_schema.sql"), 3: script(PACKAGE, "families_schema.sql")}
-"""By the version that it leads to, what turns the one before into it, for the schema `offload`; none where only functions changed."""
+MIGRATIONS: dict[int, str] = {
+    2: script(PACKAGE, "gates_schema.sql"),
+    3: script(PACKAGE, "families_schema.sql"),
+    4: script(PACKAGE, "children_schema.sql"),
+}
+"""By the version that it leads to, what turns the one before into it, written for the schema `offload`."""
 FUNCTIONS = (script(PACKAGE, "functions.sql"), script(PACKAGE, "succeeding.sql"))
 """What is made anew for each version."""
 LOCK = 0x0FF10AD
@@ -73,7 +77,7 @@ async def migrate(connection: Connection, address: Address) -> tuple[int, int]:
         version = await version_of(connection, address)
         if version == 0:
             await _create(connection, address)
-        missing = [MIGRATIONS[step] for step in range(max(version, 1) + 1, SCHEMA + 1) if step in MIGRATIONS]
+        missing = [MIGRATIONS[step] for step in range(max(version, 1) + 1, SCHEMA + 1)]
         if version != SCHEMA:
             for each in (*missing, *FUNCTIONS):
                 await connection.execute(schema_script(address.schema, each), prepare=False)

@@ -16,6 +16,7 @@ from offload.brokers.postgres.gating import Past
 from offload.brokers.postgres.work import Transaction, text
 from offload.counting import is_complete
 from offload.errors import ParentNotFound
+from offload.gates import straight
 from offload.job import Job, State, TallyKind
 
 
@@ -76,7 +77,7 @@ class Newcomers:
         self._numbers: list[int] = []
         """Those of the workflows that were begun, which they are given in the order in which their first jobs come."""
         self._links: list[tuple[Any, ...]] = []
-        self._children: list[Kin] = []
+        self._children: list[tuple[Any, ...]] = []
         self._pending: dict[str, list[tuple[int, Past]]] = {"parents": [], "batch": []}
         self._ended: list[Ending] = []
         self._added: list[int] = []
@@ -123,7 +124,7 @@ class Newcomers:
             elif kin is not None and kin.open:
                 self._pending["parents"].append((n, Past()))
         if kin is not None:
-            self._children.append(kin._replace(felled=felled))
+            self._children.append((*kin._replace(felled=felled), straight(job)))
         if ended:
             self._ended.append(Ending(n, job, Past(), State.CANCELLED, stopped or why))
         if job.workflow is not None:

@@ -69,12 +69,12 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 NO_EXTRA = Extra()
 _extra = msgspec.json.Decoder(Extra).decode
 MOST_COMMON = 500
-"""Characters of a longer text are those of one job alone, as one has that waits for many."""
+"""A text of more characters is one job's alone, as one has that waits for many; it is kept for the operation that reads it again."""
 
 
 def read_extra(text: str) -> Extra:
     """What `jobs.extra` says."""
-    return _common_extra(text) if len(text) <= MOST_COMMON else _extra(text)
+    return _common_extra(text) if len(text) <= MOST_COMMON else _lone_extra(text)
 
 
 @lru_cache(8192)  # jobs of the same keys, and nothing else that is rare, have the same text
@@ -82,9 +82,14 @@ def _common_extra(text: str) -> Extra:
     return _extra(text)
 
 
+@lru_cache(4)
+def _lone_extra(text: str) -> Extra:
+    return _extra(text)
+
+
 def _rare_fields(text: str) -> dict[str, Any]:
     """What is rare about a job, as fields of a Job."""
-    return _common_fields(text) if len(text) <= MOST_COMMON else _fields(_extra(text))
+    return _common_fields(text) if len(text) <= MOST_COMMON else _fields(_lone_extra(text))
 
 
 @lru_cache(8192)

@@ -31,9 +31,10 @@ create or replace function offload.succeed_in_workflows(
     ns bigint[], claims integer[], forget bigint[], results json, parents json, changes jsonb, session text, alone boolean, most integer,
     now bigint, shortest double precision, unsuccessful bigint, abandoned bigint, channel text
 ) returns text language plpgsql as $function$
--- As the statement `succeed`, of jobs some of which are :parents, as ids by workflow; also tells their children, and counts :changes in
--- the workflows, as count_in_workflows takes them.
+-- As the statement `succeed`, of jobs some of which are :parents, as ids by workflow; also tells their children, of which those that are
+-- straight go to the ends of their ready lines, and counts :changes in the workflows, as count_in_workflows takes them.
 --
+-- Children ask for more where not all that now may go are straight, or where one fell with a parent, or is about to: then none goes here.
 -- Returns the children that may ask something now, as families.Kin, and whether anything is being stopped; where there are such children,
 -- nothing was counted. Null, and nothing done, where a lease was lost, children are more than :most, one has a fate of its own for a parent,
 -- or anything is owed to any; and where children ask while the caller is `alone`, with no transaction in which to answer them.
@@ -42,6 +43,8 @@ declare
     told jsonb;  -- by child of how many parents
     simple boolean;
     asking json;
+    going bigint[];
+    all_straight boolean;
 begin
     select array_agg(r.place) into places
     from unnest(succeed_in_workflows.ns, succeed_in_workflows.claims) as i (n, claim) cross join lateral (
@@ -64,11 +67,19 @@ begin
         return null;
     end if;
     if told is not null then
-        select json_agg(json_build_array(n, left_open, failed, brave, felled) order by n)
-        filter (where left_open = 0 or felled or (failed > 0 and not brave)) into asking from (  -- a `where` might go before the locks
-            select n, open - (told ->> n::text)::integer as left_open, failed, brave, felled from offload.children
-            where n = any(array(select jsonb_object_keys(told)::bigint)) order by n for update
+        select json_agg(json_build_array(n, left_open, failed, brave, felled) order by n) filter (where asks),
+            array_agg(n order by n) filter (where asks), bool_and(straight and not felled and (failed = 0 or brave)) filter (where asks)
+        into asking, going, all_straight from (
+            select *, left_open = 0 or felled or (failed > 0 and not brave) as asks from (  -- as a condition it might be met before the locks
+                select n, open - (told ->> n::text)::integer as left_open, failed, brave, felled, straight from offload.children
+                where n = any(array(select jsonb_object_keys(told)::bigint)) order by n for update
+            ) as locked
         ) as c;
+        if all_straight and not exists (select from offload.tallies where stopping is not null) then
+            asking := null;
+        else
+            going := null;
+        end if;
         if alone and asking is not null then
             return null;
         end if;
@@ -84,6 +95,21 @@ begin
     cross join lateral (select * from offload.running where ctid = i.place) as r where i.forget_at is not null;
     if array_position(forget, null) is not null then
         delete from offload.jobs where n = any(array(select i.n from unnest(ns, forget) as i (n, forget_at) where i.forget_at is null));
+    end if;
+    if going is not null then
+        with gone as (
+            delete from offload.waiting where n = any(going) and what = 'parents' returning *
+        ), placed as materialized (
+            select nextval('offload.places') as pos, g.*, j.queue, j.rank from (select * from gone order by n) as g
+            cross join lateral (select queue, rank from offload.jobs where n = g.n limit 1) as j
+        ), noted as materialized (
+            select jsonb_object_agg(n, pos) as by_n from placed
+        ), updated as (
+            update offload.jobs j set pos = (t.by_n ->> j.n::text)::bigint, due = null from noted t where j.n = any(array(select n from placed))
+        )
+        insert into offload.ready (queue, rank, pos, n, claim, attempt, crashes, ready_at, started_at, worker)
+        select queue, rank::bigint << 40, pos, n, claim, attempt, crashes, now, started_at, worker from placed;
+        perform pg_notify(channel, 'work') where exists (select from offload.sleepers where what = 'work' and until > clock_timestamp());
     end if;
     perform pg_notify(channel, 'ended') where exists (select from offload.sleepers where what = 'ended' and until > clock_timestamp());
     if asking is null then

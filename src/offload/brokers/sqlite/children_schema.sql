@@ -2,9 +2,10 @@
 
 create table children (
     n integer primary key,          -- the job that waits
-    open integer not null           -- for how many parents
+    open integer not null,          -- for how many parents
+    straight integer not null       -- 1 where it needs no more than a place in its ready line once they have succeeded
 );
-insert into children (n, open) select child, sum(fate = 0) from links group by child;
+insert into children (n, open, straight) select child, sum(fate = 0), 0 from links group by child;
 
 drop index links_parent;
 create index links_parent on links (parent, flow, child, fate);

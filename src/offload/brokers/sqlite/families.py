@@ -21,7 +21,7 @@ from offload.brokers.sqlite.moves import NO_PAST, Moves, past_of
 from offload.brokers.sqlite.rows import JobColumns, jobs_by_number, optional_stored, stored, text
 from offload.brokers.sqlite.transaction import Transaction
 from offload.counting import is_complete
-from offload.gates import gated
+from offload.gates import gated, straight
 from offload.job import Job, State, UniqueKey, keys_of
 
 MOST_LINKS = 1_000
@@ -40,6 +40,13 @@ class Child(NamedTuple):
     """Whether a parent has not ended."""
     why: str | None
     """Why it is to fall."""
+    straight: int
+    """Whether it needs no more than a place in its ready line."""
+
+    @property
+    def goes(self) -> bool:
+        """Whether there is nothing to be done for it but that."""
+        return bool(self.straight and self.waits and not self.open) and self.why is None
 
 
 class Ties(NamedTuple):
@@ -72,7 +79,7 @@ def connect(tx: Transaction, jobs: Sequence[tuple[int, Job]]) -> dict[int, Ties]
     new = {job.id for _, job in jobs}
     ends = _ends_of(tx, {parent.id for _, job, _ in having for parent in job.parents if parent.id not in new})
     rows: list[LinkRow] = []
-    opens: list[tuple[int, int]] = []
+    opens: list[tuple[int, int, bool]] = []
     ties: dict[int, Ties] = {}
     for n, job, id in having:
         count, fells = tx.books.counts["workflow", id], job.if_parent_fails == "cancel"
@@ -81,7 +88,7 @@ def connect(tx: Transaction, jobs: Sequence[tuple[int, Job]]) -> dict[int, Ties]
         failed = [why for fate, _, why in links if fate is Fate.FAILED] if fells else []
         open = sum(fate is Fate.OPEN for fate, _, _ in links)
         ties[n] = Ties(open > 0, failed[0] if failed else None)
-        opens.append((n, open))
+        opens.append((n, open, straight(job)))
         rows += [
             (n, place, parent.id, flow, bool(parent.at), fells, fate.value, result if parent.at else None, why)
             for place, (parent, (fate, result, why)) in enumerate(zip(job.parents, links, strict=True))
@@ -225,6 +232,9 @@ def _reconsider(tx: Transaction, now: int, ns: Sequence[int]) -> None:
     acting = {n: each for n, each in children(tx, ns).items() if each.felled or (each.waits and (each.why is not None or not each.open))}
     if not acting:
         return
+    if all(each.goes for each in acting.values()) and not any(count is not None and count.stopped for count in tx.books.counts.values()):
+        _go_straight(tx, now, sorted(acting))
+        return
     rows = jobs_by_number(tx, list(acting))
     stopped = _stopped(tx, rows.values())
     acting = {n: each for n, each in acting.items() if each.why is not None or n not in stopped}
@@ -254,6 +264,14 @@ def _reconsider(tx: Transaction, now: int, ns: Sequence[int]) -> None:
         tx.do("note_reasons", reasons=text(reasons))
     fell(tx, now, falls)
     moves.write()
+
+
+def _go_straight(tx: Transaction, now: int, ns: Sequence[int]) -> None:
+    numbers, first = text(ns), tx.numbers(len(ns))
+    tx.do("go_straight", ns=numbers, first=first, now=now)
+    tx.do("note_straight", ns=numbers, first=first)
+    tx.do("drop_waiting", ns=numbers)
+    tx.work = True
 
 
 def fell(tx: Transaction, now: int, falls: Sequence[Ending]) -> None:

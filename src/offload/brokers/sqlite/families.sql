@@ -22,7 +22,7 @@ insert into waiting (n, behind, what, claim, attempt, crashes, started_at, worke
 insert into links (child, place, parent, flow, wanted, fells, fate, input, why)
 
 -- name: add_children
-insert into children (n, open)
+insert into children (n, open, straight)
 
 -- name: drop_links
 delete from links where child in (select value from json_each(:ns))
@@ -106,7 +106,8 @@ where links.parent = d.key and links.flow = :flow and links.child > :after and l
 select json_group_array(json_array(
     asked.value, w.what is 'parents', ifnull(d.felled, 0),
     exists (select 1 from children where n = asked.value and open > 0),
-    (select why from links indexed by links_failed where child = asked.value and fate = 2 and fells order by place limit 1)
+    (select why from links indexed by links_failed where child = asked.value and fate = 2 and fells order by place limit 1),
+    ifnull((select straight from children where n = asked.value), 0)
 )) from json_each(:ns) asked left join waiting w on w.n = asked.value left join done d on d.n = asked.value
 
 -- name: in_vain
@@ -115,6 +116,15 @@ select json_group_array(j.n) from json_each(:ns) asked cross join jobs j on j.n 
 where exists (
     select 1 from links link indexed by links_open
     where link.child = j.n and link.fate = 0 and not exists (select 1 from jobs p where p.id = link.parent and p.workflow = j.workflow))
+
+-- name: go_straight
+-- Jobs that wait for their parents go to the ends of their ready lines, from the place :first on, in order.
+insert into ready (queue, rank, pos, n, claim, attempt, crashes, ready_at, started_at, worker)
+select j.queue, j.rank << 24, :first + g.key, j.n, w.claim, w.attempt, w.crashes, :now, w.started_at, w.worker
+from json_each(:ns) g cross join jobs j on j.n = g.value cross join waiting w on w.n = g.value
+
+-- name: note_straight
+update jobs set pos = :first + went.key, due = null from json_each(:ns) as went where jobs.n = went.value
 
 -- name: note_felled
 update done set felled = 1 where n in (select value from json_each(:ns))

@@ -81,25 +81,51 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 NO_EXTRA = Extra()
 _encode = msgspec.json.Encoder().encode
-_read_extra = msgspec.json.Decoder(Extra).decode
+_extra = msgspec.json.Decoder(Extra).decode
+MOST_COMMON = 500
+"""A text of more characters is one job's alone, as one has that waits for many; it is kept for the operation that reads it again."""
+
+
+def read_extra(text: str) -> Extra:
+    """What `jobs.extra` says."""
+    return _common_extra(text) if len(text) <= MOST_COMMON else _lone_extra(text)
 
 
 @lru_cache(8192)  # jobs of the same keys, and nothing else that is rare, have the same text
-def read_extra(text: str) -> Extra:
-    return _read_extra(text)
+def _common_extra(text: str) -> Extra:
+    return _extra(text)
+
+
+@lru_cache(4)
+def _lone_extra(text: str) -> Extra:
+    return _extra(text)
+
+
+def _rare_fields(text: str) -> dict[str, Any]:
+    """What is rare about a job, as fields of a Job."""
+    return _common_fields(text) if len(text) <= MOST_COMMON else _fields(_lone_extra(text))
 
 
 @lru_cache(8192)
-def _rare_fields(text: str) -> dict[str, Any]:
-    """What is rare about a job, as fields of a Job."""
-    extra = read_extra(text)
+def _common_fields(text: str) -> dict[str, Any]:
+    return _fields(_common_extra(text))
+
+
+def _fields(extra: Extra) -> dict[str, Any]:
     return {name: value for name in Extra.__struct_fields__ if (value := getattr(extra, name)) != getattr(NO_EXTRA, name)}
 
 
-@lru_cache(8192)
 def only_held(text: str) -> bool:
     """Whether what is rare about a job is that it has a turn or slots, or belongs somewhere: such a job is claimed as it stands."""
-    extra = read_extra(text)
+    return _common_only_held(text) if len(text) <= MOST_COMMON else _only_held(_lone_extra(text))
+
+
+@lru_cache(8192)
+def _common_only_held(text: str) -> bool:
+    return _only_held(_common_extra(text))
+
+
+def _only_held(extra: Extra) -> bool:
     if extra.run_at is not None or extra.unique is not None or extra.schedule is not None or extra.expires_at is not None:
         return False
     return extra.timeout is None and extra.fair_by is None and not any(isinstance(limit, RateLimit) for limit in extra.limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -354,6 +355,25 @@ class Families(Fixtures):
             assert await states(store, "p", "q", "c") == [State.READY, State.READY, State.WAITING]
             await end(session)
             assert ids(await claim(session)) == ["c"]
+
+    @needs(Feature.PARENTS)
+    async def test_who_has_run_and_waits_for_a_parent_again_keeps_what_it_has_behind_it(self, store: Store, clock: TestClock) -> None:
+        await store.enqueue([node(clock, "p", size=3), node(clock, "c", "p", fails="run"), node(clock, "d", "c")])
+        async with store.session(info()) as session:
+            await end(session, p=Dead("no"))
+            await end(session, c=Retried(60))
+            clock.advance(timedelta(seconds=60))
+            await session.maintain()
+            await end(session, c=Dead("no"))
+            assert await store.retry(["p"]) == {"p"}
+            assert await store.retry(["c"]) == {"c"}
+            assert await states(store, "p", "c", "d") == [State.READY, State.WAITING, State.WAITING]
+            await end(session)
+            assert (await record(store, "c")).run_at is None
+            lease = await claim_one(session)
+            assert (lease.job.id, lease.claim, lease.attempt) == ("c", 3, 1)
+            await settle(session, lease, Done())
+            assert ids(await claim(session)) == ["d"]
 
     @needs(Feature.PARENTS)
     async def test_what_came_of_parents_that_were_deleted_is_there_when_the_last_has_ended(self, store: Store, clock: TestClock) -> None:
