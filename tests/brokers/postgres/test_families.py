@@ -108,9 +108,8 @@ async def test_children_are_told_also_where_the_database_is_stricter_by_default(
 
 async def test_a_workflow_of_a_schema_of_version_3_goes_on(opens: Opens, broker: PostgresBroker, clock: TestClock, ask: Ask) -> None:
     await broker.enqueue([node(clock, "a", size=3), node(clock, "b"), node(clock, "c", takes("a", "x"), takes("b", "y"))])
-    ask(
-        "drop function succeed_in_workflows; drop function count_in_workflows; alter table children drop column straight; update store set version = 3"
-    )
+    ask("drop function succeed_in_workflows; drop function count_in_workflows; alter table children drop column straight")
+    ask("update store set version = 3")
     newer = await opens()
     async with newer.session(info()) as session:
         first, second = await claim(session)
