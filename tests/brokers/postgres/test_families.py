@@ -137,6 +137,25 @@ async def test_a_success_in_a_workflow_meets_a_cancel_under_way(
         assert (await claim_one(session)).inputs == (b"1", b"2")
 
 
+async def test_a_success_in_a_workflow_that_meets_a_deadlock_is_recorded_all_the_same(
+    server: PostgresServer, schema: str, broker: PostgresBroker, clock: TestClock, ask: Ask, eventually: Eventually
+) -> None:
+    await broker.enqueue([node(clock, "a", size=3), node(clock, "b"), node(clock, "c", "a", "b")])
+    async with broker.session(info()) as session:
+        leases = await leased(session)
+        with psycopg.connect(server.url, options=f"-c search_path={schema} -c deadlock_timeout=1min") as other:
+            other.execute("select from children for update")
+            settling = asyncio.ensure_future(session.settle([(leases["a"], Done(b"1"))]))
+            await eventually(lambda: ask("select 1 from pg_stat_activity where cardinality(pg_blocking_pids(pid)) > 0"))
+            await asyncio.to_thread(
+                other.execute, "select from running for update"
+            )  # the server ends one of the two; this one is more patient
+            assert not settling.done()
+            other.commit()
+            assert await asyncio.wait_for(settling, SOON) == []
+        assert (await tally(broker)).succeeded == 1
+
+
 async def test_a_child_that_is_added_while_its_parent_ends_learns_of_it(broker: PostgresBroker, clock: TestClock, caller: Caller) -> None:
     await broker.enqueue([node(clock, "a")])
     async with broker.session(info()) as session:

@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from offload.broker import Statement, Work
 from offload.brokers.postgres.address import Address, has_several_hosts
-from offload.brokers.postgres.errors import AGAIN, translated
+from offload.brokers.postgres.errors import AGAIN, STRIFE, translated
 from offload.brokers.postgres.prepared import Prepared, Rows
 from offload.brokers.postgres.work import Operation, Transaction, told
 from offload.errors import BrokerBusy, BrokerError
@@ -182,31 +182,36 @@ class Link:
     async def _one_by_one(self, work: Work[T]) -> T:
         assert self._prepared is not None
         run = self._prepared.rows
-        return await _carried_out(lambda statements: run(statements[-1]), work)
+        return await _carried_out(lambda statements: self._persistently(lambda: run(statements[-1]), STRIFE), work)
 
     async def _transact(self, connection: Connection, operation: Operation[T], *, once: bool = False) -> T:
-        deadline = monotonic() + LONGEST_STRIFE
-        wait = 0.001
         wanted: set[int] = set()
-        while True:
+
+        async def attempt() -> T:
             tx = self._transaction()
             tx.wanted = wanted
             try:
-                result = await self._in_transaction(connection, told(tx, operation))
-            except AGAIN as error:
+                return await self._in_transaction(connection, told(tx, operation))
+            except BaseException:
                 await _undo(connection)
-                if once:
-                    raise
-                if monotonic() > deadline:
+                raise
+
+        return await (attempt() if once else self._persistently(attempt, AGAIN))
+
+    async def _persistently(self, attempt: Callable[[], Awaitable[T]], again: tuple[type[Exception], ...]) -> T:
+        """Do what changes nothing when it fails as often as other transactions undo it. Raises BrokerBusy when they go on for too long."""
+        began: float | None = None
+        wait = 0.001
+        while True:
+            try:
+                return await attempt()
+            except again as error:
+                began = began or monotonic()
+                if monotonic() > began + LONGEST_STRIFE:
                     words = f"other transactions undid this one for {LONGEST_STRIFE:g} s ({error!r}); is one of them open for long?"
                     raise BrokerBusy(f"{self._address.place}: {words}") from error
                 await asyncio.sleep(random.uniform(0, wait))
                 wait = min(2 * wait, 0.1)
-            except BaseException:
-                await _undo(connection)
-                raise
-            else:
-                return result
 
     async def _in_transaction(self, connection: Connection, work: Work[T]) -> T:
         if not self._address.pgbouncer and Pipeline.is_supported():

@@ -88,6 +88,7 @@ def _delete(tx: Transaction, rows: Sequence[JobColumns]) -> Work[Turn]:
     keys = Keys(tx)
     yield from keys.lock(row.job() for row in rows)
     yield from keep_fates(tx, rows)
+    yield from kin_of(tx, [row for row in rows if row.what == "parents"])  # before their places, as do those who tell them of parents
     taken = yield from take_out(tx, rows)
     deleted = [row for row in rows if row.n in taken]
     if deleted:

@@ -119,7 +119,7 @@ class PostgresSession(Session):
             return None
         if not succeeding.any_in_workflows(settlements):
             return await self._link.step(lambda tx: succeeding.succeed(tx, self.id, settlements))
-        if self._children_ask:
+        if self._children_ask or self._database.address.pgbouncer:  # the pooler's steps are transactions anyway
             return None
         told = await self._link.step(lambda tx: succeeding.succeed_in_workflows(tx, self.id, settlements, alone=True))
         return [] if told else None
