@@ -260,8 +260,8 @@ class Store(Broker):
     async def stop(self, kind: TallyKind, id: str) -> bool:  # noqa: ARG002
         """Cancel all jobs of a workflow or batch, those that are still to come too, and take no more for it to be complete.
 
-        Wide ones are cancelled in pieces by `maintain`; what that was to tell children before comes first. False when there is none, or
-        it is finished already.
+        Whatever has not begun when this returns never will. Wide ones are cancelled in pieces, with which `maintain` goes on should this
+        client die; what that was to tell children before comes first. False when there is none, or it is finished already.
         """
         raise Unsupported(f"{type(self).__name__} keeps no workflows and batches; {instead(Feature.PARENTS)}")
 

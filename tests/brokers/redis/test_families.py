@@ -105,6 +105,17 @@ async def test_who_goes_on_with_what_is_owed_reads_no_more_than_can_be_paid(
         assert await number(broker, State.READY) == 1_500
 
 
+@pytest.fixture
+def dies(broker: RedisBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stops something wide with `broker` dies when the first are cancelled."""
+
+    async def killed(*_: str) -> None:
+        pass
+
+    monkeypatch.setattr(broker, "_finish_stop", killed)
+
+
+@pytest.mark.usefixtures("dies")
 async def test_nobody_comes_to_run_while_a_workflow_is_being_stopped(broker: RedisBroker, clock: TestClock) -> None:
     jobs = [node(clock, "a", size=2 * PIECE + 1), *(node(clock, f"p{n}") for n in range(2 * PIECE - 1))]
     await enqueue_all(broker, [*jobs, node(clock, "brave", "a", fails="run")])
@@ -118,6 +129,7 @@ async def test_nobody_comes_to_run_while_a_workflow_is_being_stopped(broker: Red
         assert await states(broker, "a", "brave") == [State.READY, State.WAITING]
 
 
+@pytest.mark.usefixtures("dies")
 async def test_a_thousand_jobs_are_stopped_at_once_and_the_others_by_upkeep(broker: RedisBroker, clock: TestClock) -> None:
     await broker.open_batch("wide", "", [job(clock, "over", batch="wide", callback="complete")])
     await enqueue_all(broker, [job(clock, f"p{n}", batch="wide") for n in range(WIDE)])

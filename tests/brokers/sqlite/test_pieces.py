@@ -149,6 +149,10 @@ async def _rest(session: Session) -> None:
         pass
 
 
+async def _killed(*_: str) -> None:
+    """Whoever stops something wide dies when the first are cancelled."""
+
+
 async def _shown(store: Store) -> Shown:
     known = await store.get(["a", "x", "late", "called", *(f"c{n}" for n in range(WIDTH))])
     return [(id, each.state, each.reason) for id, each in sorted(known.items())]
@@ -171,7 +175,8 @@ async def _shown(store: Store) -> Shown:
         a_child_revived_before_it_had_heard,
     ],
 )
-async def test_it_comes_to_the_same_as_all_at_once(broker: Store, clock: TestClock, story: Story) -> None:
+async def test_it_comes_to_the_same_as_all_at_once(broker: Store, clock: TestClock, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "_finish_stop", _killed)
     other = TestClock()
     model = MemoryBroker.connect("memory://", other)
     await model.open()

@@ -222,13 +222,18 @@ class PostgresBroker(SqlStore):
         return await self.opened.change(lambda tx: tallies.seal(tx, id))
 
     async def stop(self, kind: TallyKind, id: str) -> bool:
-        """Cancel all jobs of a workflow or batch; of many the first here, and the others by upkeep."""
+        """Cancel all jobs of a workflow or batch, of many a piece after the other; see `Store.stop`."""
         while await self.opened.change(lambda tx: pay_owed(tx, waits=True)):
             pass  # what children are yet to be told comes first
         if not await self.opened.change(lambda tx: tallies.begin_to_stop(tx, kind, id)):
             return False
-        await self.opened.change(lambda tx: tallies.go_on_stopping(tx, (kind, id)))
+        if await self.opened.change(lambda tx: tallies.go_on_stopping(tx, (kind, id))):
+            await self._finish_stop(kind, id)
         return True
+
+    async def _finish_stop(self, kind: TallyKind, id: str) -> None:
+        while await self.opened.change(lambda tx: tallies.go_on_stopping(tx, (kind, id))):
+            pass
 
     async def tallies(self, kind: TallyKind, ids: Sequence[str] | None = None, limit: int = 100, after: str | None = None) -> list[Tally]:
         """Workflows or batches; see `Store.tallies`."""

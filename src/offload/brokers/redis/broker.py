@@ -207,8 +207,14 @@ class RedisBroker(Store):
         return bool(await self._script.tell("seal_batch", id, once=True))
 
     async def stop(self, kind: TallyKind, id: str) -> bool:
-        """Cancel all jobs of a workflow or batch."""
-        return bool(await self._caught_up("stop", tallies.name_of(kind, id)))
+        """Cancel all jobs of a workflow or batch, of many a piece after the other; see `Store.stop`."""
+        if not await self._caught_up("stop", tallies.name_of(kind, id)):
+            return False
+        await self._finish_stop(kind, id)
+        return True
+
+    async def _finish_stop(self, kind: TallyKind, id: str) -> None:
+        await self._caught_up("finish_stop", tallies.name_of(kind, id))
 
     async def tallies(self, kind: TallyKind, ids: Sequence[str] | None = None, limit: int = 100, after: str | None = None) -> list[Tally]:
         """Workflows or batches; see `Store.tallies`."""

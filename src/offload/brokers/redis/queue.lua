@@ -2158,6 +2158,14 @@ function operations.stop()
   return kin.stop(ARGV[3])
 end
 
+-- -> 1 once what stops a workflow or batch has reached all its jobs; till then the next of them, or what others have left before
+function operations.finish_stop()
+  fn.insist()
+  if not call('ZSCORE', our.owing, 'tally ' .. ARGV[3]) then return 1 end
+  kin.go_on()
+  return false
+end
+
 -- Questions ---
 
 -- -> the time, the schema that is stored, and a key of another type than ours

@@ -299,8 +299,15 @@ class SqliteBroker(SqlStore):
         return await self._change(lambda tx, _: tallies.seal(tx, id))
 
     async def stop(self, kind: TallyKind, id: str) -> bool:
-        """Cancel all jobs of a workflow or batch."""
-        return await self._change(lambda tx, now: tallies.stop(tx, now, kind, id))
+        """Cancel all jobs of a workflow or batch, of many a piece after the other; see `Store.stop`."""
+        if not await self._change(lambda tx, now: tallies.stop(tx, now, kind, id)):
+            return False
+        await self._finish_stop(kind, id)
+        return True
+
+    async def _finish_stop(self, kind: TallyKind, id: str) -> None:
+        while await self._change(lambda tx, now: tallies.go_on_stopping(tx, now, kind, id)):
+            pass
 
     async def tallies(self, kind: TallyKind, ids: Sequence[str] | None = None, limit: int = 100, after: str | None = None) -> list[Tally]:
         """Workflows or batches; see `Store.tallies`."""

@@ -244,13 +244,22 @@ def _stop(tx: Transaction, now: int, count: Count) -> None:
     _go_on_stopping(tx, now, count)
 
 
-def _go_on_stopping(tx: Transaction, now: int, count: Count) -> None:
+def _go_on_stopping(tx: Transaction, now: int, count: Count) -> bool:
     members = _members(tx.value(f"{count.kind}_members", id=count.id, after=count.stopping, limit=PIECE))
     count.stopping = members[-1][0] if len(members) == PIECE else None
     tx.books.touch(count)
     ended = end(tx, now, [id for _, id in members], State.CANCELLED, f"its {count.kind} was cancelled")
     if waited := [row.n for row in ended if row.what == "parents"]:
         tx.do("note_felled", ns=text(waited))  # so they come back with them
+    return count.stopping is not None
+
+
+def go_on_stopping(tx: Transaction, now: int, kind: TallyKind, id: str) -> bool:
+    """Cancel the next of them. Returns whether there may be more."""
+    count = known(tx, [(kind, id)])[kind, id]
+    if count is None or count.stopping is None:
+        return False
+    return _go_on_stopping(tx, now, count)
 
 
 def _tell_all(tx: Transaction, now: int) -> None:
