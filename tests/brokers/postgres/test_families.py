@@ -156,6 +156,28 @@ async def test_a_success_in_a_workflow_that_meets_a_deadlock_is_recorded_all_the
         assert (await tally(broker)).succeeded == 1
 
 
+async def test_a_child_that_is_added_while_its_parent_is_deleted_keeps_what_came_of_it(
+    broker: PostgresBroker, clock: TestClock, caller: Caller
+) -> None:
+    await broker.enqueue([node(clock, "p", size=9), node(clock, "q", queue="q")])
+    async with broker.session(info()) as session:
+        (lease,) = await claim(session, queues=["default"])
+        await session.settle([(lease, Done(b"1"))])
+        carried_out(caller, broker.enqueue_on([node(clock, "c", takes("p", "x"), "q", queue="c")]))
+        deleting = asyncio.ensure_future(broker.delete(["p"]))
+        await asyncio.sleep(0.2)
+        assert not deleting.done()
+        caller.commit()
+        assert await asyncio.wait_for(deleting, SOON) == {"p"}
+        await broker.enqueue([node(clock, "p")])
+        (lease,) = await claim(session, queues=["default"])
+        await session.settle([(lease, Done(b"2"))])
+        assert await states(broker, "q", "c") == [State.READY, State.WAITING]
+        (lease,) = await claim(session, queues=["q"])
+        await session.settle([(lease, Done())])
+        assert (await claim_one(session)).inputs == (b"2", None)
+
+
 async def test_a_child_that_is_added_while_its_parent_ends_learns_of_it(broker: PostgresBroker, clock: TestClock, caller: Caller) -> None:
     await broker.enqueue([node(clock, "a")])
     async with broker.session(info()) as session:

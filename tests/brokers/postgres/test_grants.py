@@ -30,6 +30,8 @@ def grants(guide: str) -> list[str]:
 def granted(server: PostgresServer, fresh_name: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of a database for the role that the guide `request.param` grants its rights."""
     url, role = server.database(), f"shop_{fresh_name}"
+    with psycopg.connect(url, autocommit=True) as owner:  # as strict administrators have it
+        owner.execute("alter default privileges revoke execute on functions from public")
     app = Offload(url)
     app.migrate()
     app.close()
@@ -73,5 +75,5 @@ async def test_a_right_that_is_missing_is_told_with_the_grants(granted: str, ser
     async with app:
         with pytest.raises(BrokerUnusable, match="permission denied for sequence") as raised:
             await Worker(app).drain()
-    assert "grant the user its schema, tables and sequences" in str(raised.value)
+    assert "grant the user its schema, tables, sequences and functions" in str(raised.value)
     assert 'grant usage, select on all sequences in schema "offload" to ROLE' in str(raised.value)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from offload.brokers.sqlite import SqliteBroker, file
+from offload.brokers.sqlite import SqliteBroker, file, tallies
 from offload.errors import BatchClosed, ParentNotFound
-from offload.job import Dead, Done, Job, Membership, Parent, State
+from offload.job import KEEP_UNSUCCESSFUL, Dead, Done, Job, Membership, Parent, State
 from offload.testing.clock import TestClock
 from offload.testing.contract.families import node, states, takes
 from offload.testing.contract.fixtures import claim, claim_one, info, job, settle
@@ -138,6 +138,21 @@ async def test_a_file_of_an_older_version_keeps_its_jobs_and_serves_its_programs
             "ended4": State.SUCCEEDED,
         }
         await broker.close()
+
+
+async def test_who_is_retried_while_its_workflow_is_being_forgotten_has_the_results_of_its_parents(
+    broker: SqliteBroker, clock: TestClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await broker.enqueue([node(clock, "a", size=2), node(clock, "c", takes("a", "x"))])
+    monkeypatch.setattr(tallies, "PIECE", 1)
+    async with broker.session(info()) as session:
+        await settle(session, await claim_one(session), Done(b"1"))
+        await settle(session, await claim_one(session), Dead("no"))
+        clock.advance(KEEP_UNSUCCESSFUL + 1)
+        while await states(broker, "a") != [None]:
+            await session.maintain()
+        assert await broker.retry(["c"]) == {"c"}
+        assert (await claim_one(session)).inputs == (b"1",)
 
 
 async def test_a_workflow_of_a_file_of_version_3_goes_on(path: Path, clock: TestClock) -> None:

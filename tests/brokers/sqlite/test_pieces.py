@@ -9,9 +9,9 @@ import pytest
 
 from offload.broker import Session, Store
 from offload.brokers.memory import MemoryBroker
-from offload.job import Dead, Done, Job, State
+from offload.job import Dead, Done, Job, Lease, State
 from offload.testing.clock import TestClock
-from offload.testing.contract.families import node, states
+from offload.testing.contract.families import node, states, takes
 from offload.testing.contract.fixtures import claim, claim_one, ids, info, job, settle
 
 pytestmark = pytest.mark.anyio
@@ -139,6 +139,38 @@ async def a_child_revived_before_it_had_heard(store: Store, session: Session, cl
     assert await states(store, "c0", LAST) == [State.WAITING, State.WAITING]
 
 
+async def deleted_before_all_had_heard(store: Store, session: Session, clock: TestClock) -> None:
+    await store.enqueue([node(clock, "a"), node(clock, "x"), node(clock, "last", queue="last"), *_joins(clock)])
+    await session.settle([(lease, Done(f'"{lease.job.id}"'.encode())) for lease in await claim(session, queues=["default"])])
+    assert await store.delete(["x"]) == {"x"}
+    await _rest(session)
+    await settle(session, await claim_one(session), Done(b"1"))
+    await _rest(session)
+    assert {lease.inputs for lease in await _all(session)} == {(b'"a"', b'"x"', b"1")}
+
+
+async def deleted_before_all_had_heard_and_added_again(store: Store, session: Session, clock: TestClock) -> None:
+    await store.enqueue([node(clock, "a"), node(clock, "x"), node(clock, "last", queue="last"), *_joins(clock)])
+    await session.settle([(lease, Done()) for lease in await claim(session, queues=["default"])])
+    assert await store.delete(["x"]) == {"x"}
+    await _rest(session)
+    await store.enqueue([node(clock, "x")])
+    await session.settle([(lease, Done()) for lease in await claim(session, queues=["default"])])
+    await _rest(session)
+    assert ids(await claim(session)) == ["last"]
+
+
+def _joins(clock: TestClock) -> list[Job]:
+    return [node(clock, f"c{n}", takes("a", "x"), takes("x", "y"), takes("last", "z"), queue="late") for n in range(WIDTH)]
+
+
+async def _all(session: Session) -> list[Lease]:
+    leases: list[Lease] = []
+    while more := await claim(session):
+        leases += more
+    return leases
+
+
 def _fan(clock: TestClock, **fields: Any) -> list[Job]:
     return [node(clock, f"c{n}", "a", **fields) for n in range(WIDTH)]
 
@@ -173,6 +205,8 @@ async def _shown(store: Store) -> Shown:
         stopped_and_one_revived_before_anybody_looks,
         one_of_a_stopped_batch_revived_before_anybody_looks,
         a_child_revived_before_it_had_heard,
+        deleted_before_all_had_heard,
+        deleted_before_all_had_heard_and_added_again,
     ],
 )
 async def test_it_comes_to_the_same_as_all_at_once(broker: Store, clock: TestClock, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:

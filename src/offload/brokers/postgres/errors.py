@@ -24,9 +24,9 @@ _ADVICE: dict[type[psycopg.Error], str] = {
     errors.InvalidAuthorizationSpecification: "check the user, and the server's pg_hba.conf",
     errors.InvalidCatalogName: "create the database, or check its name",
     errors.InsufficientPrivilege: (
-        "grant the user its schema, tables and sequences: grant usage on schema {schema} to ROLE; grant select, insert, update, delete on "
-        "all tables in schema {schema} to ROLE; grant usage, select on all sequences in schema {schema} to ROLE (to make the schema, it "
-        "takes the right to create in the database)"
+        "grant the user its schema, tables, sequences and functions: grant usage on schema {schema} to ROLE; grant select, insert, update, "
+        "delete on all tables in schema {schema} to ROLE; grant usage, select on all sequences in schema {schema} to ROLE; grant execute "
+        "on all functions in schema {schema} to ROLE (to make the schema, it takes the right to create in the database)"
     ),
     errors.UndefinedTable: "run: offload migrate",
     errors.UndefinedColumn: "run: offload migrate",

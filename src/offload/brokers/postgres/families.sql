@@ -193,13 +193,19 @@ select (
 )::text, (select count(*) from found), (select nth from found order by nth desc limit 1), (
     select child from found order by nth desc, child desc limit 1), exists (select from offload.tallies where stopping is not null)
 
+-- name: lock_ended
+-- The records of jobs, as [workflow, id, number], stay as they are.
+select count(*) from json_array_elements(%(jobs)s::json) g cross join lateral (
+    select n from offload.done where n = (g.value ->> 2)::bigint limit 1 for update
+) as locked
+
 -- name: keep_fates
 -- Jobs, as [workflow, id, number], that have ended, are about to go: their children keep what they know of them, but for those that are
 -- still to be told.
 with gone as materialized (
     select g.value ->> 0 as workflow, g.value ->> 1 as parent, d.state, d.result
     from json_array_elements(%(jobs)s::json) g cross join lateral (
-        select state, result from offload.done where n = (g.value ->> 2)::bigint limit 1 for update
+        select state, result from offload.done where n = (g.value ->> 2)::bigint limit 1
     ) as d
 ), found as materialized (
     select l.place, case g.state when 'SUCCEEDED' then 'done' else 'failed' end as fate,
@@ -313,10 +319,13 @@ select coalesce(json_agg(json_build_array(c.value::bigint, (
 ))), '[]')::text from json_array_elements_text(%(ns)s::json) c
 
 -- name: open_parents
--- Whom a job waits for: the first :most, and how many there are.
-select (select coalesce(json_agg(parent), '[]') from (
-        select parent from offload.ties where child = %(n)s and fate = 'open' order by place limit %(most)s
-    ) as first)::text, (select count(*) from offload.ties where child = %(n)s and fate = 'open')
+-- Whom a job waits for, as far as it has been told: the first :most, and how many there are.
+with open as materialized (
+    select parent, place from offload.ties t where child = %(n)s and (fate = 'open' or exists (
+        select from offload.owed o where o.key = t.workflow || E'\n' || t.parent and o.after < t.child and o.fate <> 'open'))
+)
+select (select coalesce(json_agg(parent), '[]') from (select parent from open order by place limit %(most)s) as first)::text,
+    (select count(*) from open)
 
 -- name: drop_kin
 -- Whom these jobs wait for.

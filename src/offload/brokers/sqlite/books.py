@@ -41,6 +41,8 @@ class Debts(NamedTuple):
     fate: Fate
     after: int = 0
     """The last child that knows."""
+    put_off: bool = False
+    """Whether an operation before has left it: the parent's record, by which children go otherwise, may be gone by now."""
 
 
 class Count(msgspec.Struct, array_like=True):

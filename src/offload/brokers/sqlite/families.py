@@ -165,7 +165,7 @@ def _tell(tx: Transaction, flow: int, debts: Debts, parents: Mapping[str, str | 
     if older:
         tx.do("drop_owed", parents=text(list(parents)), flow=debts.flow)
     ns = _numbers(found)
-    if len(ns) <= most and debts.fate is Fate.DONE and debts.after == 0 and not older and not fated:
+    if len(ns) <= most and debts.fate is Fate.DONE and not debts.put_off and not older and not fated:
         if ns:  # their records say the rest
             tx.do("count_down", changes=text(list(Counter(ns).items())))
         return ns
@@ -223,7 +223,7 @@ def take_up(tx: Transaction) -> list[str]:
     if rows:
         tx.do("drop_owed_rows", ns=text([row[0] for row in rows]))
     for _, parent, flow, fate, told, after in rows:
-        tx.books.owe(parent, Debts(flow, fate, after), told)
+        tx.books.owe(parent, Debts(flow, fate, after, put_off=True), told)
     return [row[2] for row in rows]
 
 

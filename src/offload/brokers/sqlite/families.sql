@@ -149,7 +149,8 @@ select
     (select json_group_array(parent) from (
         select parent from links link indexed by links_open where link.child = :n and link.fate = 0 and not exists (
             select 1 from jobs p cross join done d on d.n = p.n
-            where p.id = link.parent and p.workflow = (select workflow from jobs where n = :n) and d.state = 'SUCCEEDED')
+            where p.id = link.parent and p.workflow = (select workflow from jobs where n = :n) and d.state = 'SUCCEEDED'
+                and not exists (select 1 from owed where parent = p.id and flow = p.workflow and after < :n))
         order by place limit :most))
 
 -- name: owed

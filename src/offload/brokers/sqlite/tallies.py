@@ -11,7 +11,7 @@ from offload.brokers.sqlite.books import Count, Key
 from offload.brokers.sqlite.cancelling import end
 from offload.brokers.sqlite.counting import count_from, counts_from, known, of
 from offload.brokers.sqlite.endings import drop_expiring, forget
-from offload.brokers.sqlite.families import drop_kin, pay, take_up
+from offload.brokers.sqlite.families import drop_kin, keep_fates, pay, take_up
 from offload.brokers.sqlite.keys import ALL_KEYS, give_up
 from offload.brokers.sqlite.moves import Moves, past_of
 from offload.brokers.sqlite.rows import SECOND, jobs_by_number, moment, optional_moment, optional_stored, stored, text
@@ -341,6 +341,8 @@ def _forget(tx: Transaction, now: int, count: Count, most: int) -> int:
     """Drop so many records that go with a workflow or batch. Returns how many there were."""
     if count.kind == "workflow":
         ns = [n for n, _ in _members(tx.value("workflow_members", id=count.id, after=0, limit=most))]
+        if len(ns) == most:  # others are left, and may be retried
+            keep_fates(tx, jobs_by_number(tx, ns).values())
         if ns:
             tx.do("drop_done", ns=text(ns))
             drop_kin(tx, ns)

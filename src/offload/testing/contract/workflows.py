@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from offload.broker import Feature, Session, Store
+from offload.diagnosis import why
 from offload.job import KEEP_UNSUCCESSFUL, Dead, Done, Lease, Membership, Retried, State
 from offload.records import Filter, Tally
 from offload.testing.clock import TestClock
@@ -309,6 +310,19 @@ class Workflows(Fixtures):
             assert await store.delete(["p"]) == {"p"}
             await told(session)
             assert [lease.inputs for lease in await all_ready(session)] == [(b"1",)] * width
+
+    @needs(Feature.PARENTS)
+    async def test_why_somebody_waits_is_said_while_not_all_were_told(self, store: Store, clock: TestClock) -> None:
+        width = 1_500
+        await store.enqueue([node(clock, "p", size=width + 1)])
+        await store.enqueue([node(clock, f"c{n}", "p") for n in range(width)])
+        async with store.session(info()) as session:
+            await settle(session, await claim_one(session), Done())
+            for id in ("c0", f"c{width - 1}"):
+                standing = await store.standing(id)
+                assert standing is not None
+                assert standing.record.state is not State.WAITING or (standing.open_parents == 1 and standing.parents == ("p",))
+                assert why(standing)
 
     @needs(Feature.PARENTS)
     async def test_a_wide_workflow_is_stopped_whole(self, store: Store, clock: TestClock) -> None:
