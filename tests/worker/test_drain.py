@@ -6,7 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from offload import Offload, Retry, State, Worker, current
+from offload import Offload, Retry, State, Worker, Workflow, current
+from offload.drafts import Draft
 from offload.testing.clock import START, TestClock
 
 pytestmark = pytest.mark.anyio
@@ -42,6 +43,46 @@ async def test_drain_runs_more_jobs_than_fit_at_once(timed: Offload) -> None:
 
     await timed.aenqueue_many([work.job() for _ in range(2_500)])
     assert await Worker(timed, concurrency=7).drain() == 2_500
+
+
+WIDTH = 2_100
+"""More than twice what one operation works off."""
+
+
+@pytest.mark.parametrize("burst", [False, True], ids=["drain", "burst"])
+async def test_what_comes_in_pieces_is_run_to_its_end(app: Offload, burst: bool) -> None:
+    @app.task(retry=False)
+    async def broken() -> None:
+        raise ValueError
+
+    @app.task
+    async def work() -> None: ...
+
+    flow = Workflow()
+    first = flow.add(broken.job())
+    fallen = [flow.add(work.job(), after=[first]) for _ in range(WIDTH)]
+    last = flow.add(work.job(), after=fallen, if_parent_fails="run")
+    run = await flow.aenqueue()
+    await _worked(app, burst=burst)
+    assert (await run.handle(last).arecord()).state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize("burst", [False, True], ids=["drain", "burst"])
+async def test_jobs_of_unknown_tasks_hide_nobody(app: Offload, burst: bool) -> None:
+    @app.task
+    async def work() -> None: ...
+
+    await app.aenqueue_many([Draft(task="another's") for _ in range(WIDTH)])
+    last = await work.aenqueue()
+    await _worked(app, burst=burst)
+    assert (await last.arecord()).state is State.SUCCEEDED
+
+
+async def _worked(app: Offload, *, burst: bool) -> None:
+    if burst:
+        await Worker(app, burst=True).run()
+    else:
+        await Worker(app).drain()
 
 
 async def test_delays_come_due_as_the_clock_is_advanced(timed: Offload, clock: TestClock) -> None:

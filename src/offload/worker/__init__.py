@@ -168,11 +168,11 @@ class Worker:
         self._news = News(self.app)
         async with self._executor() as executor, self._serving(executor, watched=False) as serving:
             while True:
-                await serving.maintainer.once()
+                await serving.maintainer.catch_up()
                 limit, room = executor.demand()
                 if await serving.fetcher.fetch(limit, room) == 0 and not executor.running:
                     await serving.settler.flushed.wait()
-                    await serving.maintainer.once()
+                    await serving.maintainer.catch_up()
                     if await serving.fetcher.fetch(*executor.demand()) == 0:
                         return executor.ended
                 await executor.idle()

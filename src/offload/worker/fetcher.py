@@ -41,6 +41,8 @@ class Claimed(NamedTuple):
 
     taken: int
     """How many jobs."""
+    aside: bool
+    """Whether jobs of tasks that it does not know were in the way; there may be others behind them."""
     full: frozenset[Isolation]
     """The lanes in which it used all the room that it asked for: their jobs may have been passed over, and others behind those."""
 
@@ -94,7 +96,7 @@ class Fetcher:
                     continue
                 claimed = await self._claim(limit, room)
                 self._tell_maintainer()
-                if claimed is None or claimed.taken == limit:
+                if claimed is None or claimed.taken == limit or claimed.aside:
                     continue
                 if claimed.taken and claimed.full:
                     await self._rest(stop, claimed.full)
@@ -112,14 +114,15 @@ class Fetcher:
 
     async def fetch(self, limit: int, room: Mapping[Isolation, int]) -> int | None:
         """Claim once and start what was claimed. Returns how many; while the broker is away None, after a wait."""
-        claimed = await self._claim(limit, room)
+        while (claimed := await self._claim(limit, room)) is not None and claimed.aside and not claimed.taken:
+            pass
         return None if claimed is None else claimed.taken
 
     async def _claim(self, limit: int, room: Mapping[Isolation, int]) -> Claimed | None:
         """Claim once, by weights in portions, and start what was claimed. While the broker is away None, after a wait."""
         if self._in_doubt and not await self._certain():
             return None
-        taken, full = 0, frozenset[Isolation]()
+        taken, aside, full = 0, False, frozenset[Isolation]()
         for queues, share in self._queues.portions(limit, self._random):
             if taken:
                 room = self._executor.demand()[1]
@@ -133,10 +136,11 @@ class Fetcher:
                 return None
             self._patience.succeeded()
             if self._session.unknown:
+                aside = True
                 self._tell_of_unknown()
             full = self._used_up(room, self._executor.start(leases, self._settler))  # of the last portion, which is of all queues
             taken += len(leases)
-        return Claimed(taken, full)
+        return Claimed(taken, aside, full)
 
     def _tell_of_unknown(self) -> None:
         """Say of each task that this worker does not know, once, that its jobs wait for another."""
@@ -166,14 +170,14 @@ class Fetcher:
         return True
 
     async def _nothing_left(self, stop: asyncio.Task[bool]) -> bool:
-        """Whether nothing runs and, once all is settled and promoted, nothing is ready."""
+        """Whether nothing runs and, once all is settled, promoted, and told to children, nothing is ready."""
         if self._executor.busy:
             return False
         await first_of(stop, self._settler.flushed.wait())
         if not self._settler.flushed.is_set():
             return False
         try:
-            await self._maintainer.once()
+            await self._maintainer.catch_up(stop)
         except BrokerError as error:
             await asyncio.sleep(self._patience.failed(error))
             return False

@@ -78,6 +78,11 @@ class Maintainer:
             except TimeoutError:
                 continue
 
+    async def catch_up(self, stop: asyncio.Future[bool] | None = None) -> None:
+        """Do rounds until nothing more is to be done for now, or `stop` is done. Raises BrokerError, SessionLost."""
+        while await self.once() <= 0 and (stop is None or not stop.done()):
+            pass
+
     async def once(self) -> float:
         """One round. Returns the seconds until it is worth asking again."""
         upkeep = await self._session.maintain()
