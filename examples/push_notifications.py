@@ -149,8 +149,9 @@ def play(number: int) -> None:
         print(f"  {status}  {provider.answers[status]:5,}  {what}")
     devices = Counter(provider.delivered)
     print(f"{provider.repeated:,} were repeated, and it knew them")
-    print(f"{len(devices):,} devices got their message, each {max(devices.values())} time")
-    if devices != Counter((f"device-{n}", text) for n in range(number)) or not (provider.answers[503] and provider.answers[429]):
+    print(f"{len(devices):,} devices got their message, each {max(devices.values(), default=0)} time")
+    met = provider.answers[503] and provider.answers[429]
+    if devices != Counter((f"device-{n}", text) for n in range(number)) or (number >= 300 and not met):
         sys.exit("this is not what the example promises")
 
 

@@ -27,6 +27,7 @@ from offload import (
     UniqueConflict,
     Unsupported,
     Worker,
+    Workflow,
 )
 from offload.broker import ENGINES, Feature, broker_class
 from offload.brokers.memory import MemoryBroker
@@ -185,6 +186,14 @@ def test_a_key_that_is_taken_gives_the_handle_of_its_holder_or_raises(app: Offlo
         task.using(unique=Unique("greet:Ann", on_conflict="raise")).enqueue("Ann")
 
 
+def test_why_says_where_to_look_for_a_whole(app: Offload) -> None:
+    flow = Workflow("flow")
+    flow.add(app.task(name="greet")(greet).job("Ann"))
+    for whole, kind in ((flow.enqueue().id, "workflow"), (app.batch("mails").open().id, "batch")):
+        with pytest.raises(JobNotFound, match=f"it is the id of a {kind}: see `offload {kind}e?s show {whole}`"):
+            app.why(whole)
+
+
 def test_finding_and_counting(app: Offload) -> None:
     task = app.task(name="greet", queue="mail")(greet)
     first, second = task.using(unique="k").enqueue("Ann"), task.using(delay=60).enqueue("Bob")
@@ -194,6 +203,11 @@ def test_finding_and_counting(app: Offload) -> None:
     assert [record.id for record in app.find(key="k", task="greet", queue="mail")] == [first.id]
     assert [record.id for record in app.find(text="ann")] == [first.id]
     assert [record.id for record in app.find(limit=1, after=second.id)] == [first.id]
+    for call in (app.find, app.workflows, app.batches, app.limits):
+        with pytest.raises(
+            BadDeclaration, match=rf"{call.__name__.removeprefix('a')}\(limit=...\) is how many there may be, at least 1, not -1"
+        ):
+            call(limit=-1)
     assert app.counts() == {"mail": {State.READY: 1, State.SCHEDULED: 1}}
     with pytest.raises(BadDeclaration, match="there is no state 'DONE'; known are SCHEDULED"):
         app.find(state="DONE")

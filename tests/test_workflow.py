@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -137,12 +138,49 @@ def test_results_do_not_overwrite_what_a_person_has_edited() -> None:
 
 
 @pytest.mark.parametrize(
-    "use", [str, bool, len, list, lambda output: f"{output}", lambda output: f"{output:>10}", lambda output: output["x"]]
+    "use",
+    [
+        str,
+        bool,
+        len,
+        list,
+        int,
+        float,
+        lambda output: f"{output}",
+        lambda output: f"{output:>10}",
+        lambda output: output["x"],
+        lambda output: output.name,
+        lambda output: output + 1,
+        lambda output: 2 * output,
+        lambda output: -output,
+    ],
 )
 def test_an_output_has_no_text_no_truth_and_no_parts(use: Any) -> None:
     for output in (previous, Workflow("w").add(make.job()).output):
         with pytest.raises(BadDeclaration, match="stands for a value that is not there yet"):
             use(output)
+
+
+def test_the_outputs_of_a_group_have_no_text() -> None:
+    flow = Workflow("w")
+    inner = Workflow("inner")
+    inner.add(make.job())
+    inner.add(make.job())
+    for node in (flow.add(group(make.job(), make.job())), flow.add(inner)):
+        for use in (str, lambda outputs: f"{outputs}"):
+            with pytest.raises(BadDeclaration, match="stands for values that are not there yet"):
+                use(node.output)
+        assert told(planned(chain(group(make.job(), make.job()), add.job(previous))))["j2"] == (
+            '{"numbers":[null,null]}',
+            {"j0": (("numbers", 0),), "j1": (("numbers", 1),)},
+        )
+        assert add.job(node.output).payload == b'{"numbers":[null,null]}'
+
+
+def test_an_output_is_copied_as_it_is() -> None:
+    output = Workflow("w").add(make.job()).output
+    assert copy.copy(output) is output
+    assert copy.deepcopy([output])[0] is output
 
 
 def test_no_key_is_made_from_an_output() -> None:
@@ -258,7 +296,7 @@ def test_what_cannot_be_added_leaves_the_workflow_as_it_was() -> None:
     flow.add(make.using(id="x").job(4))
     assert [leaf.draft.id for leaf in flow.graph.leaves] == ["x"]
     graph = flow.graph
-    with pytest.raises(BadDeclaration, match="belongs to another workflow"):
+    with pytest.raises(BadDeclaration, match="belongs to another workflow: add that one to this"):
         graph.add(take.job(Workflow("other").add(make.job()).output), [graph.known("stored")])
     with pytest.raises(BadDeclaration, match="two jobs"), graph.whole():
         graph.known("of the block")
@@ -276,6 +314,9 @@ def test_wrong_parts_are_told_what_is_right() -> None:
         (lambda: group(cast("Any", (make.job() for _ in range(2)))), r"group\(\*jobs\)"),
         (lambda: flow.add(make.job(), after=node), "after= takes a list"),
         (lambda: flow.add(make.job(), after="j1"), "after= takes a list"),
+        (lambda: flow.add(make.job(), after=[make.job()]), "not a job of make that was not added"),
+        (lambda: flow.add(node), "<job of make> is in a workflow already: pass on its output"),
+        (lambda: app.batch("b").add(cast("Any", chain(make.job()))), "not <chain of 1>"),
         (lambda: flow.add(chain(Workflow("inner", id="i"))), "leave out its own id"),
         (lambda: flow.add(chain(chain(), take.job(previous))), "there is none"),
     ):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from msgspec import UNSET, UnsetType
 
+from offload.broker import Feature, Store
 from offload.codec import HoldsOutputs, encode_plain
 from offload.errors import BadDeclaration, BadPayload, JobNotFound
 from offload.job import State
@@ -43,8 +44,10 @@ class Control:
         """Up to `limit` records, newest enqueued first, of jobs that match all that is given.
 
         `state` is a State or its name, in any case; `key` is a unique key, or the key of its order, limits or fair turn; `text` is sought
-        in id, task name, payload and errors; `workflow` and `batch` are ids; `after` is the last id of the page before.
+        in id, task name, payload and errors; `workflow` and `batch` are ids; `after` is the last id of the page before. Raises
+        BadDeclaration for a limit below 1, or a state that there is not.
         """
+        _check_limit("find", limit)
         try:
             wanted = None if state is None else State(str(state).upper())
         except ValueError:
@@ -102,19 +105,26 @@ class Control:
         Of the first `limit` keys by name, a record for each kind of use; `after` is the last key of the page before. Or of one `key` alone.
         Raises BadDeclaration for a limit below 1, or what can be no key.
         """
-        if not isinstance(limit, int) or limit < 1:  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
-            raise BadDeclaration(f"limits(limit=...) is a number of keys, at least 1, not {limit!r}")
+        _check_limit("limits", limit)
         for name, given in (("key", key), ("after", after)):
             if given is not None:
                 given_key(given, f"limits({name}=...)")
         return await (await self.producer.clients.store()).limits(limit, after, key)
 
     async def aworkflows(self, *, limit: int = 100, after: str | None = None) -> list[Tally]:
-        """Workflows, newest first, with their numbers; `after` is the last id of the page before. `app.workflow(id)` tells more of one."""
+        """Workflows, newest first, with their numbers; `after` is the last id of the page before. `app.workflow(id)` tells more of one.
+
+        Raises BadDeclaration for a limit below 1.
+        """
+        _check_limit("workflows", limit)
         return await (await self.producer.clients.store()).tallies("workflow", None, limit, after)
 
     async def abatches(self, *, limit: int = 100, after: str | None = None) -> list[Tally]:
-        """Batches, newest first, with their numbers; `after` is the last id of the page before. `app.batch(id=...)` finds one again."""
+        """Batches, newest first, with their numbers; `after` is the last id of the page before. `app.batch(id=...)` finds one again.
+
+        Raises BadDeclaration for a limit below 1.
+        """
+        _check_limit("batches", limit)
         return await (await self.producer.clients.store()).tallies("batch", None, limit, after)
 
     async def aset_limit(
@@ -144,7 +154,7 @@ class Control:
         store = await self.producer.clients.store()
         standing = await store.standing(id)
         if standing is None:
-            raise JobNotFound(f"no job {id}: it was never enqueued, was deleted, or its record is forgotten")
+            raise JobNotFound(f"no job {id}: it was never enqueued, was deleted, or its record is forgotten{await _whole_of(store, id)}")
         return why(standing, await roots_of(store.get, standing.record), await holders_of(store, standing))
 
     async def aworkers(self) -> list[SessionRecord]:
@@ -178,3 +188,17 @@ class Control:
 
 def _listed(ids: Ids) -> list[str]:
     return [ids] if isinstance(ids, str) else list(ids)
+
+
+def _check_limit(what: str, limit: int) -> None:
+    if not isinstance(limit, int) or limit < 1:  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
+        raise BadDeclaration(f"{what}(limit=...) is how many there may be, at least 1, not {limit!r}")
+
+
+async def _whole_of(store: Store, id: str) -> str:
+    """Of a workflow's or batch's id, where to look instead."""
+    if Feature.PARENTS in store.features and await store.tallies("workflow", [id]):
+        return f"; it is the id of a workflow: see `offload workflows show {id}`"
+    if Feature.BATCH in store.features and await store.tallies("batch", [id]):
+        return f"; it is the id of a batch: see `offload batches show {id}`"
+    return ""

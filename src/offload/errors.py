@@ -95,7 +95,10 @@ class ParentNotFound(OffloadError, LookupError):
     """A job was to wait for a parent that there is not: never enqueued, deleted, or its record is forgotten."""
 
     def __init__(self, job_id: str, parent_id: str) -> None:
-        super().__init__(f"job {job_id} is to wait for job {parent_id}, and there is none: it was deleted, or its record is forgotten")
+        super().__init__(
+            f"job {job_id} is to wait for job {parent_id}, and its workflow has none: it is in another one or in none, was deleted, or its "
+            "record is forgotten"
+        )
         self.job_id = job_id
         self.parent_id = parent_id
 

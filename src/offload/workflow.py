@@ -41,12 +41,39 @@ class Output:
             "and no key can be made from it"
         )
 
-    __str__ = __bool__ = __iter__ = __len__ = __getitem__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __str__ = __bool__ = __iter__ = __len__ = __getitem__ = __lt__ = __le__ = __gt__ = __ge__ = __int__ = __float__ = __index__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __mod__ = __rmod__ = __neg__ = _refuse
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):  # what libraries ask of anything
+            raise AttributeError(name)
+        self._refuse()
+
+    def __copy__(self) -> Output:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Output:
+        return self
 
     def __eq__(self, other: object) -> bool:
         return self is other if isinstance(other, Output) else self._refuse()
 
     __hash__ = object.__hash__
+
+    def __format__(self, spec: str) -> str:
+        self._refuse()
+
+
+class Outputs(list[Any]):
+    """The outputs of a group, in order: as each of them, without a text."""
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise BadDeclaration(
+            "the output of a group stands for values that are not there yet: pass it on as an argument, as it is; it has no text, and no "
+            "key can be made from it"
+        )
+
+    __str__ = _refuse
 
     def __format__(self, spec: str) -> str:
         self._refuse()
@@ -98,6 +125,9 @@ class Leaf(Node[R]):
 class _Parts:
     def __init__(self, parts: Iterable[Part]) -> None:
         self.parts = tuple(_checked(part, type(self).__name__.lower()) for part in parts)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__.lower()} of {len(self.parts)}>"
 
 
 class Chained(_Parts):
@@ -163,7 +193,7 @@ class Graph:
             raise BadDeclaration(f"if_parent_fails is 'cancel' or 'run', not {if_parent_fails!r}")
         for node in listed(after):
             if not isinstance(node, Node):
-                raise BadDeclaration(f"after= takes what add() returned, not {node!r}")
+                raise BadDeclaration(f"after= takes what add() returned, as in node = workflow.add(...), not {_named(node)}")
         ends = [leaf for node in after for leaf in node.ends]
         with self.whole():
             return self._expand(_checked(part, "workflow"), _Before(tuple(dict.fromkeys(ends)), NOTHING), if_parent_fails, ())
@@ -180,7 +210,7 @@ class Graph:
             case Grouped():
                 nodes = [self._expand(each, before, policy, inside) for each in part.parts]
                 ends = [leaf for node in nodes for leaf in node.ends] or before.ends
-                return Node(tuple(dict.fromkeys(ends)), [node.output for node in nodes])
+                return Node(tuple(dict.fromkeys(ends)), Outputs(node.output for node in nodes))
             case Flow():
                 return self._inline(part, before, policy, inside)
 
@@ -200,7 +230,10 @@ class Graph:
     def _add(self, leaf: Leaf[Any]) -> Leaf[Any]:
         for parent in leaf.parents:
             if parent.graph is not self:
-                raise BadDeclaration(f"{leaf} is to wait for {parent}, which belongs to another workflow")
+                raise BadDeclaration(
+                    f"{leaf} is to wait for {parent}, which belongs to another workflow: add that one to this by add(), and wait for what "
+                    "that returns, or enqueue this one from a job of the other"
+                )
         if leaf.id is not None and (leaf.id in self._ids or leaf.id in self._known):
             raise BadDeclaration(f"two jobs of the workflow have the id {leaf.id!r}; add a job once, and use what add() returned for it")
         refuse_stand_in(leaf.draft, "the workflow")
@@ -227,7 +260,7 @@ class Graph:
             copies[leaf] = self._add(Leaf(self, leaf.draft, parents, leaf.if_parent_fails if leaf.parents else policy))
         waited_for = {parent for leaf in copies.values() for parent in leaf.parents}
         ends = [leaf for leaf in copies.values() if leaf not in waited_for] or list(before.ends)
-        output = [leaf.output for leaf in ends]
+        output = Outputs(leaf.output for leaf in ends)
         return Node(ends, output[0] if len(output) == 1 else output)
 
 
@@ -280,7 +313,14 @@ def drafts_of(parts: Iterable[Part]) -> Iterator[Draft[Any]]:
                 yield from (leaf.draft for leaf in part.graph.leaves)
 
 
+def _named(thing: object) -> str:
+    """What was given in place of something else, in words."""
+    return f"a job of {thing.task} that was not added" if isinstance(thing, Draft) else repr(thing)
+
+
 def _checked(part: Part, where: str) -> Part:
+    if isinstance(part, Node):
+        raise BadDeclaration(f"{part!r} is in a workflow already: pass on its output, or have others come after it, as in after=[node]")
     if not isinstance(part, Draft | Chained | Grouped | Flow):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
         hint = f"; put a star before a list of them: {where}(*jobs)" if isinstance(part, Iterable) and where != "workflow" else ""
         raise BadDeclaration(
