@@ -22,6 +22,7 @@ from offload.testing.contract.delivery import Delivery
 from offload.testing.contract.families import Families
 from offload.testing.contract.graphs import Graphs
 from offload.testing.contract.lines import Lines
+from offload.testing.contract.missing import Missing
 from offload.testing.contract.orders import Orders
 from offload.testing.contract.outcomes import Outcomes
 from offload.testing.contract.records import Records
@@ -48,6 +49,7 @@ class BrokerContract(
     Turns,
     Schedules,
     Families,
+    Missing,
     Workflows,
     Batches,
     Graphs,
