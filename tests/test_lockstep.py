@@ -243,12 +243,12 @@ async def _see_who_is_kept_waiting(monkeypatch: pytest.MonkeyPatch, broken: type
         assert isinstance(store, MemoryBroker)
         await store.enqueue([slot(clock, "a", 2), slot(clock, "a2", 2)])
         await store.enqueue([job(clock, "b", limits=(SlotLimit("k", 2), SlotLimit("y", 1))), slot(clock, "c", 3)])
-        prove_shut(store.shelf.gating, store.shelf.moment())
+        prove_shut(store.shelf.gating, store.shelf.moment(), store.shelf.moment())
         with monkeypatch.context() as patched:
             patched.setattr(gating, "Ledger", broken)
             await store.cancel(["b"])
         with pytest.raises(AssertionError, match="the slot of k keeps c waiting for nothing"):
-            prove_shut(store.shelf.gating, store.shelf.moment())
+            prove_shut(store.shelf.gating, store.shelf.moment(), store.shelf.moment())
 
 
 def waiter(id: str, n: int, state: State = State.WAITING) -> Record:

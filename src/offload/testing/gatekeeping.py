@@ -82,11 +82,14 @@ def _slots(limit: LimitRecord, records: Sequence[Record], rules: Mapping[str, Li
     return [slots_of(each, rules) for each in wanted]
 
 
-def prove_shut(gating: Gating, now: int) -> None:
-    """Raise AssertionError where a gate of the reference would let somebody pass if it was looked at, and nothing says that it is to be."""
+def prove_shut(gating: Gating, now: int, latest: int) -> None:
+    """Raise AssertionError where a gate of the reference would let somebody pass if it was looked at, and nothing says that it is to be.
+
+    `latest` is the latest moment that the clock has shown: what was to be looked at then is looked at so much later once it was set back.
+    """
     for id in list(gating.parked):
         gate = gating.gates.get(id)
-        if gate is not None and gate.wake_at is not None and gate.wake_at <= now + 1:
+        if gate is not None and gate.wake_at is not None and gate.wake_at <= latest + 1:
             continue  # whoever comes to wait for a token that is there already is looked at a microsecond later
         passed: list[Member] = []
         ledger = Ledger(now, gating.rules, passed.append)

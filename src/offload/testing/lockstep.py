@@ -111,6 +111,8 @@ class Lockstep(RuleBasedStateMachine):
         self._dues: list[Due] = []
         self._rules: dict[str, Limit] = {}
         self._limits: list[LimitRecord] = []
+        self._latest = 0
+        """The latest moment that the clock has shown, by the model."""
         self.play(Open(KNOWS_ALL, [], []))
 
     def teardown(self) -> None:
@@ -173,7 +175,9 @@ class Lockstep(RuleBasedStateMachine):
         self._limits = limits
         store = self._sides[0].store
         if isinstance(store, MemoryBroker):
-            prove_shut(store.shelf.gating, store.shelf.moment())
+            now = store.shelf.moment()
+            self._latest = max(self._latest, now)
+            prove_shut(store.shelf.gating, now, self._latest)
 
     async def _play_on_jobs(self, move: Enqueue | Cancel | Retry | Delete | Pause | Resume | SetLimit) -> None:
         match move:
