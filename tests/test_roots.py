@@ -48,6 +48,16 @@ class Jobs:
         return why(Standing(record=self.records[id], now=NOW), await self.roots(id))
 
 
+async def test_one_that_failed_is_named_though_those_that_fell_with_it_are_too_many_to_read() -> None:
+    children = [f"c{n}" for n in range(2 * MOST_READ)]
+    jobs = Jobs(dead("a"), *(fell(id, "a", how="ended DEAD") for id in children), fell("join", *children, by=children[-1]))
+    roots = await jobs.roots("join")
+    assert ([each.id for each in roots.failed], roots.partial) == (["a"], True)
+    assert "at least 1 job that failed: a (do_a) ended DEAD: ValueError: no funds" in await jobs.why("join")
+    lost = Jobs(*(fell(id, "a", how="ended DEAD") for id in children), fell("join", *children, by=children[-1]))
+    assert (await lost.roots("join")).failed == ()
+
+
 async def test_why_goes_up_to_the_one_that_failed_by_itself() -> None:
     jobs = Jobs(dead("a"), fell("b", "a", how="ended DEAD"), fell("c", "b"), fell("d", "c"))
     for id in ("b", "c", "d"):

@@ -15,6 +15,8 @@ MOST_NAMED = 10
 """The most roots that are named."""
 MOST_READ = 1_000
 """The most records that are read: a chain may be long, and a join wide."""
+MOST_STEPS = 20
+"""The most steps up along the parents that reasons name, where there are too many to read all."""
 AT_ONCE = 500
 LONGEST_ERROR = 200
 """Characters of an error that are shown among others."""
@@ -89,7 +91,22 @@ async def roots_of(get: Get, record: Record) -> Roots:
             elif each.id != record.id and (named is None or (named in known and not _kept_down(each, known))):
                 failed[each.id] = each
         level = [parent for id in wanted if (parent := known.get(id)) is not None and _failed(parent)]
+    if partial and not failed and not gone and (first := await _named(get, record)) is not None:
+        failed[first.id] = first
     return Roots(tuple(failed.values()), tuple(gone), partial)
+
+
+async def _named(get: Get, record: Record) -> Record | None:
+    """Who failed first on the way that reasons name, short also where very many fell; None where it is not, or somebody is gone."""
+    for _ in range(MOST_STEPS):
+        named = felled_by(record)
+        if named is None:
+            return record
+        parent = (await get([named])).get(named)
+        if parent is None:
+            return None
+        record = parent
+    return None
 
 
 def _failed(record: Record) -> bool:
