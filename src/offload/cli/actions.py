@@ -24,6 +24,8 @@ F = TypeVar("F", bound=Callable[..., object])
 
 UNSTARTED = (State.SCHEDULED, State.WAITING, State.READY)
 ENDED_BADLY = (State.DEAD, State.CANCELLED, State.EXPIRED)
+MOST_EXPLAINED = 3
+"""Of so many jobs that a filter found is said why they were left alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +97,11 @@ def _note_left(app: Offload, action: Action, left: Sequence[str]) -> None:
     back = [id for id in left if action is RETRY and id in records and not records[id].state.terminal]
     if back:
         output.note(f"{output.count(len(back), 'job')} came back with those that they had fallen with.")
-    if len(left) == len(back):
-        return
-    output.note(f"{output.count(len(left) - len(back), 'job')} changed meanwhile or cannot be {action.done}, and left alone.")
+    alone = [id for id in left if id not in back]
+    for id in alone[:MOST_EXPLAINED]:
+        output.note(f"{id} was left alone: {_why_not(app, action, records.get(id))}.")
+    if (more := len(alone) - MOST_EXPLAINED) > 0:
+        output.note(f"{output.count(more, 'more job')} changed meanwhile or cannot be {action.done}, and left alone.")
 
 
 def _tell(app: Offload, action: Action, done: Sequence[str], left: list[str], *, as_json: bool) -> None:
