@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias, get_args
 
 from keys import ENGINES, loop_factory, places_of, show, spread
 from place import Place
-from settled import AT_ONCE, seconds_to_settle
+from settled import AT_ONCE, declared, seconds_to_settle
 
 from offload import Handle, Offload, Worker, chain, group, previous
 
@@ -67,15 +67,7 @@ def measure_settling(place: Place, options: argparse.Namespace) -> None:
 
 async def processed(app: Offload, kind: Kind, jobs: int) -> tuple[float, float, float | None]:
     """Enqueue and run. Returns the seconds of each, of the parts alone, and how long after its last parent a join began."""
-
-    @app.task(name="part")
-    async def part(n: int) -> int:
-        return n
-
-    @app.task
-    async def join(numbers: list[int]) -> int:
-        return sum(numbers)
-
+    part, join = declared(app)
     parts = [part.job(n) for n in range(jobs)]
     began = time.perf_counter()
     last: Handle[int] | None = None

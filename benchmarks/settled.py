@@ -7,7 +7,7 @@ import time
 
 from place import Place
 
-from offload import Offload, chain, group, previous
+from offload import Offload, State, Task, chain, group, previous
 from offload.broker import Session
 from offload.job import Done, Lease, WorkerInfo
 
@@ -21,8 +21,10 @@ def seconds_to_settle(place: Place, jobs: int, *, joined: bool, loop_factory: ty
         return runner.run(_seconds(Offload(url), jobs, joined=joined))
 
 
-async def _seconds(app: Offload, jobs: int, *, joined: bool) -> float:
-    @app.task
+def declared(app: Offload) -> tuple[Task[[int], int], Task[[list[int]], int]]:
+    """The tasks of the parts, and of the join, which comes to the sum of their numbers."""
+
+    @app.task(name="part")
     async def part(n: int) -> int:
         return n
 
@@ -30,6 +32,11 @@ async def _seconds(app: Offload, jobs: int, *, joined: bool) -> float:
     async def join(numbers: list[int]) -> int:
         return sum(numbers)
 
+    return part, join
+
+
+async def _seconds(app: Offload, jobs: int, *, joined: bool) -> float:
+    part, join = declared(app)
     parts = [part.job(n) for n in range(jobs)]
     if joined:
         await chain(group(*parts), join.job(previous)).aenqueue()
@@ -47,7 +54,7 @@ async def _seconds(app: Offload, jobs: int, *, joined: bool) -> float:
                 raise SystemExit(f"{len(lost)} leases were lost")
     counts = await app.acounts()
     await app.aclose()
-    ended = sum(states.get("SUCCEEDED", 0) for states in counts.values())
+    ended = sum(states.get(State.SUCCEEDED, 0) for states in counts.values())
     if ended != jobs:
         raise SystemExit(f"of {jobs} jobs {ended} ended")
     return seconds

@@ -92,7 +92,7 @@ class BatchClosed(OffloadError):
 
 
 class ParentNotFound(OffloadError, LookupError):
-    """A job was to wait for a parent that there is not: never enqueued, deleted, or its record is forgotten."""
+    """A job was to wait for a parent that its workflow has not: never enqueued there, deleted, or its record is forgotten."""
 
     def __init__(self, job_id: str, parent_id: str) -> None:
         super().__init__(

@@ -79,7 +79,7 @@ class Maintainer:
                 continue
 
     async def catch_up(self, stop: asyncio.Future[bool] | None = None) -> None:
-        """Do rounds until nothing more is to be done for now, or `stop` is done. Raises BrokerError, SessionLost."""
+        """Do rounds until none is asked for at once, or `stop` is done. Raises BrokerError, SessionLost."""
         while await self.once() <= 0 and (stop is None or not stop.done()):
             pass
 

@@ -132,7 +132,10 @@ class Link:
         return await self._alone(lambda connection: self._transact(connection, operation))
 
     async def step(self, operation: Operation[T]) -> T:
-        """Run an operation whose statements are each a transaction of their own, such as a single one or reads."""
+        """Run an operation whose statements are each a transaction of their own, such as a single one or reads.
+
+        A statement that other transactions undo is run again; through a pooler, where all is one transaction, it fails.
+        """
         if self._address.pgbouncer:
             return await self._alone(lambda connection: self._transact(connection, operation, once=True))
         return await self._alone(lambda _: self._one_by_one(told(self._transaction(), operation)))

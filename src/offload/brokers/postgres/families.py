@@ -326,9 +326,7 @@ def keep_fates(tx: Transaction, rows: Iterable[JobColumns]) -> Work[None]:
     """The records of jobs that have ended are about to go: their children keep what they know of them."""
     jobs = [(row.workflow, row.id, row.n) for row in rows if row.workflow is not None and row.state.terminal]
     if jobs:
-        yield from tx.post(
-            "lock_ended", jobs=text(jobs)
-        )  # by itself: the next statement is to see the links of those for whom this one waits
+        yield from tx.post("lock_ended", jobs=text(jobs))  # by itself, so that links of those for whom it waits are seen
         yield from tx.post("keep_fates", jobs=text(jobs))
 
 

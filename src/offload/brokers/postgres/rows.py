@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
 from offload.broker import Work
+from offload.brokers._texts import remembered
 from offload.brokers.postgres.work import Transaction, text
 from offload.job import Callback, Failure, IfParentFails, Job, Limit, Membership, OnDead, Overlap, Parent, Progress, State, UniqueKey
 from offload.records import Record
@@ -68,36 +68,18 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 NO_EXTRA = Extra()
 _extra = msgspec.json.Decoder(Extra).decode
-MOST_COMMON = 500
-"""A text of more characters is one job's alone, as one has that waits for many; it is kept for the operation that reads it again."""
 
 
+@remembered
 def read_extra(text: str) -> Extra:
     """What `jobs.extra` says."""
-    return _common_extra(text) if len(text) <= MOST_COMMON else _lone_extra(text)
-
-
-@lru_cache(8192)  # jobs of the same keys, and nothing else that is rare, have the same text
-def _common_extra(text: str) -> Extra:
     return _extra(text)
 
 
-@lru_cache(4)
-def _lone_extra(text: str) -> Extra:
-    return _extra(text)
-
-
+@remembered
 def _rare_fields(text: str) -> dict[str, Any]:
     """What is rare about a job, as fields of a Job."""
-    return _common_fields(text) if len(text) <= MOST_COMMON else _fields(_lone_extra(text))
-
-
-@lru_cache(8192)
-def _common_fields(text: str) -> dict[str, Any]:
-    return _fields(_common_extra(text))
-
-
-def _fields(extra: Extra) -> dict[str, Any]:
+    extra = read_extra(text)
     return {name: value for name in Extra.__struct_fields__ if (value := getattr(extra, name)) != getattr(NO_EXTRA, name)}
 
 

@@ -64,7 +64,7 @@ class PostgresSession(Session):
         """Jobs that were forgotten just as a beat stored their progress."""
         self._pulse: Link | None = None
         self._children_ask = False
-        """Whether, last time, something was to be done for children, as in a chain: then there is likely to be the next time."""
+        """Whether, last time, children asked for more than a place in their lines: then they are likely to the next time."""
 
     async def fetch(self, queues: Sequence[str] | None, limit: int, room: Mapping[Isolation, int]) -> list[Lease]:
         """Claim ready jobs; see `Session.fetch`."""

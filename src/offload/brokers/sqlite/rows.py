@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
+from offload.brokers._texts import remembered
 from offload.brokers.sqlite.transaction import Transaction
 from offload.job import (
     Callback,
@@ -82,50 +82,25 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 NO_EXTRA = Extra()
 _encode = msgspec.json.Encoder().encode
 _extra = msgspec.json.Decoder(Extra).decode
-MOST_COMMON = 500
-"""A text of more characters is one job's alone, as one has that waits for many; it is kept for the operation that reads it again."""
 
 
+@remembered
 def read_extra(text: str) -> Extra:
     """What `jobs.extra` says."""
-    return _common_extra(text) if len(text) <= MOST_COMMON else _lone_extra(text)
-
-
-@lru_cache(8192)  # jobs of the same keys, and nothing else that is rare, have the same text
-def _common_extra(text: str) -> Extra:
     return _extra(text)
 
 
-@lru_cache(4)
-def _lone_extra(text: str) -> Extra:
-    return _extra(text)
-
-
+@remembered
 def _rare_fields(text: str) -> dict[str, Any]:
     """What is rare about a job, as fields of a Job."""
-    return _common_fields(text) if len(text) <= MOST_COMMON else _fields(_lone_extra(text))
-
-
-@lru_cache(8192)
-def _common_fields(text: str) -> dict[str, Any]:
-    return _fields(_common_extra(text))
-
-
-def _fields(extra: Extra) -> dict[str, Any]:
+    extra = read_extra(text)
     return {name: value for name in Extra.__struct_fields__ if (value := getattr(extra, name)) != getattr(NO_EXTRA, name)}
 
 
+@remembered
 def only_held(text: str) -> bool:
     """Whether what is rare about a job is that it has a turn or slots, or belongs somewhere: such a job is claimed as it stands."""
-    return _common_only_held(text) if len(text) <= MOST_COMMON else _only_held(_lone_extra(text))
-
-
-@lru_cache(8192)
-def _common_only_held(text: str) -> bool:
-    return _only_held(_common_extra(text))
-
-
-def _only_held(extra: Extra) -> bool:
+    extra = read_extra(text)
     if extra.run_at is not None or extra.unique is not None or extra.schedule is not None or extra.expires_at is not None:
         return False
     return extra.timeout is None and extra.fair_by is None and not any(isinstance(limit, RateLimit) for limit in extra.limits)
